@@ -1,0 +1,135 @@
+"""Acceptance rules: which drafted tokens may stand. Pure functions of arrays.
+
+Every rule answers for each drafted token on its own, as bool [k]; what is accepted is the longest
+all-true prefix (`accepted_length`). Shapes, for k drafted tokens and a vocabulary of V:
+
+    draft     [k]     int64, the drafted ids
+    choice    [k]     int64, the target's own greedy choice where each of them was drafted
+    logits    [k, V]  the target's rows there (the row *before* each drafted token), any float dtype
+    p, q      [k, V]  float32, the target's and the draft's distributions
+    scores    [k]     float32, the judge's sigmoid score of each drafted token
+
+Only `strict` and `rejection` carry a guarantee. All others are lossy by design.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def accepted_length(ok: torch.Tensor) -> int:
+    """n, the length of the all-true prefix of bool [k]."""
+    return int(ok.to(torch.int64).cumprod(0).sum())
+
+
+def strict(choice: torch.Tensor, draft: torch.Tensor) -> torch.Tensor:
+    """Accept the target's own greedy choice (Stern et al. 1811.03115; the greedy standard rule).
+
+    Guarantee: the output is exactly the target's greedy output.
+    """
+    return choice == draft
+
+
+def rejection(
+    p: torch.Tensor, q: torch.Tensor, draft: torch.Tensor, uniforms: torch.Tensor
+) -> torch.Tensor:
+    """Accept d with probability min(1, p(d) / q(d)) (Leviathan 2211.17192, Chen 2302.01318).
+
+    uniforms  float32 [k] in [0, 1), one a drafted token.
+    Guarantee: with a correction drawn from `residual`, tokens are distributed exactly as p.
+    """
+    index = draft.unsqueeze(-1)
+    return uniforms * q.gather(-1, index).squeeze(-1) < p.gather(-1, index).squeeze(-1)
+
+
+def residual(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """The distribution a rejected token is replaced from: norm(max(p - q, 0)), float32 [V].
+
+    Where p equals q nothing is left, and nothing was rejected either but by rounding: then p.
+    """
+    rest = (p - q).clamp_min(0.0)
+    total = rest.sum()
+    return rest / total if total > 0 else p
+
+
+def judge(standard: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    """standard OR score > threshold (judge decoding, 2501.19309), bool [k] each.
+
+    No guarantee: quality rests on the judge. A sigmoid never exceeds 1, so threshold 1 is
+    bit-identical to the standard rule.
+    """
+    return standard | (scores > threshold)
+
+
+def topk(logits: torch.Tensor, draft: torch.Tensor, k: int) -> torch.Tensor:
+    """Accept a token among the target's k most likely (training-free baseline). No guarantee.
+
+    The rank counts strictly greater logits, so ties are all within.
+    """
+    chosen = logits.gather(-1, draft.unsqueeze(-1))
+    return (logits > chosen).sum(-1) < k
+
+
+def typical(p: torch.Tensor, draft: torch.Tensor, epsilon: float, delta: float) -> torch.Tensor:
+    """Accept when p(d) > min(epsilon, delta * exp(-H(p))) (Medusa, 2401.10774). No guarantee."""
+    entropy = torch.special.entr(p).sum(-1)
+    border = (delta * torch.exp(-entropy)).clamp_max(epsilon)
+    return p.gather(-1, draft.unsqueeze(-1)).squeeze(-1) > border
+
+
+def kl(p: torch.Tensor, q: torch.Tensor, tau: float, confident: float) -> torch.Tensor:
+    """Accept anything where KL(p || q) < tau and the target is not `confident` (JuDi, 2601.04766).
+
+    `confident` is the top-1 probability above which the rule stays strict. The divergence is taken
+    on the ids that the draft can write at all (q > 0), p renormalised there: a draft with a
+    vocabulary short-list would be at infinite distance otherwise. No guarantee.
+    """
+    support = q > 0
+    p_on = torch.where(support, p, 0.0)
+    p_on = p_on / p_on.sum(-1, keepdim=True).clamp_min(1e-20)
+    ratio = torch.where(p_on > 0, p_on.clamp_min(1e-20) / q.clamp_min(1e-20), 1.0)
+    divergence = (p_on * ratio.log()).sum(-1)
+    return (divergence < tau) & (p.amax(-1) <= confident)
+
+
+def fly(p: torch.Tensor, standard: torch.Tensor, min_entropy: float, window: int) -> torch.Tensor:
+    """Accept a mismatch in doubt that the target then follows (FLy, 2511.22972). No guarantee.
+
+    Both: the entropy of the target's three best tokens (renormalised, nats) >= `min_entropy`, and
+    the next `window` drafted tokens all match. A mismatch with fewer tokens after it is refused.
+    """
+    top = p.topk(min(3, p.shape[-1]), dim=-1).values
+    doubt: torch.Tensor = torch.special.entr(top / top.sum(-1, keepdim=True)).sum(-1) >= min_entropy
+    length = standard.shape[0]
+    followed: torch.Tensor = torch.tensor(
+        [
+            i + window < length and bool(standard[i + 1 : i + 1 + window].all())
+            for i in range(length)
+        ],
+        dtype=torch.bool,
+        device=standard.device,
+    )
+    return doubt & followed
+
+
+def synthetic(length: int, mean_accepted: float, uniform: float) -> torch.Tensor:
+    """Force acceptance whatever was written: to measure a system apart from its models.
+
+    The first floor(mean_accepted + uniform) of `length` tokens, uniform in [0, 1), so that the mean
+    over rounds is `mean_accepted` (capped by `length`). The text is meaningless.
+    """
+    return torch.arange(length) < int(mean_accepted + uniform)
+
+
+def protect_end(
+    ok: torch.Tensor, choice: torch.Tensor, draft: torch.Tensor, end_ids: Sequence[int]
+) -> torch.Tensor:
+    """Take back an override at the end of an answer: bool [k].
+
+    Nowhere that the target's own choice is an end token (the answer would run on), nor of a drafted
+    end token (it would be cut short). Applies to overrides alone, never to the standard rule.
+    """
+    ends = torch.tensor(list(end_ids), dtype=torch.int64, device=draft.device)
+    return ok & ~torch.isin(choice, ends) & ~torch.isin(draft, ends)

@@ -1,0 +1,163 @@
+"""A deployment: one YAML file that everything reads and nothing else configures.
+
+Paths are relative to the YAML file; `~` is the home folder, and `cache:NAME` is NAME in the
+project's cache folder ($JUDGE_DECODING_CACHE, else ~/.cache/judge-decoding).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from judge_decoding.engine.base import Acceptance, RuleName
+from judge_decoding.errors import UserError
+
+
+def cache_folder() -> Path:
+    """Where prepared models are kept between runs."""
+    return Path(os.environ.get("JUDGE_DECODING_CACHE") or "~/.cache/judge-decoding").expanduser()
+
+
+def _resolve(value: Any, info: ValidationInfo) -> Any:
+    if not isinstance(value, str) or not value:
+        return value
+    if value.startswith("cache:"):
+        return cache_folder() / value.removeprefix("cache:")
+    folder = (info.context or {}).get("folder", Path())
+    return (folder / Path(value).expanduser()).resolve()
+
+
+ModelPath = Annotated[Path, BeforeValidator(_resolve)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelConfig(_Strict):
+    """A Hugging Face Llama folder."""
+
+    model: ModelPath
+
+
+class JudgeConfig(_Strict):
+    """A judge file; `threshold` overrides the one it was shipped with."""
+
+    path: ModelPath
+    threshold: float | None = Field(default=None, ge=0, le=1)
+
+
+class AcceptanceConfig(_Strict):
+    """The default rule and every rule's parameters; see `judge_decoding.acceptance`."""
+
+    rule: RuleName = "strict"  # a lossy rule is opted into
+    top_k: int = Field(default=3, ge=1, le=1000)
+    typical_epsilon: float = Field(default=0.09, gt=0, le=1)
+    typical_delta: float = Field(default=0.3, gt=0, le=1)
+    kl_tau: float = Field(default=0.3, gt=0)
+    kl_confident: float = Field(default=0.9, gt=0, le=1)
+    fly_entropy: float = Field(default=0.3, ge=0)
+    fly_window: int = Field(default=6, ge=1, le=64)
+    synthetic_length: float = Field(default=4.0, ge=1, le=128)
+    protect_end_ids: bool = True
+
+
+class Limits(_Strict):
+    """Bounds that memory is allocated for (`max_sequences` x `max_context`), and per request."""
+
+    max_sequences: int = Field(default=4, ge=1, le=1024)
+    max_context: int = Field(default=2048, ge=16, le=1_048_576)
+    max_tokens: int = Field(default=1024, ge=1)
+    prefill_chunk: int = Field(default=256, ge=1, le=65536)
+
+
+class Deployment(_Strict):
+    """The whole of a deployment."""
+
+    name: str = Field(min_length=1)
+    engine: Literal["torch"] = "torch"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    target: ModelConfig
+    draft: ModelConfig | None = None
+    judge: JudgeConfig | None = None
+    acceptance: AcceptanceConfig = AcceptanceConfig()
+    max_draft_len: int = Field(default=8, ge=0, le=128)
+    draft_len_schedule: dict[int, int] = Field(default_factory=dict)
+    draft_min_prob: float = Field(default=0.0, ge=0, lt=1)
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Deployment:
+        for active, length in self.draft_len_schedule.items():
+            if active < 1 or not 0 <= length <= 128:
+                raise ValueError(
+                    f"draft_len_schedule {active}: {length} must map at least 1 active sequence "
+                    "to a draft length in 0..128"
+                )
+        if self.acceptance.rule != "none" and self.draft is None:
+            raise ValueError(f"acceptance.rule {self.acceptance.rule} needs a draft")
+        if self.acceptance.rule == "judge" and self.judge is None:
+            raise ValueError("acceptance.rule judge needs a judge")
+        return self
+
+    def default_acceptance(self, **changes: Any) -> Acceptance:
+        """The deployment's acceptance parameters, with a request's changes that are not None."""
+        values = self.acceptance.model_dump()
+        if self.judge is not None:
+            values["threshold"] = self.judge.threshold
+        values.update({key: value for key, value in changes.items() if value is not None})
+        return Acceptance(**values)
+
+    def override(self, **changes: Any) -> Deployment:
+        """A copy with top-level fields replaced, validated again; None leaves a field as it is."""
+        values = self.model_dump() | {k: v for k, v in changes.items() if v is not None}
+        return _validate(values, Path(), "the command line")
+
+
+def load_deployment(path: Path | str) -> Deployment:
+    """Read and check a deployment YAML; UserError with one line that names what is wrong."""
+    import yaml
+
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"config: no file {path}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"config: {path} is not readable YAML ({reason})") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"config: {path} must hold a mapping, not {type(raw).__name__}")
+    return _validate(raw, path.resolve().parent, str(path))
+
+
+def _validate(raw: dict[str, Any], folder: Path, source: str) -> Deployment:
+    try:
+        return Deployment.model_validate(raw, context={"folder": folder})
+    except ValidationError as error:
+        raise UserError(f"config: {source}: {describe(error)}") from None
+
+
+def describe(error: ValidationError) -> str:
+    """All of a pydantic error on one line: `where: what (got value)`."""
+    parts = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(key) for key in item["loc"]) or "deployment"
+        got = item["input"]
+        shown = f" (got {got!r})" if isinstance(got, (str, int, float, bool, type(None))) else ""
+        what = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            what = "unknown key"
+        parts.append(f"{where}: {what}{shown}")
+    return "; ".join(parts)

@@ -1,0 +1,250 @@
+"""What people see: text coloured by provenance, a legend, a conversation, tables.
+
+On a terminal provenance is a colour. Without colour (a pipe, a log, NO_COLOR) it is a pair of
+marks around every run of such tokens, so that the same output still says who wrote what.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from judge_decoding.engine.base import Provenance
+from judge_decoding.errors import UserError
+from judge_decoding.sequence import AcceptanceRecord, Request, Token
+from judge_decoding.text import TextStream, Tokenizer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from judge_decoding.decoding import Result
+    from judge_decoding.pipeline import Pipeline
+
+PLAIN_WIDTH = 140
+"""Columns where there is no terminal to ask: none of a table's cells is cut."""
+
+
+class Look(NamedTuple):
+    """How tokens of one provenance are shown: in colour, or between marks."""
+
+    style: str
+    opening: str
+    closing: str
+    meaning: str
+
+
+LOOKS: dict[Provenance, Look] = {
+    "aligned": Look("green", "", "", "drafted, and what the target itself would have written"),
+    "judged": Look("bold yellow", "⟦", "⟧", "drafted, accepted by the judge (or a gate) alone"),
+    "target": Look("cyan", "‹", "›", "written by the target"),
+}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console on the present stdout or stderr."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else PLAIN_WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def has_colour(out: Console) -> bool:
+    return out.color_system is not None and not out.no_color
+
+
+class Painter:
+    """Turns an answer's tokens into coloured text as they stream in.
+
+    The text is the decoder's (stop strings cut, unfinished characters held back); the tokens only
+    say who owns each of its characters.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, colour: bool) -> None:
+        self._pieces = TextStream(tokenizer)
+        self._colour = colour
+        self._owners: list[Provenance] = []  # of the characters decoded but not yet shown
+        self._last: Provenance | None = None
+
+    def paint(self, tokens: Iterable[Token], text: str) -> Text:
+        """`tokens` came in and `text` may be shown now: its coloured form."""
+        from rich.text import Text
+
+        for token in tokens:
+            self._owners += [token.provenance] * len(self._pieces.push(token.id))
+        owners, self._owners = self._owners[: len(text)], self._owners[len(text) :]
+        # Flushed text may outrun the pieces: an unfinished character at the very end.
+        owners += [owners[-1] if owners else self._last or "target"] * (len(text) - len(owners))
+        painted, start = Text(), 0
+        for owner, run in groupby(owners):
+            end = start + len(list(run))
+            self._append(painted, text[start:end], owner)
+            start = end
+        return painted
+
+    def close(self) -> Text:
+        """The mark that ends the answer, where one is open."""
+        from rich.text import Text
+
+        mark = "" if self._colour or self._last is None else LOOKS[self._last].closing
+        self._last = None
+        return Text(mark)
+
+    def _append(self, painted: Text, run: str, owner: Provenance) -> None:
+        if self._colour:
+            painted.append(run, LOOKS[owner].style)
+        else:
+            if owner != self._last:
+                painted.append(LOOKS[self._last].closing if self._last else "")
+                painted.append(LOOKS[owner].opening)
+            painted.append(run)
+        self._last = owner
+
+
+def print_result(out: Console, result: Result, tokenizer: Tokenizer) -> None:
+    """A whole answer, coloured."""
+    painter = Painter(tokenizer, colour=has_colour(out))
+    pairs = zip(result.token_ids, result.provenance, strict=True)
+    tokens = (Token(token, cast("Provenance", whence), None) for token, whence in pairs)
+    text = painter.paint(tokens, result.text)
+    out.print(text.append_text(painter.close()), soft_wrap=True)
+
+
+def print_legend(out: Console) -> None:
+    from rich.text import Text
+
+    colour = has_colour(out)
+    for name, look in LOOKS.items():
+        sample = name if colour else f"{look.opening}{name}{look.closing}"
+        line = Text("  ").append(f"{sample:<10}", look.style if colour else "")
+        out.print(line.append(look.meaning), soft_wrap=True)
+
+
+def speed_line(tokens: int, seconds: float, records: Sequence[AcceptanceRecord]) -> str:
+    """The line under an answer, or under a batch of them: wall time, prefill included."""
+    total = AcceptanceRecord()
+    for record in records:
+        total.merge(record)
+    parts = [f"{tokens} tokens", f"{tokens / max(seconds, 1e-9):.1f} tok/s"]
+    if total.num_draft_tokens:
+        parts.append(f"acceptance length {total.mean_acceptance_length:.2f}")
+        parts.append(f"{total.num_judged_tokens} judged")
+    return ", ".join(parts)
+
+
+def converse(pipeline: Pipeline) -> None:
+    """Chat on stdin and stdout until /quit or the end of input."""
+    out = console()
+    print_legend(out)
+    history: list[dict[str, str]] = []
+    while True:
+        try:
+            text = input("\n> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            out.print()
+            return
+        if text == "/quit":
+            return
+        if text == "/new":
+            history.clear()
+        elif text:
+            history.append({"role": "user", "content": text})
+            try:
+                answer = _turn(pipeline, history, out)
+            except UserError as error:  # the conversation no longer fits the context
+                history.pop()
+                out.print(f"{error}; /new starts over", soft_wrap=True)
+            else:
+                history.append({"role": "assistant", "content": answer})
+
+
+def _turn(pipeline: Pipeline, history: Sequence[dict[str, str]], out: Console) -> str:
+    """Stream one answer and return it; Ctrl-C cuts it short, and then it is what was shown."""
+    deployment, decoder = pipeline.deployment, pipeline.decoder
+    began = time.perf_counter()
+    number = decoder.add(
+        Request(
+            prompt_ids=pipeline.tokenizer.chat(history),
+            max_tokens=deployment.limits.max_tokens,
+            acceptance=deployment.default_acceptance(),
+        )
+    )
+    painter = Painter(pipeline.tokenizer, colour=has_colour(out))
+    finished = False
+    try:
+        while not finished:
+            for update in decoder.step():
+                out.print(painter.paint(update.tokens, update.text), end="", soft_wrap=True)
+                finished = update.finish_reason is not None
+    except KeyboardInterrupt:
+        decoder.cancel(number)
+    seconds = time.perf_counter() - began
+    out.print(painter.close())
+    result = decoder.result(number)
+    out.print(speed_line(len(result.token_ids), seconds, [result.record]), style="dim")
+    return result.text
+
+
+_COLUMNS = (
+    ("tok/s", "tokens_per_s", ".1f"),
+    ("decode tok/s", "decode_tokens_per_s", ".1f"),
+    ("accepted length", "mean_acceptance_length", ".2f"),
+    ("rate", "draft_acceptance_rate", ".0%"),
+    ("ms/round", "ms_per_round", ".1f"),
+    ("p50", "ms_per_round_p50", ".1f"),
+    ("p90", "ms_per_round_p90", ".1f"),
+    ("propose", "ms_propose", ".1f"),
+    ("verify", "ms_verify", ".1f"),
+    ("host", "host_share", ".1%"),
+    ("judge", "judge_share", ".1%"),
+)
+"""Heading, key in a benchmark's result, format."""
+
+
+def speed_table(results: Sequence[dict[str, Any]], title: str) -> Table:
+    """One row a system; a dash where a figure does not exist."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("system", no_wrap=True)
+    for heading, _, _ in _COLUMNS:
+        table.add_column(heading, justify="right")
+    for row in results:
+        cells = ("-" if row[key] is None else format(row[key], spec) for _, key, spec in _COLUMNS)
+        table.add_row(row["name"], *cells)
+    return table
+
+
+def print_report(out: Console, report: dict[str, Any]) -> None:
+    """A benchmark's report as `bench.run` returns it."""
+    source = report["provenance"]
+    title = (
+        f"{source['deployment']}, {source['dtype']}, {source['prompts']} prompts, up to "
+        f"{source['max_tokens']} new tokens, batch 1, greedy, {source['threads']} threads"
+    )
+    out.print(speed_table(report["results"], title))
+    out.print("tok/s includes prefill; all other columns leave out each answer's first round")
+    for name, value in report["ratios"].items():
+        out.print(f"{name:<22}{value:6.2f}x")
+    peak = report["memory"]["peak_mb"]
+    if peak is not None:
+        alone = report["memory"]["peak_without_peers_mb"]
+        out.print(f"peak memory {peak:.0f} MB, {alone:.0f} MB before the peers were loaded")
+    out.print(f"{source['cpu']}, GPU {source['gpu']}, commit {source['git_sha']}, {source['date']}")
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, which vanishes when done; nothing where stderr is no terminal."""
+    from rich.progress import Progress
+
+    err = console(stderr=True)
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,357 @@
+"""The speculative loop: rounds over sequences that join and leave between them.
+
+    1. propose    the drafter continues every sequence by up to k tokens
+    2. verify     the target reads the last token and the drafts in one pass, and
+    3. accept     its rule decides where the logits are: the longest all-true prefix, n tokens
+    4. emit       d1..dn, then the target's own token; stop rules are applied token by token
+    5. roll back  both caches keep exactly the emitted prefix
+
+The loop owns the sequences, the engines own their caches (`engine.base`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from judge_decoding.engine.base import (
+    NO_DRAFT,
+    PROBABILITY_RULES,
+    Drafter,
+    Proposal,
+    ProposeRequest,
+    Target,
+    Verdict,
+    VerifyRequest,
+)
+from judge_decoding.errors import UserError
+from judge_decoding.sequence import (
+    AcceptanceRecord,
+    FinishReason,
+    Request,
+    Sequence,
+    Token,
+)
+from judge_decoding.text import TextStream, Tokenizer
+
+
+class Update(NamedTuple):
+    """What a round emitted for one sequence."""
+
+    sequence: int
+    tokens: list[Token]
+    text: str
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished request. The lists have one entry an emitted token, an end token included."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    provenance: list[str]
+    judge_scores: list[float | None]
+    record: AcceptanceRecord
+
+
+@dataclass
+class LoopClock:
+    """Cumulative seconds, wall time; `host` is all that is outside the models and the judge."""
+
+    rounds: int = 0
+    total: float = 0.0
+    propose: float = 0.0
+    verify: float = 0.0
+    forward: float = 0.0
+    judge: float = 0.0
+    round_seconds: list[float] = field(default_factory=list)
+
+    @property
+    def host(self) -> float:
+        return self.total - self.forward - self.judge
+
+
+class SpeculativeDecoder:
+    """Runs rounds. Not thread-safe: one thread calls `add`, `step` and `cancel`."""
+
+    def __init__(
+        self,
+        drafter: Drafter | None,
+        target: Target,
+        *,
+        tokenizer: Tokenizer | None = None,
+        max_draft_len: int = 8,
+        draft_len_schedule: Mapping[int, int] | None = None,
+        draft_min_prob: float = 0.0,
+        prefill_chunk: int = 256,
+    ) -> None:
+        """drafter             None: every rule but `none` is refused
+        tokenizer           needed for text and stop strings; without one, ids alone
+        draft_len_schedule  {active sequences up to: draft length}; above the last key it is 0
+        draft_min_prob      a sequence's drafting stops once the draft is less sure than this
+        prefill_chunk       tokens of a joining prompt read in one round
+        """
+        self.drafter = drafter
+        self.target = target
+        self.tokenizer = tokenizer
+        self.max_draft_len = max_draft_len
+        self.draft_len_schedule = dict(sorted((draft_len_schedule or {}).items()))
+        self.draft_min_prob = draft_min_prob
+        self.prefill_chunk = prefill_chunk
+        self.clock = LoopClock()
+        self._active: dict[int, Sequence] = {}
+        self._finished: dict[int, Sequence] = {}
+        self._next_id = 0
+
+    @property
+    def num_active(self) -> int:
+        return len(self._active)
+
+    def add(self, request: Request) -> int:
+        """Take in a request: its sequence number. UserError where it cannot be served."""
+        prompt, limit = request.prompt_ids, self.target.max_context
+        if not prompt:
+            raise UserError("prompt: it is empty; give at least one token")
+        if bad := [i for i in prompt if not 0 <= i < self.target.vocab_size]:
+            raise UserError(
+                f"prompt: token id {bad[0]} is outside the vocabulary [0, {self.target.vocab_size})"
+            )
+        if len(prompt) >= limit:
+            raise UserError(
+                f"prompt: {len(prompt)} tokens do not fit the context of {limit} with an answer; "
+                "shorten it or raise limits.max_context"
+            )
+        if request.max_tokens < 1:
+            raise UserError(f"max_tokens: {request.max_tokens} must be at least 1")
+        if request.acceptance.rule != "none" and self.drafter is None:
+            raise UserError(f"rule {request.acceptance.rule}: the deployment has no draft model")
+        if request.acceptance.rule == "strict" and not request.sampling.greedy:
+            raise UserError("rule strict: it is greedy; use rejection with a temperature")
+        if request.stop and self.tokenizer is None:
+            raise UserError("stop: stop strings need a tokenizer")
+        if len(self._active) >= self.target.max_sequences:
+            raise UserError(
+                f"limits: {self.target.max_sequences} sequences are active already; wait for one "
+                "to finish or raise limits.max_sequences"
+            )
+        number, self._next_id = self._next_id, self._next_id + 1
+        self._active[number] = Sequence(
+            request=request,
+            stream=TextStream(self.tokenizer, request.stop) if self.tokenizer else None,
+            end_ids=frozenset(self.target.end_ids),
+            max_context=limit,
+            text=list(prompt),
+        )
+        return number
+
+    def step(self) -> list[Update]:
+        """One round for every active sequence: what each emitted (nothing while a prompt loads)."""
+        started = time.perf_counter()
+        before = self._engine_seconds()
+        ready = self._prefill()
+        # 1. Propose.
+        proposals = self._propose(ready)
+        proposed = time.perf_counter()
+        # 2. Verify, 3. accept.
+        verdicts = self._verify(ready, proposals)
+        verified = time.perf_counter()
+        # 4. Emit, 5. roll back.
+        updates = [
+            self._emit(number, proposals[number], verdict)
+            for number, verdict in zip(ready, verdicts, strict=True)
+        ]
+        after = self._engine_seconds()
+        clock = self.clock
+        clock.rounds += 1
+        clock.propose += proposed - started
+        clock.verify += verified - proposed
+        clock.forward += after[0] - before[0]
+        clock.judge += after[1] - before[1]
+        elapsed = time.perf_counter() - started
+        clock.total += elapsed
+        clock.round_seconds.append(elapsed)
+        return updates
+
+    def _propose(self, ready: Seq[int]) -> dict[int, Proposal]:
+        requests = []
+        for number in ready:
+            sequence = self._active[number]
+            length = self._draft_len(sequence)
+            if length > 0:
+                requests.append(
+                    ProposeRequest(
+                        sequence=number,
+                        keep=sequence.draft_kept,
+                        tokens=sequence.text[sequence.draft_kept :],
+                        draft_len=length,
+                        sampling=sequence.request.sampling,
+                        min_prob=self.draft_min_prob,
+                        with_probs=not sequence.request.sampling.greedy
+                        or sequence.request.acceptance.rule in PROBABILITY_RULES,
+                    )
+                )
+        proposals = dict.fromkeys(ready, NO_DRAFT)
+        if requests:
+            assert self.drafter is not None
+            made = self.drafter.propose(requests)
+            proposals.update(zip((r.sequence for r in requests), made, strict=True))
+        return proposals
+
+    def _verify(self, ready: Seq[int], proposals: Mapping[int, Proposal]) -> list[Verdict]:
+        if not ready:
+            return []
+        requests = []
+        for number in ready:
+            sequence = self._active[number]
+            requests.append(
+                VerifyRequest(
+                    sequence=number,
+                    keep=sequence.target_kept,
+                    tokens=sequence.text[sequence.target_kept :],
+                    draft=proposals[number],
+                    sampling=sequence.request.sampling,
+                    acceptance=sequence.request.acceptance,
+                )
+            )
+        return self.target.verify(requests)
+
+    def _emit(self, number: int, proposal: Proposal, verdict: Verdict) -> Update:
+        """Accepted tokens, then the target's own, until a stop rule fires; then the new lengths."""
+        sequence = self._active[number]
+        length, drafted, scores = len(sequence.text), proposal.tokens, verdict.scores
+        emitted: list[Token] = []
+        text = ""
+        for i in range(verdict.accepted + 1):
+            score = scores[i] if i < verdict.accepted and scores else None
+            if i == verdict.accepted:
+                token = Token(verdict.next_token, "target", None)
+            elif verdict.overridden[i]:
+                token = Token(drafted[i], "judged", score)
+            else:
+                token = Token(drafted[i], "aligned", score)
+            text += sequence.emit(token)
+            emitted.append(token)
+            if sequence.finish_reason:
+                break
+        if drafted:
+            sequence.record.add(len(drafted), min(len(emitted), verdict.accepted))
+            # The draft has read its own tokens but the last.
+            sequence.draft_kept = length + min(verdict.accepted, len(drafted) - 1)
+        sequence.target_kept = length + verdict.accepted
+        if sequence.finish_reason:
+            self._retire(number)
+        return Update(number, emitted, text, sequence.finish_reason)
+
+    def _draft_len(self, sequence: Sequence) -> int:
+        """k for this round: never past `max_tokens` or the context, which the bonus token fills."""
+        if sequence.request.acceptance.rule == "none":
+            return 0
+        length = sequence.request.max_draft_len
+        if length is None:
+            length = self.max_draft_len
+        if self.draft_len_schedule:
+            active = len(self._active)
+            fits = (k for limit, k in self.draft_len_schedule.items() if active <= limit)
+            length = min(length, next(fits, 0))
+        return min(length, sequence.remaining - 1)
+
+    def _prefill(self) -> list[int]:
+        """Feed one chunk to sequences with a long prompt; the numbers of those ready for a round.
+
+        A joining prompt of any length thus holds the others up for one chunk a round, not more.
+        """
+        ready = []
+        for number, sequence in self._active.items():
+            chunk, kept = self.prefill_chunk, sequence.target_kept
+            if len(sequence.text) - kept <= chunk:
+                ready.append(number)
+                continue
+            piece = sequence.text[kept : kept + chunk]
+            self.target.prefill(number, kept, piece)
+            sequence.target_kept += len(piece)
+            if self._draft_len(sequence) > 0 and sequence.draft_kept == kept:
+                assert self.drafter is not None
+                self.drafter.prefill(number, kept, piece)
+                sequence.draft_kept += len(piece)
+        return ready
+
+    def cancel(self, number: int) -> None:
+        """End a sequence now; its result has finish_reason `cancelled`. Unknown: nothing."""
+        if number in self._active:
+            self._active[number].finish_reason = "cancelled"
+            self._retire(number)
+
+    def _retire(self, number: int) -> None:
+        self._finished[number] = self._active.pop(number)
+        self.target.release(number)
+        if self.drafter is not None:
+            self.drafter.release(number)
+
+    def result(self, number: int) -> Result:
+        """A finished sequence's result, handed out once."""
+        sequence = self._finished.pop(number)
+        return Result(
+            text=sequence.output,
+            token_ids=[t.id for t in sequence.tokens],
+            finish_reason=sequence.finish_reason,
+            provenance=[t.provenance for t in sequence.tokens],
+            judge_scores=[t.score for t in sequence.tokens],
+            record=sequence.record,
+        )
+
+    def generate(self, requests: Seq[Request]) -> list[Result]:
+        """All requests to their end, as many at a time as the engines hold."""
+        waiting = list(enumerate(requests))[::-1]
+        place: dict[int, int] = {}
+        results: dict[int, Result] = {}
+        try:
+            while waiting or place:
+                while waiting and len(self._active) < self.target.max_sequences:
+                    index, request = waiting.pop()
+                    place[self.add(request)] = index
+                for update in self.step():
+                    if update.finish_reason and update.sequence in place:
+                        results[place.pop(update.sequence)] = self.result(update.sequence)
+        finally:
+            for number in place:
+                self.cancel(number)
+                self.result(number)
+        return [results[i] for i in range(len(requests))]
+
+    def stream(self, request: Request) -> Iterator[Update]:
+        """One request's updates as they come; closing the iterator cancels it.
+
+        The result stays to be fetched with `result(update.sequence)`.
+        """
+        number = self.add(request)
+        try:
+            while True:
+                for update in self.step():
+                    if update.sequence == number:
+                        yield update
+                        if update.finish_reason:
+                            return
+        finally:
+            self.cancel(number)
+
+    def check_integrity(self, *, deep: bool = False) -> None:
+        """AssertionError unless both caches hold exactly what the loop believes they hold."""
+        self.target.check_integrity(
+            {n: s.text[: s.target_kept] for n, s in self._active.items() if s.target_kept},
+            deep=deep,
+        )
+        if self.drafter is not None:
+            self.drafter.check_integrity(
+                {n: s.text[: s.draft_kept] for n, s in self._active.items() if s.draft_kept},
+                deep=deep,
+            )
+
+    def _engine_seconds(self) -> tuple[float, float]:
+        engines = [self.target] if self.drafter is None else [self.target, self.drafter]
+        clocks = [engine.clock for engine in engines]
+        return sum(c.forward for c in clocks), sum(c.judge for c in clocks)

@@ -1,0 +1,203 @@
+"""Reading a Hugging Face Llama folder: configuration, safetensors (sharded or not), identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from judge_decoding.errors import UserError
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+_SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama-3.1's `rope_scaling` (rope_type "llama3")."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """What the forward needs of a `config.json`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    end_ids: tuple[int, ...]
+    shared_with_target: tuple[str, ...] = ()
+    """Tensors that are not in the folder but are the target's (the demo draft's embeddings)."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"model: no file {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"model: {path} is not readable JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"model: {path} must hold a JSON object")
+    return data
+
+
+def read_config(folder: Path) -> LlamaConfig:
+    """`config.json` of a LlamaForCausalLM; UserError where it asks for what Llama-3 has not."""
+    if not folder.is_dir():
+        raise UserError(f"model: no folder {folder} (for the demo: make venv && make target)")
+    raw = read_json(folder / "config.json")
+    if raw.get("model_type") != "llama":
+        raise UserError(f"model: {folder} is a {raw.get('model_type')!r}, this engine runs 'llama'")
+    for key, wanted in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+        if raw.get(key, wanted) != wanted:
+            raise UserError(f"model: {folder} has {key}={raw[key]!r}, this engine needs {wanted!r}")
+    if raw.get("quantization_config"):
+        raise UserError(f"model: {folder} is quantized; re-save it as plain bf16 or fp32")
+    rope = raw.get("rope_parameters") or {}
+    try:
+        return LlamaConfig(
+            vocab_size=raw["vocab_size"],
+            hidden_size=raw["hidden_size"],
+            intermediate_size=raw["intermediate_size"],
+            num_layers=raw["num_hidden_layers"],
+            num_heads=raw["num_attention_heads"],
+            num_kv_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
+            head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
+            rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+            rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
+            rope_scaling=_rope_scaling(raw.get("rope_scaling") or rope, folder),
+            max_position_embeddings=raw.get("max_position_embeddings", 2048),
+            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            end_ids=_end_ids(folder, raw),
+            shared_with_target=tuple(raw.get("shared_with_target", ())),
+        )
+    except KeyError as error:
+        raise UserError(f"model: {folder / 'config.json'} lacks {error}") from None
+
+
+def _rope_scaling(raw: Mapping[str, Any], folder: Path) -> RopeScaling | None:
+    kind = raw.get("rope_type", raw.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise UserError(f"model: {folder} has rope_type {kind!r}; supported: default, llama3")
+    return RopeScaling(
+        raw["factor"],
+        raw["low_freq_factor"],
+        raw["high_freq_factor"],
+        raw["original_max_position_embeddings"],
+    )
+
+
+def _end_ids(folder: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
+    """generation_config.json knows all of a chat model's end tokens; config.json often only one."""
+    generation = folder / "generation_config.json"
+    ids = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    ids = raw.get("eos_token_id") if ids is None else ids
+    if ids is None:
+        return ()
+    return (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def rope_frequencies(config: LlamaConfig) -> torch.Tensor:
+    """Inverse frequencies, float32 [head_dim / 2], with Llama-3.1's scaling where configured."""
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    freq = 1.0 / (config.rope_theta**exponent)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return freq
+    old = scaling.original_max_position_embeddings
+    wavelength = 2 * math.pi / freq
+    smooth = (old / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    blended = (1 - smooth) * freq / scaling.factor + smooth * freq
+    low = wavelength > old / scaling.low_freq_factor
+    high = wavelength < old / scaling.high_freq_factor
+    return torch.where(low, freq / scaling.factor, torch.where(high, freq, blended))
+
+
+class Tensors:
+    """The tensors of a folder by name, read on demand."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.folder = folder
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise UserError(f"model: no .safetensors file in {folder}")
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            named = set(read_json(index).get("weight_map", {}).values())
+            if missing := sorted(named - {file.name for file in files}):
+                raise UserError(f"model: {folder} lacks the shard {missing[0]}")
+            files = [file for file in files if file.name in named]
+        self._where: dict[str, Any] = {}
+        for file in files:
+            try:
+                handle: Any = safe_open(str(file), framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"model: {file} is damaged ({error})") from None
+            self._where.update((name, handle) for name in handle.keys())  # noqa: SIM118
+
+    def names(self) -> list[str]:
+        return sorted(self._where)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def get(self, name: str) -> torch.Tensor:
+        if name not in self._where:
+            raise UserError(f"model: {self.folder} has no tensor {name}")
+        tensor: torch.Tensor = self._where[name].get_tensor(name)
+        return tensor
+
+    def slice(self, name: str) -> Any:
+        return self._where[name].get_slice(name)
+
+
+def fingerprint(folder: Path) -> str:
+    """Identity of a model's weights, the same however they are sharded: 16 hex digits.
+
+    Hashes every tensor's name, dtype, shape and a sample of its first rows, not all bytes: a
+    fine-tune changes every tensor, and a 405B must not be read whole to check a judge.
+    """
+    tensors = Tensors(folder)
+    digest = hashlib.sha256()
+    for name in tensors.names():
+        part = tensors.slice(name)
+        shape = part.get_shape()
+        row_bytes = 2 * max(1, math.prod(shape[1:]))
+        rows = part[: max(1, min(shape[0], _SAMPLE_BYTES // row_bytes))] if shape else part[:]
+        sample = rows.contiguous().flatten().view(torch.uint8)[:_SAMPLE_BYTES]
+        digest.update(f"{name} {part.get_dtype()} {shape}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """Identity of a vocabulary: 16 hex digits over `tokenizer.json`'s model and added tokens."""
+    raw = read_json(folder / "tokenizer.json")
+    core = json.dumps([raw.get("model"), raw.get("added_tokens")], sort_keys=True)
+    return hashlib.sha256(core.encode()).hexdigest()[:16]

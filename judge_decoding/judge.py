@@ -1,0 +1,118 @@
+"""The judge: a linear head on the target's last hidden state that knows a correct token.
+
+    score_i = sigmoid(w . h_i + b)
+
+h_i is the hidden state at the drafted token's own position, where the token is the *input*: the
+target's reaction to having read it. The verify pass computes it anyway. One judge is one
+`.safetensors` file: `weight` [H] float32, `bias` [1] float32, and metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from judge_decoding.errors import UserError
+
+FORMAT = "judge-decoding/1"
+
+
+class JudgeMetadata(BaseModel):
+    """What a judge is for and where it comes from; stored as JSON in the file's header."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    feature: Literal["pre_norm", "post_norm"]
+    hidden_size: int = Field(gt=0)
+    target_fingerprint: str = Field(min_length=1)
+    tokenizer_hash: str = Field(min_length=1)
+    threshold: float = Field(ge=0.0, le=1.0)
+    training_data_hash: str
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """weight float32 [H], bias, metadata."""
+
+    weight: torch.Tensor
+    bias: float
+    metadata: JudgeMetadata
+
+    def score(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [n, H], any float dtype -> float32 [n] in [0, 1]. The product is in float32."""
+        return torch.sigmoid(hidden.float() @ self.weight + self.bias)
+
+    def check_target(self, fingerprint: str, tokenizer: str, hidden_size: int) -> None:
+        """UserError unless this judge was trained on exactly this target."""
+        meta = self.metadata
+        if meta.hidden_size != hidden_size:
+            raise UserError(
+                f"judge: trained for hidden size {meta.hidden_size}, but the target's is "
+                f"{hidden_size}; give the judge trained on this target (build/train_judge.py)"
+            )
+        if meta.target_fingerprint != fingerprint:
+            raise UserError(
+                f"judge: trained on target {meta.target_fingerprint}, but this one is "
+                f"{fingerprint}; train one on this target (build/train_judge.py)"
+            )
+        if meta.tokenizer_hash != tokenizer:
+            raise UserError(
+                f"judge: trained with tokenizer {meta.tokenizer_hash}, but the target's is "
+                f"{tokenizer}; train one with this tokenizer (build/train_judge.py)"
+            )
+
+    def save(self, path: Path | str) -> None:
+        from safetensors.torch import save_file
+
+        _check_weights(self.weight, self.bias, self.metadata, str(path))
+        tensors = {
+            "weight": self.weight.float().contiguous(),
+            "bias": torch.tensor([self.bias], dtype=torch.float32),
+        }
+        header = {"format": FORMAT, "judge": self.metadata.model_dump_json()}
+        save_file(tensors, str(path), metadata=header)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Judge:
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise UserError(f"judge: no file {path}; train one with build/train_judge.py")
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"judge: {path} is not a readable .safetensors file ({error})"
+            ) from None
+        if header.get("format") != FORMAT or "judge" not in header:
+            raise UserError(
+                f"judge: {path} has format {header.get('format')!r}, this version reads {FORMAT!r}"
+            )
+        try:
+            metadata = JudgeMetadata.model_validate(json.loads(header["judge"]))
+        except (ValidationError, json.JSONDecodeError) as error:
+            reason = str(error).replace("\n", " ")
+            raise UserError(f"judge: {path} has bad metadata: {reason}") from None
+        if set(tensors) != {"weight", "bias"} or tensors["bias"].numel() != 1:
+            raise UserError(f"judge: {path} must hold weight [H] and bias [1], not {set(tensors)}")
+        weight, bias = tensors["weight"], float(tensors["bias"])
+        _check_weights(weight, bias, metadata, str(path))
+        return cls(weight, bias, metadata)
+
+
+def _check_weights(weight: torch.Tensor, bias: float, meta: JudgeMetadata, path: str) -> None:
+    if weight.dtype != torch.float32 or tuple(weight.shape) != (meta.hidden_size,):
+        raise UserError(
+            f"judge: {path} has weight {weight.dtype} {list(weight.shape)}, "
+            f"its metadata says float32 [{meta.hidden_size}]"
+        )
+    if not bool(torch.isfinite(weight).all()) or not torch.isfinite(torch.tensor(bias)):
+        raise UserError(f"judge: {path} holds NaN or infinite weights; train it again")

@@ -1,0 +1,119 @@
+"""Labels for the judge: answers as token ids with spans that are good, bad or not to be used.
+
+One JSON object a line, whoever wrote it (`build/court.py`, or mined from a draft's mismatches).
+Spans are half open token ranges of `response_ids`; tokens in no span are ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from judge_decoding.errors import UserError
+
+Label = Literal["good", "bad", "ignore"]
+AfterError = Literal["negative", "ignore", "error_only"]
+Split = Literal["train", "heldout"]
+
+AFTER_ERROR_ORIGIN = "after_error"
+"""Origin of the tokens that follow a mistake: the one span whose label is a matter of choice."""
+
+_AFTER_ERROR: dict[AfterError, Label] = {
+    "negative": "bad",
+    "ignore": "ignore",
+    "error_only": "good",
+}
+
+
+class Span(BaseModel):
+    """Tokens [start, end) carry one label; `origin` says what makes them so."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    start: int = Field(ge=0)
+    end: int
+    label: Label
+    origin: str = Field(min_length=1)
+
+
+class LabelRecord(BaseModel):
+    """One answer. Records with one `group` share a fact and never lie in different splits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str = Field(min_length=1)
+    group: str = Field(min_length=1)
+    domain: str = Field(min_length=1)
+    prompt: str = Field(min_length=1)
+    response: str
+    response_ids: list[int] = Field(min_length=1)
+    spans: list[Span]
+    split: Split
+
+    @model_validator(mode="after")
+    def _spans_are_ordered(self) -> LabelRecord:
+        last = 0
+        for span in self.spans:
+            if not last <= span.start < span.end <= len(self.response_ids):
+                raise ValueError(
+                    f"span [{span.start}, {span.end}) must be non-empty, after the one before it, "
+                    f"and within {len(self.response_ids)} tokens"
+                )
+            last = span.end
+        return self
+
+    def token_labels(self, after_error: AfterError | None = None) -> list[tuple[Label, str]]:
+        """(label, origin) of every token; `after_error` overrules what the file says of them."""
+        labels: list[tuple[Label, str]] = [("ignore", "")] * len(self.response_ids)
+        for span in self.spans:
+            label = span.label
+            if after_error is not None and span.origin == AFTER_ERROR_ORIGIN:
+                label = _AFTER_ERROR[after_error]
+            labels[span.start : span.end] = [(label, span.origin)] * (span.end - span.start)
+        return labels
+
+
+def after_error_label(choice: AfterError) -> Label:
+    return _AFTER_ERROR[choice]
+
+
+def read_labels(paths: Sequence[Path]) -> list[LabelRecord]:
+    """All records of the files, in order. UserError for a bad line, a double id or a split leak."""
+    records: dict[str, LabelRecord] = {}
+    splits: dict[str, Split] = {}
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"labels: no file {path}; write one with build/court.py")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                record = LabelRecord.model_validate_json(line)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(part) for part in first["loc"])
+                raise UserError(f"labels: {path}:{number}: {where}: {first['msg']}") from None
+            if record.id in records:
+                raise UserError(f"labels: {path}:{number}: id {record.id!r} is there twice")
+            if splits.setdefault(record.group, record.split) != record.split:
+                raise UserError(
+                    f"labels: {path}:{number}: group {record.group!r} is in both splits"
+                )
+            records[record.id] = record
+    return list(records.values())
+
+
+def write_labels(path: Path, records: Iterable[LabelRecord]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(record.model_dump_json() + "\n" for record in records)
+    path.write_text(text, encoding="utf-8")
+
+
+def labels_hash(records: Iterable[LabelRecord]) -> str:
+    """Identity of a training set: 16 hex digits, whatever the files and their order."""
+    lines = sorted(record.model_dump_json() for record in records)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -1,0 +1,141 @@
+"""Text at the edges: tokenizer, chat template, incremental detokenization, stop strings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from judge_decoding.engine.weights import read_json
+from judge_decoding.errors import UserError
+
+_REPLACEMENT = "\ufffd"
+
+
+class Tokenizer:
+    """A Hugging Face tokenizer folder: `tokenizer.json` and the chat template beside it.
+
+    `tokenizers` and jinja2 do all of it; transformers would cost seconds at every start.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer as Fast
+
+        self.folder = folder
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise UserError(f"tokenizer: no file {path}")
+        try:
+            self._fast = Fast.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"tokenizer: {path} is not readable ({error})") from None
+
+    @property
+    def size(self) -> int:
+        return int(self._fast.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids; `special` adds what the tokenizer puts around a raw text (Llama's BOS)."""
+        return list(self._fast.encode(text, add_special_tokens=special).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without special tokens; bytes that are no UTF-8 (yet) become U+FFFD."""
+        return str(self._fast.decode(list(ids), skip_special_tokens=True))
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The ids of a conversation of {"role", "content"}, ready for the assistant's answer."""
+        try:
+            text = self._template.render(
+                messages=list(messages), add_generation_prompt=True, **self._special_tokens
+            )
+        except Exception as error:  # a template may raise anything, for bad roles above all
+            raise UserError(f"tokenizer: the chat template refused the messages: {error}") from None
+        return self.encode(text, special=False)
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        path = self.folder / "tokenizer_config.json"
+        return read_json(path) if path.is_file() else {}
+
+    @cached_property
+    def _special_tokens(self) -> dict[str, str]:
+        found = {}
+        for name in ("bos_token", "eos_token"):
+            value = self._config.get(name)
+            found[name] = value["content"] if isinstance(value, dict) else value or ""
+        return found
+
+    @cached_property
+    def _template(self) -> Any:
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        path = self.folder / "chat_template.jinja"
+        source = path.read_text() if path.is_file() else self._config.get("chat_template")
+        if not isinstance(source, str):
+            raise UserError(f"tokenizer: {self.folder} has no chat template; use --no-chat")
+        # As transformers renders templates: trimmed blocks, two helpers.
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        return environment.from_string(source)
+
+
+def _raise(message: str) -> None:
+    raise ValueError(message)
+
+
+class TextStream:
+    """Text out of tokens as they come, stop strings taken out.
+
+    `push` returns only text that can no longer change: not the bytes of an unfinished character,
+    nor what may be the beginning of a stop string. `flush` returns what was held back.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stop = tuple(stop)
+        self._ids: list[int] = []
+        self._start = 0  # ids before it are done with; decoding goes on from there
+        self._read = 0  # ids before it are already in `_held` or beyond
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """The text this token settles; sets `stopped` when it completes a stop string."""
+        self._ids.append(token)
+        # A token's text depends on its neighbour (leading spaces, split characters): decode with
+        # the previous piece before it and take the difference.
+        before = self._tokenizer.decode(self._ids[self._start : self._read])
+        now = self._tokenizer.decode(self._ids[self._start :])
+        if len(now) <= len(before) or now.endswith(_REPLACEMENT):
+            return ""
+        self._start, self._read = self._read, len(self._ids)
+        self._held += now[len(before) :]
+        return self._settle()
+
+    def _settle(self) -> str:
+        found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            text, self._held = self._held[: min(found)], ""
+            return text
+        keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
+        cut = len(self._held) - keep
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text
+
+    def flush(self) -> str:
+        """The rest, when no more tokens come."""
+        if self.stopped:
+            return ""
+        before = self._tokenizer.decode(self._ids[self._start : self._read])
+        now = self._tokenizer.decode(self._ids[self._start :])
+        text, self._held = self._held + now[len(before) :], ""
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest proper prefix of `stop` that `text` ends with."""
+    return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,86 @@
+"""Tiny random Llamas and a tiny tokenizer, made once a session and written as real folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+LLAMA31_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def write_llama(folder: Path, *, seed: int = 0, shard: str | None = None, **changes: Any) -> Path:
+    """A random LlamaForCausalLM saved by transformers itself; wide initial weights, so that greedy
+    choices are clear-cut and vary from position to position."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    values: dict[str, Any] = {
+        "vocab_size": 256,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.3,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": None,
+    }
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**(values | changes))).float()
+    model.save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
+    return folder
+
+
+def perturb(source: Path, folder: Path, noise: float, *, seed: int = 1) -> Path:
+    """A draft that often agrees with `source`: the same model with noise on its weights."""
+    from safetensors.torch import load_file, save_file
+
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: tensor + noise * tensor.std() * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in load_file(source / "model.safetensors").items()
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text((source / "config.json").read_text())
+    return folder
+
+
+def write_tokenizer(folder: Path, vocab_size: int = 256) -> None:
+    """Bytes as tokens: id = byte value after byte-level mapping, plus a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:vocab_size]
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
+    config = {"chat_template": template, "bos_token": None, "eos_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(scope="session")
+def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_llama(tmp_path_factory.mktemp("models") / "target", rope_parameters=LLAMA31_ROPE)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_draft(tiny_target: Path) -> Path:
+    """Agrees with the target about half of the time: accepted runs of every length occur."""
+    return perturb(tiny_target, tiny_target.parent / "draft", noise=0.05)

@@ -1,0 +1,132 @@
+"""Deployments: what is read, what is refused, in one clear line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from judge_decoding.config import load_deployment
+from judge_decoding.errors import UserError
+from judge_decoding.judge import Judge, JudgeMetadata
+from judge_decoding.pipeline import load_pipeline
+from tests.conftest import write_llama, write_tokenizer
+
+BASE = """
+name: test
+target: {model: models/target}
+draft: {model: ../draft}
+dtype: float32
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "deployment.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_DECODING_CACHE", "/some/cache")
+    text = BASE + "judge: {path: 'cache:judges/one.safetensors'}\n"
+    deployment = load_deployment(write(tmp_path, text))
+    assert deployment.target.model == tmp_path / "models/target"
+    assert deployment.draft is not None
+    assert deployment.draft.model == tmp_path.parent / "draft"
+    assert deployment.judge is not None
+    assert deployment.judge.path == Path("/some/cache/judges/one.safetensors")
+
+
+def test_a_lossy_rule_is_opted_into(tmp_path: Path) -> None:
+    assert load_deployment(write(tmp_path, BASE)).acceptance.rule == "strict"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("max_draft_length: 4", r"max_draft_length: unknown key \(got 4\)"),
+        ("max_draft_len: -1", r"max_draft_len: .*greater than or equal to 0 \(got -1\)"),
+        ("max_draft_len: many", "max_draft_len: .*'many'"),
+        ("dtype: float16", "dtype: .*'float16'"),
+        ("acceptance: {rule: lenient}", "acceptance.rule: .*'lenient'"),
+        ("acceptance: {rule: judge}", "acceptance.rule judge needs a judge"),
+        ("acceptance: {typical_delta: .nan}", "acceptance.typical_delta"),
+        ("judge: {path: x, threshold: 1.5}", "judge.threshold"),
+        ("limits: {max_sequences: 0}", "limits.max_sequences"),
+        ("draft_len_schedule: {0: 4}", "draft_len_schedule 0: 4"),
+        ("draft: null", "acceptance.rule strict needs a draft"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, change: str, message: str) -> None:
+    key = change.split(":")[0]
+    kept = "\n".join(line for line in BASE.splitlines() if not line.startswith(f"{key}:"))
+    with pytest.raises(UserError, match=message) as error:
+        load_deployment(write(tmp_path, f"{kept}\n{change}\n"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["- a list", "{unclosed", "'"])
+def test_files_that_are_no_deployment(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match="config:"):
+        load_deployment(write(tmp_path, text))
+    with pytest.raises(UserError, match="no file"):
+        load_deployment(tmp_path / "none.yaml")
+
+
+def test_override_checks_again_and_keeps_the_rest(tmp_path: Path) -> None:
+    deployment = load_deployment(write(tmp_path, BASE))
+    changed = deployment.override(max_draft_len=3, dtype=None)
+    assert (changed.max_draft_len, changed.dtype) == (3, "float32")
+    assert changed.target == deployment.target
+    with pytest.raises(UserError, match="max_draft_len"):
+        deployment.override(max_draft_len=-3)
+
+
+def test_the_default_acceptance_takes_a_requests_changes(tmp_path: Path) -> None:
+    text = BASE + "judge: {path: x, threshold: 0.8}\nacceptance: {rule: judge, top_k: 5}\n"
+    deployment = load_deployment(write(tmp_path, text))
+    plain = deployment.default_acceptance()
+    assert (plain.rule, plain.threshold, plain.top_k) == ("judge", 0.8, 5)
+    changed = deployment.default_acceptance(rule="topk", threshold=None)
+    assert (changed.rule, changed.threshold) == ("topk", 0.8)
+
+
+def test_a_draft_with_another_vocabulary_is_refused(tmp_path: Path, tiny_target: Path) -> None:
+    other = write_llama(tmp_path / "draft", vocab_size=300)
+    text = f"name: t\ntarget: {{model: {tiny_target}}}\ndraft: {{model: {other}}}\n"
+    deployment = load_deployment(write(tmp_path, text))
+    with pytest.raises(UserError, match="vocabulary of 300 tokens, the target's is 256"):
+        load_pipeline(deployment)
+    same_size = write_llama(tmp_path / "other")
+    write_tokenizer(same_size)
+    raw = json.loads((same_size / "tokenizer.json").read_text())
+    vocab = raw["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (same_size / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="another tokenizer"):
+        load_pipeline(load_deployment(write(tmp_path, text.replace(str(other), str(same_size)))))
+
+
+def test_a_judge_of_another_target_is_refused(tmp_path: Path, tiny_target: Path) -> None:
+    import torch
+
+    path = tmp_path / "judge.safetensors"
+    metadata = JudgeMetadata(
+        feature="pre_norm",
+        hidden_size=64,
+        target_fingerprint="0123456789abcdef",
+        tokenizer_hash="x",
+        threshold=0.5,
+        training_data_hash="x",
+    )
+    Judge(torch.zeros(64), 0.0, metadata).save(path)
+    text = f"""
+name: t
+target: {{model: {tiny_target}}}
+draft: {{model: {tiny_target}}}
+judge: {{path: {path}}}
+acceptance: {{rule: judge}}
+"""
+    with pytest.raises(UserError, match="trained on target 0123456789abcdef, but this one is"):
+        load_pipeline(load_deployment(write(tmp_path, text)))

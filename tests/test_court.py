@@ -1,0 +1,260 @@
+"""The judge's training data: facts, spans at exactly the wrong tokens, a split without leaks."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+BUILD = Path(__file__).parent.parent / "build"
+sys.path.insert(0, str(BUILD))
+
+for package in ("countryinfo", "periodictable", "inflect", "num2words"):
+    pytest.importorskip(package, reason="facts come from the build extra")
+
+import court  # noqa: E402
+import judged_facts  # noqa: E402
+from court_facts import DOMAINS, questions  # noqa: E402
+
+from judge_decoding.errors import UserError  # noqa: E402
+from judge_decoding.labels import (  # noqa: E402
+    LabelRecord,
+    Span,
+    labels_hash,
+    read_labels,
+    write_labels,
+)
+from judge_decoding.text import Tokenizer  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return questions(0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """Bytes as tokens, but for a few words: enough to see where spans begin and end."""
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import decoders, models, pre_tokenizers
+
+    vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    merges = []
+    for word in ("ĠLima", "ĠLisbon", "Li"):
+        built = word[0]
+        for letter in word[1:]:
+            merges.append((built, letter))
+            built += letter
+            vocab.setdefault(built, len(vocab))
+    fast = Fast(models.BPE(vocab=vocab, merges=merges))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    folder = tmp_path_factory.mktemp("tokenizer")
+    fast.save(str(folder / "tokenizer.json"))
+    return Tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def records(asked, tokenizer):
+    some = random.Random(1).sample(asked, 200)
+    return list(court.fact_records(some, tokenizer, seed=0, answers=2, after_error="ignore"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("Norway", "Oslo"),
+        ("Kenya", "Nairobi"),
+        ("Australia", "Canberra"),
+        ("Canada", "Ottawa"),
+        ("Vietnam", "Hanoi"),
+    ],
+)
+def test_capitals(asked, prompt, answer):
+    found = [q for q in asked if q.domain == "capitals" and q.prompt.endswith(f" {prompt}?")]
+    assert [q.answer for q in found] == [answer]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("What is the chemical symbol for sodium?", "Na"),
+        ("Which element has the symbol Fe?", "iron"),
+        ("What is the atomic number of gold?", "79"),
+        ('What is the plural of "mouse"?', "mice"),
+        ('What is the plural of "city"?', "cities"),
+        ('What is the plural of "crisis"?', "crises"),
+        ("On which continent is Ghana?", "Africa"),
+        ("What is the nationality of someone from Denmark?", "Danish"),
+        ("Cairo is the capital of which country?", "Egypt"),
+        ("Which month comes after December?", "January"),
+        ("Which day comes before Monday?", "Sunday"),
+        ("How many days are there in April?", "30"),
+    ],
+)
+def test_other_facts(asked, prompt, answer):
+    assert [q.answer for q in asked if q.prompt == prompt] == [answer]
+
+
+def test_sums_are_right(asked):
+    checked = 0
+    for q in asked:
+        if q.domain == "arithmetic":
+            words = q.prompt.removeprefix("What is ").rstrip("?")
+            for word, sign in (("plus", "+"), ("minus", "-"), ("times", "*")):
+                words = words.replace(word, sign)
+            assert eval(words) == int(q.answer)
+            checked += 1
+    assert checked > 150
+
+
+def test_enough_of_everything(asked):
+    domains = {q.domain for q in asked}
+    assert len(asked) >= 800
+    assert len(domains) >= 6
+    assert len(DOMAINS) >= 6
+    heldout = [q for q in asked if court.split_of(q.group, 0) == "heldout"]
+    assert len(heldout) >= 300
+    assert {q.domain for q in heldout} == domains
+    assert len({q.prompt for q in asked}) == len(asked)
+
+
+def test_wrong_answers_are_wrong_and_sentences_have_one_slot(asked):
+    for q in asked:
+        assert q.wrong
+        assert q.answer not in q.wrong
+        assert len(q.sentences) >= 2
+        assert all(s.count("{a}") == 1 and s.count("{") == 1 for s in q.sentences), q
+
+
+def test_spans_cover_exactly_the_wrong_tokens(tokenizer):
+    right = tokenizer.encode("The capital of Peru is Lima. Bye.", special=False)
+    wrong_text = "The capital of Peru is Lisbon. Bye."
+    wrong = tokenizer.encode(wrong_text, special=False)
+    until = len("The capital of Peru is Lisbon")
+    spans = court.mistake_spans(wrong, right, until, tokenizer, "negative")
+    texts = {s.origin: tokenizer.decode(wrong[s.start : s.end]) for s in spans}
+    assert texts == {
+        "before_error": "The capital of Peru is",
+        "error": " Lisbon",
+        "after_error": ". Bye.",
+    }
+    assert [s.label for s in spans] == ["good", "bad", "bad"]
+
+
+def test_the_part_shared_with_the_right_answer_is_no_mistake(tokenizer):
+    right, wrong = (tokenizer.encode(f"It is {n}.", special=False) for n in ("146", "145"))
+    spans = court.mistake_spans(wrong, right, len("It is 145"), tokenizer, "ignore")
+    assert tokenizer.decode(wrong[spans[1].start : spans[1].end]) == "5"
+    short = tokenizer.encode("It is 14.", special=False)
+    assert court.mistake_spans(short, right, len("It is 14"), tokenizer, "ignore") == []
+
+
+def test_answers_spell_out_their_labels(records, asked, tokenizer):
+    by_prompt = {q.prompt: q for q in asked}
+    kinds = {"right": 0, "wrong": 0}
+    for record in records:
+        question = by_prompt[record.prompt]
+        kind = record.id.rsplit("-", 1)[1]
+        kinds[kind] += 1
+        assert tokenizer.decode(record.response_ids) == record.response
+        bad = [s for s in record.spans if s.label == "bad"]
+        if kind == "right":
+            assert not bad
+            assert question.answer.lower() in record.response.lower()
+        else:
+            assert len(bad) == 1
+            piece = tokenizer.decode(record.response_ids[bad[0].start : bad[0].end])
+            assert any(w.lower().endswith(piece.strip().lower()) for w in question.wrong)
+            assert {label for label, _ in record.token_labels("negative")} <= {"good", "bad"}
+    assert kinds["right"] == 400
+    assert kinds["wrong"] > 380
+
+
+def test_after_error_is_a_switch():
+    record = LabelRecord(
+        id="a",
+        group="g",
+        domain="d",
+        prompt="p",
+        response="r",
+        response_ids=[1, 2, 3],
+        spans=[
+            Span(start=0, end=1, label="good", origin="before_error"),
+            Span(start=1, end=2, label="bad", origin="error"),
+            Span(start=2, end=3, label="ignore", origin="after_error"),
+        ],
+        split="train",
+    )
+    last = {c: record.token_labels(c)[2][0] for c in ("negative", "ignore", "error_only")}
+    assert last == {"negative": "bad", "ignore": "ignore", "error_only": "good"}
+
+
+def test_split_is_by_fact_and_deterministic(records, asked, tokenizer):
+    splits = {}
+    for record in records:
+        assert splits.setdefault(record.group, record.split) == record.split
+    assert set(splits.values()) == {"train", "heldout"}
+    again = list(
+        court.fact_records(
+            random.Random(1).sample(questions(0), 200),
+            tokenizer,
+            seed=0,
+            answers=2,
+            after_error="ignore",
+        )
+    )
+    assert again == records
+
+
+def test_files_are_checked(records, tmp_path):
+    path = tmp_path / "labels.jsonl"
+    write_labels(path, records)
+    assert read_labels([path]) == records
+    assert labels_hash(reversed(records)) == labels_hash(records)
+    first = records[0]
+    other = "heldout" if first.split == "train" else "train"
+    leak = first.model_copy(update={"id": "other", "split": other})
+    write_labels(path, [first, leak])
+    with pytest.raises(UserError, match="in both splits"):
+        read_labels([path])
+    write_labels(path, [first, first])
+    with pytest.raises(UserError, match="twice"):
+        read_labels([path])
+    raw = json.loads(first.model_dump_json())
+    raw["spans"] = [{"start": 3, "end": 3, "label": "good", "origin": "x"}]
+    path.write_text(json.dumps(raw) + "\n")
+    with pytest.raises(UserError, match="span"):
+        read_labels([path])
+
+
+def by_prompt(asked, prompt):
+    return next(q for q in asked if q.prompt == prompt)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "right"),
+    [
+        ("What is the chemical symbol for arsenic?", "The symbol for arsenic is As.", True),
+        ("What is the chemical symbol for arsenic?", "As you ask: it is Ar.", False),
+        ("What is the chemical symbol for iron?", "The symbol for iron is Fe, not Ir.", True),
+        ("What is the atomic number of gold?", "Gold has 79 protons and 118 neutrons.", True),
+        ("What is the atomic number of gold?", "The atomic number of gold is 197.", False),
+        ('What is the plural of "mouse"?', "One mouse, two mice.", True),
+        ("Cairo is the capital of which country?", "Cairo is the capital of egypt.", True),
+        ("Cairo is the capital of which country?", "It is Sudan. Or Egypt.", False),
+        ("On which continent is Ghana?", "Ghana is in West Africa.", True),
+    ],
+)
+def test_answers_are_checked_against_the_fact(asked, prompt, text, right):
+    question = by_prompt(asked, prompt)
+    rivals = [q.answer for q in asked if q.domain == question.domain]
+    assert judged_facts.is_right(question, text, rivals) is right
+
+
+def test_accents_do_not_matter(asked):
+    question = next(q for q in asked if q.answer == "Brasília")
+    assert judged_facts.is_right(question, "The capital of Brazil is Brasilia.", [])

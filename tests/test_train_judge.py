@@ -1,0 +1,215 @@
+"""Training the judge and reading the gate: exact on synthetic features."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "build"))
+
+pytest.importorskip("sklearn", reason="training needs the build extra")
+pytest.importorskip("matplotlib", reason="figures need the build extra")
+
+import judged_facts
+import numpy as np
+import torch
+import train_judge
+
+from judge_decoding.judge import Judge, JudgeMetadata
+from judge_decoding.labels import LabelRecord, Span
+from judge_decoding.sequence import AcceptanceRecord
+
+
+def tokens(n: int = 400, width: int = 12, noise: float = 0.3) -> train_judge.Tokens:
+    """Good where the first feature is positive; features far from standard scale."""
+    rng = np.random.default_rng(0)
+    good = rng.random(n) < 0.7
+    hidden = rng.normal(size=(n, width)).astype(np.float32)
+    hidden[:, 0] = np.where(good, 1.0, -1.0) + noise * hidden[:, 0]
+    hidden = (hidden * np.linspace(1, 500, width) + 30).astype(np.float32)
+    return train_judge.Tokens(
+        hidden=hidden,
+        good=good,
+        mismatch=rng.random(n) < 0.5,
+        group=np.array([f"g{i // 4}" for i in range(n)]),
+        domain=np.array(["facts" if i % 2 else "chat" for i in range(n)]),
+        origin=np.array(["correct"] * n),
+        heldout=np.arange(n) % 4 == 0,
+    )
+
+
+def test_folding_the_scaler_is_exact():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    data = tokens(noise=1.0)
+    hidden = data.hidden.astype(np.float64)  # scikit-learn predicts in its input's precision
+    scaler = StandardScaler().fit(hidden)
+    model = LogisticRegression(C=0.01).fit(scaler.transform(hidden), data.good)
+    head = train_judge.fold(model.coef_[0], model.intercept_[0], scaler.mean_, scaler.scale_)
+    expected = model.predict_proba(scaler.transform(hidden))[:, 1]
+    np.testing.assert_allclose(head.score(hidden), expected, atol=1e-9)
+
+
+def test_the_judge_file_scores_like_the_regression(tmp_path):
+    data = tokens()
+    head = train_judge.fit(data, 0.1, "balanced")
+    meta = JudgeMetadata(
+        feature="pre_norm",
+        hidden_size=12,
+        target_fingerprint="f",
+        tokenizer_hash="t",
+        threshold=0.5,
+        training_data_hash="d",
+    )
+    path = tmp_path / "judge.safetensors"
+    Judge(torch.tensor(head.weight, dtype=torch.float32), head.bias, meta).save(path)
+    scores = Judge.load(path).score(torch.from_numpy(data.hidden))
+    np.testing.assert_allclose(scores.numpy(), head.score(data.hidden), atol=1e-4)
+
+
+def test_separable_features_are_separated():
+    data = tokens(noise=0.1)
+    assert train_judge.cross_validate(data, 1.0, "balanced") == 1.0
+    head = train_judge.fit(data, 1.0, None)
+    report = train_judge.report_on(head, data)
+    assert report["all"]["auc"] == 1.0
+    assert report["all"]["good"] == int((data.good & data.mismatch).sum())
+    unseen = train_judge.held_out_domains(data, data, 1.0, None)
+    assert unseen == {"chat": 1.0, "facts": 1.0}
+
+
+def test_threshold_curve_is_exact():
+    scores = np.array([0.1, 0.4, 0.6, 0.9, 0.2, 0.5, 0.7, 0.8])
+    good = np.array([False, False, False, False, True, True, True, True])
+    curve = train_judge.threshold_curve(scores, good, (0.05, 0.4, 0.65, 0.95))
+    assert [p["bad_rejected"] for p in curve] == [0.0, 0.5, 0.75, 1.0]
+    assert [p["good_accepted"] for p in curve] == [1.0, 0.75, 0.5, 0.0]
+    assert train_judge.pick_threshold(curve, 0.75) == 0.65
+    assert train_judge.pick_threshold(curve, 0.9) == 0.95
+    assert train_judge.pick_threshold(curve[:2], 0.9) == 1.0
+
+
+def test_gather_follows_the_labels():
+    record = LabelRecord(
+        id="a",
+        group="g",
+        domain="d",
+        prompt="p",
+        response="r",
+        response_ids=[5, 6, 7, 8],
+        spans=[
+            Span(start=0, end=2, label="good", origin="before_error"),
+            Span(start=2, end=3, label="bad", origin="error"),
+            Span(start=3, end=4, label="ignore", origin="after_error"),
+        ],
+        split="heldout",
+    )
+    hidden = {
+        "pre_norm": torch.arange(8.0).view(4, 2).bfloat16(),
+        "argmax": torch.tensor([5, 0, 0, 8]),
+    }
+    found = train_judge.gather([record], hidden, "pre_norm", None)
+    assert found.good.tolist() == [True, True, False]
+    assert found.mismatch.tolist() == [False, True, True]
+    assert found.hidden.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert found.heldout.all()
+    assert list(found.origin) == ["before_error", "before_error", "error"]
+    assert train_judge.gather([record], hidden, "pre_norm", "negative").good.tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_paired_difference():
+    same = judged_facts.difference([True, False, True], [True, False, True])
+    assert same == {"difference": 0.0, "low": 0.0, "high": 0.0, "lost": 0, "won": 0}
+    worse = judged_facts.difference([True] * 90 + [False] * 10, [True] * 100)
+    assert worse["difference"] == pytest.approx(-0.1)
+    assert -0.18 < worse["low"] < -0.12
+    assert worse["lost"] == 10
+
+
+def test_the_smallest_threshold_that_holds_from_there_on():
+    def rows(*gaps):
+        return [{"threshold": t, "difference": g} for t, g in zip((0.5, 0.7, 0.9), gaps)]  # noqa: B905
+
+    assert judged_facts.smallest_passing(rows(-0.05, -0.02, 0.01)) == 0.7
+    assert judged_facts.smallest_passing(rows(0.0, -0.05, 0.0)) == 0.9
+    assert judged_facts.smallest_passing(rows(0.0, 0.0, -0.03)) == 1.0
+
+
+def test_a_run_is_reused_only_where_it_would_repeat():
+    from judge_decoding.decoding import Result
+
+    def result(score):
+        return Result("x", [1, 2], "stop", ["aligned", "judged"], [0.1, score], AcceptanceRecord())
+
+    assert judged_facts.still_holds(result(0.8), 0.7)
+    assert not judged_facts.still_holds(result(0.7), 0.7)
+
+
+def test_the_gate_writes_threshold_and_card(tmp_path):
+    path = tmp_path / "judge.safetensors"
+    meta = JudgeMetadata(
+        feature="pre_norm",
+        hidden_size=2,
+        target_fingerprint="f",
+        tokenizer_hash="t",
+        threshold=0.5,
+        training_data_hash="d",
+        metrics={"auc": 0.9},
+    )
+    Judge(torch.tensor([1.0, 2.0]), 0.5, meta).save(path)
+    path.with_suffix(".md").write_text("# Card\n")
+    row = {
+        "system": "judge 0.9",
+        "threshold": 0.9,
+        "accuracy": 0.5,
+        "difference": -0.01,
+        "low": -0.02,
+        "high": 0.0,
+        "mean_acceptance_length": 1.7,
+    }
+    for _ in range(2):  # a second run replaces the section
+        judged_facts.write_threshold(path, 0.9, [row])
+    loaded = Judge.load(path)
+    assert loaded.metadata.threshold == 0.9
+    assert loaded.metadata.metrics["auc"] == 0.9
+    assert loaded.metadata.metrics["gate_difference"] == -0.01
+    assert torch.equal(loaded.weight, torch.tensor([1.0, 2.0]))
+    text = path.with_suffix(".md").read_text()
+    assert text.startswith("# Card\n")
+    assert text.count("## The gate") == 1
+
+
+def test_figures_and_card_are_written(tmp_path):
+    data = tokens(noise=1.0)
+    head = train_judge.fit(data, 0.1, None)
+    scores = head.score(data.hidden)
+    document = {
+        "feature": "pre_norm",
+        "dtype": "bfloat16",
+        "train_on": "all",
+        "class_weight": "balanced",
+        "strength": 1e-3,
+        "cross_validation": {"0.001": 0.9},
+        "threshold": 0.8,
+        "training_tokens": {"good": 3, "bad": 2},
+        "heldout": train_judge.report_on(head, data),
+        "auc_on_unseen_domain": {"chat": 0.7},
+    }
+    json.dumps(document)
+    train_judge.draw(tmp_path, scores, data.good, data.domain == "chat", document)
+    train_judge.write_card(tmp_path / "card.md", document)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "card.md",
+        "judge_roc.png",
+        "judge_threshold.png",
+    ]
+    assert "| chat |" in (tmp_path / "card.md").read_text()
