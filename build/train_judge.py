@@ -32,8 +32,8 @@ from judge_decoding.labels import AfterError, LabelRecord, labels_hash, read_lab
 from judge_decoding.provenance import collect
 from judge_decoding.text import Tokenizer
 
-STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-FOLDS = 4
+STRENGTHS = (1e-4, 1e-3, 1e-2)
+FOLDS = 3
 THRESHOLDS = (*(round(0.02 * i, 2) for i in range(1, 50)), 0.99, 0.995, 0.999)
 
 
@@ -317,7 +317,7 @@ def main(
     cache: Annotated[str, typer.Option(help="folder for hidden states")] = "cache:",
     feature: str = "pre_norm",
     after_error: Annotated[str | None, typer.Option(help="overrules the labels' own")] = None,
-    train_on: Annotated[str, typer.Option(help="mismatch: refused tokens only; or all")] = "all",
+    train_on: Annotated[str, typer.Option(help="mismatch (refused tokens) or all")] = "mismatch",
     class_weight: Annotated[str, typer.Option(help="balanced or none")] = "balanced",
     bad_rejected: Annotated[float, typer.Option(help="sets the threshold until the gate")] = 0.95,
     dtype: str = "bfloat16",

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from judge_decoding.engine.base import Provenance
 from judge_decoding.errors import UserError
@@ -111,7 +111,7 @@ def print_result(out: Console, result: Result, tokenizer: Tokenizer) -> None:
     """A whole answer, coloured."""
     painter = Painter(tokenizer, colour=has_colour(out))
     pairs = zip(result.token_ids, result.provenance, strict=True)
-    tokens = (Token(token, cast("Provenance", whence), None) for token, whence in pairs)
+    tokens = (Token(token, whence, None) for token, whence in pairs)
     text = painter.paint(tokens, result.text)
     out.print(text.append_text(painter.close()), soft_wrap=True)
 

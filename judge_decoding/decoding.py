@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from judge_decoding.engine.base import (
@@ -23,6 +23,7 @@ from judge_decoding.engine.base import (
     Drafter,
     Proposal,
     ProposeRequest,
+    Provenance,
     Target,
     Verdict,
     VerifyRequest,
@@ -54,7 +55,7 @@ class Result:
     text: str
     token_ids: list[int]
     finish_reason: FinishReason | None
-    provenance: list[str]
+    provenance: list[Provenance]
     judge_scores: list[float | None]
     record: AcceptanceRecord
 
@@ -69,7 +70,6 @@ class LoopClock:
     verify: float = 0.0
     forward: float = 0.0
     judge: float = 0.0
-    round_seconds: list[float] = field(default_factory=list)
 
     @property
     def host(self) -> float:
@@ -132,6 +132,8 @@ class SpeculativeDecoder:
             raise UserError(f"rule {request.acceptance.rule}: the deployment has no draft model")
         if request.acceptance.rule == "strict" and not request.sampling.greedy:
             raise UserError("rule strict: it is greedy; use rejection with a temperature")
+        if request.acceptance.rule == "judge" and self.target.judge is None:
+            raise UserError("rule judge: the deployment names no judge file")
         if request.stop and self.tokenizer is None:
             raise UserError("stop: stop strings need a tokenizer")
         if len(self._active) >= self.target.max_sequences:
@@ -172,9 +174,7 @@ class SpeculativeDecoder:
         clock.verify += verified - proposed
         clock.forward += after[0] - before[0]
         clock.judge += after[1] - before[1]
-        elapsed = time.perf_counter() - started
-        clock.total += elapsed
-        clock.round_seconds.append(elapsed)
+        clock.total += time.perf_counter() - started
         return updates
 
     def _propose(self, ready: Seq[int]) -> dict[int, Proposal]:

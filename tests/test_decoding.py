@@ -261,6 +261,21 @@ def test_synthetic_acceptance_has_the_asked_length(decoder: SpeculativeDecoder) 
     assert 1 + accepted / spec == pytest.approx(3.5, abs=0.2)
 
 
+def test_memory_does_not_grow_over_2000_rounds(decoder: SpeculativeDecoder) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    def rounds(count: int) -> None:
+        before = decoder.clock.rounds
+        while decoder.clock.rounds - before < count:
+            decoder.generate([request(p, "judge", 40) for p in prompts(8)])
+
+    rounds(300)  # allocators and caches settle
+    before = resident()
+    rounds(2000)
+    assert resident() - before < 4 * 2**20
+
+
 def test_cancelling_frees_the_slot_and_reports_itself(decoder: SpeculativeDecoder) -> None:
     stream = decoder.stream(request(prompts(1)[0]))
     update = next(stream)

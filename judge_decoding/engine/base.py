@@ -16,6 +16,8 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 
+from judge_decoding.judge import Judge
+
 Provenance = Literal["aligned", "judged", "target"]
 """Where an emitted token comes from: `aligned` the standard rule accepted the draft token;
 `judged` only the override of a lossy rule did (the judge, or a training-free gate);
@@ -177,6 +179,7 @@ class Target(Engine, Protocol):
     """The large model, the judge and the acceptance rule: acceptance runs where the logits are."""
 
     end_ids: tuple[int, ...]
+    judge: Judge | None
 
     def verify(self, requests: Sequence[VerifyRequest]) -> list[Verdict]:
         """One verdict a request, in order."""
