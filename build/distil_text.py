@@ -45,12 +45,10 @@ class BatchWriter:
     padded on the left to one length, so that one attention call serves the batch.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
         self.config = read_config(folder)
-        context = self.config.max_position_embeddings
-        self.model = Llama(
-            self.config, Tensors(folder), dtype=torch.bfloat16, context=min(context, 2048)
-        )
+        context = min(self.config.max_position_embeddings, 2048)
+        self.model = Llama(self.config, Tensors(folder), dtype=dtype, context=context)
         self.end_ids = torch.tensor(self.config.end_ids)
 
     @torch.inference_mode()
@@ -63,9 +61,9 @@ class BatchWriter:
         padding = torch.tensor([width - len(p) for p in prompts])
         ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
         shape = (config.num_layers, rows, 2 * config.num_kv_heads, width + steps, config.head_dim)
-        cache = torch.zeros(shape, dtype=torch.bfloat16)
+        cache = torch.zeros(shape, dtype=self.model.dtype)
         hidden = torch.arange(width + steps) < padding.unsqueeze(1)
-        mask = torch.where(hidden, MASKED, 0.0).to(torch.bfloat16)
+        mask = torch.where(hidden, MASKED, 0.0).to(self.model.dtype)
         generator = torch.Generator().manual_seed(sampling.seed if sampling else 0)
         done = torch.zeros(rows, dtype=torch.bool)
         written: list[torch.Tensor] = []

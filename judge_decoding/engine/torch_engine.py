@@ -123,20 +123,9 @@ class TorchDrafter(TorchEngine):
     """The small model. `vocab_ids` int64 [S] where its head covers a short-list only."""
 
     def __init__(
-        self,
-        model: Llama,
-        *,
-        max_sequences: int,
-        max_context: int,
-        prefill_chunk: int = 256,
-        vocab_ids: torch.Tensor | None = None,
+        self, model: Llama, *, vocab_ids: torch.Tensor | None = None, **bounds: int
     ) -> None:
-        super().__init__(
-            model,
-            max_sequences=max_sequences,
-            max_context=max_context,
-            prefill_chunk=prefill_chunk,
-        )
+        super().__init__(model, **bounds)
         self.vocab_ids = vocab_ids
 
     @torch.inference_mode()
@@ -193,21 +182,8 @@ class TeacherForced(NamedTuple):
 class TorchTarget(TorchEngine):
     """The large model with its judge; the acceptance rules run on its logits (`verdict.decide`)."""
 
-    def __init__(
-        self,
-        model: Llama,
-        *,
-        max_sequences: int,
-        max_context: int,
-        prefill_chunk: int = 256,
-        judge: Judge | None = None,
-    ) -> None:
-        super().__init__(
-            model,
-            max_sequences=max_sequences,
-            max_context=max_context,
-            prefill_chunk=prefill_chunk,
-        )
+    def __init__(self, model: Llama, *, judge: Judge | None = None, **bounds: int) -> None:
+        super().__init__(model, **bounds)
         self.end_ids = model.config.end_ids
         self.judge = judge
 
@@ -300,33 +276,15 @@ class TorchTarget(TorchEngine):
 
 
 def load_target(
-    folder: Path,
-    *,
-    dtype: str,
-    max_sequences: int,
-    max_context: int,
-    prefill_chunk: int = 256,
-    judge: Judge | None = None,
+    folder: Path, *, dtype: str, max_context: int, judge: Judge | None = None, **bounds: int
 ) -> TorchTarget:
-    """The target of a Hugging Face Llama folder."""
+    """The target of a Hugging Face Llama folder; `bounds` as `TorchEngine` takes them."""
     model = Llama(read_config(folder), Tensors(folder), dtype=DTYPES[dtype], context=max_context)
-    return TorchTarget(
-        model,
-        max_sequences=max_sequences,
-        max_context=max_context,
-        prefill_chunk=prefill_chunk,
-        judge=judge,
-    )
+    return TorchTarget(model, judge=judge, max_context=max_context, **bounds)
 
 
 def load_drafter(
-    folder: Path,
-    *,
-    target: Path,
-    dtype: str,
-    max_sequences: int,
-    max_context: int,
-    prefill_chunk: int = 256,
+    folder: Path, *, target: Path, dtype: str, max_context: int, **bounds: int
 ) -> TorchDrafter:
     """A draft: a Llama folder of its own, or one that shares tensors with the target's folder.
 
@@ -344,10 +302,4 @@ def load_drafter(
         shared=Tensors(target) if config.shared_with_target else None,
         head_ids=ids,
     )
-    return TorchDrafter(
-        model,
-        max_sequences=max_sequences,
-        max_context=max_context,
-        prefill_chunk=prefill_chunk,
-        vocab_ids=ids,
-    )
+    return TorchDrafter(model, vocab_ids=ids, max_context=max_context, **bounds)
