@@ -23,6 +23,7 @@ import torch
 import typer
 from court import resolve
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
 from judge_decoding.engine.torch_engine import TorchTarget, load_target
 from judge_decoding.engine.weights import fingerprint, tokenizer_hash
@@ -81,13 +82,16 @@ def hidden_of(
 ) -> dict[str, torch.Tensor]:
     identity = f"{labels_hash(records)} {fingerprint(folder)} {dtype} {block}"
     order = hashlib.sha256(" ".join(r.id for r in records).encode()).hexdigest()
-    path = cache / f"hidden-{hashlib.sha256(f'{identity} {order}'.encode()).hexdigest()[:16]}.pt"
+    path = (
+        cache
+        / f"hidden-{hashlib.sha256(f'{identity} {order}'.encode()).hexdigest()[:16]}.safetensors"
+    )
     if path.is_file():
-        return dict(torch.load(path, weights_only=True))
+        return load_file(path)
     target = load_target(folder, dtype=dtype, max_sequences=1, max_context=512)
     hidden = read_hidden(records, target, Tokenizer(folder), block)
     cache.mkdir(parents=True, exist_ok=True)
-    torch.save(hidden, path)
+    save_file(hidden, path)
     return hidden
 
 
