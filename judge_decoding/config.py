@@ -49,6 +49,8 @@ class ModelConfig(_Strict):
     """A Hugging Face Llama folder."""
 
     model: ModelPath
+    shape: str | None = None
+    """A known shape (`llama-3.1-70b`), for planning where the folder is not at hand."""
 
 
 class JudgeConfig(_Strict):
@@ -82,6 +84,54 @@ class Limits(_Strict):
     prefill_chunk: int = Field(default=256, ge=1, le=65536)
 
 
+class RankGroup(_Strict):
+    """The ranks of one model: `tp` of them, tensor-parallel.
+
+    devices  one a rank: `cpu` or a GPU number; none given: all on the CPU
+    threads  CPU threads a rank; 0 is PyTorch's default
+    """
+
+    tp: int = Field(default=1, ge=1, le=64)
+    devices: list[Literal["cpu"] | Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    threads: int = Field(default=0, ge=0, le=1024)
+
+    @model_validator(mode="after")
+    def _a_device_a_rank(self) -> RankGroup:
+        if self.devices and len(self.devices) != self.tp:
+            raise ValueError(f"devices names {len(self.devices)}, but tp is {self.tp}: one a rank")
+        return self
+
+
+class RanksConfig(_Strict):
+    """MPI ranks: rank 0 leads, then the draft's, then the target's.
+
+    timeout_s          any one answer of a rank; past it the whole job ends
+    startup_timeout_s  loading included
+    """
+
+    draft: RankGroup = RankGroup()
+    target: RankGroup = RankGroup()
+    timeout_s: float = Field(default=60.0, gt=0)
+    startup_timeout_s: float = Field(default=900.0, gt=0)
+
+
+class ServerConfig(_Strict):
+    """Triton's ports and the bounds of what it takes in.
+
+    max_queue         requests that wait while all sequences are in use; one more is refused
+    max_prompt_bytes  of a request's text
+    drain_s           time that running requests get after SIGTERM
+    """
+
+    host: str = "127.0.0.1"
+    http_port: int = Field(default=8000, ge=1, le=65535)
+    grpc_port: int = Field(default=8001, ge=1, le=65535)
+    metrics_port: int = Field(default=8002, ge=1, le=65535)
+    max_queue: int = Field(default=64, ge=0)
+    max_prompt_bytes: int = Field(default=1_000_000, ge=1)
+    drain_s: float = Field(default=30.0, ge=0)
+
+
 class Deployment(_Strict):
     """The whole of a deployment."""
 
@@ -96,6 +146,9 @@ class Deployment(_Strict):
     draft_len_schedule: dict[int, int] = Field(default_factory=dict)
     draft_min_prob: float = Field(default=0.0, ge=0, lt=1)
     limits: Limits = Limits()
+    ranks: RanksConfig | None = None
+    """None: one process runs both models."""
+    server: ServerConfig = ServerConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Deployment:
