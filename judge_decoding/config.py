@@ -132,11 +132,68 @@ class ServerConfig(_Strict):
     drain_s: float = Field(default=30.0, ge=0)
 
 
+class EngineConfig(_Strict):
+    """How one model's TensorRT engine is built and what its cache gets.
+
+    quantization        of weights and activations; `none` is the deployment's dtype
+    kv_cache_dtype      `auto` is the deployment's dtype
+    kv_cache_free_gpu_memory_fraction
+                        of what is free on the GPU once the weights are loaded; the draft's engine
+                        is loaded first
+    """
+
+    quantization: Literal["none", "fp8"] = "none"
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    kv_cache_free_gpu_memory_fraction: float = Field(default=0.9, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _fp8_cache_is_calibrated(self) -> EngineConfig:
+        if self.kv_cache_dtype == "fp8" and self.quantization == "none":
+            raise ValueError(
+                "kv_cache_dtype fp8 needs quantization fp8: its scales come from the same "
+                "calibration"
+            )
+        return self
+
+
+class TrtLlmConfig(_Strict):
+    """What building and running TensorRT-LLM engines needs beside the models and `ranks`.
+
+    engines         folder of all that is built: checkpoints/, draft/, target/, logs/
+    gpu             the kind that engines are built on and run on
+    shared_gpus     draft and target use the same GPUs (their `ranks.*.devices` are then equal
+                    or overlap); else their GPUs must be disjoint
+    gpus_per_node   GPU numbers count through the nodes: with 8, GPU 9 is the second node's GPU 1
+    max_num_tokens  packed tokens of one pass; bounds activation memory
+    mode            `orchestrator`: one process spawns the ranks of both models (one node only);
+                    `leader`: mpirun starts every rank
+    fast_logits     draft distributions go GPU to GPU; they are used by rule `rejection` alone,
+                    and need mode `orchestrator` with ranks that mpirun has started
+    plugin          the judge's plugin library (plugins/judge_accept); loaded before any engine
+    """
+
+    engines: ModelPath
+    gpu: Literal["h100", "h200", "b200"]
+    draft: EngineConfig = EngineConfig()
+    target: EngineConfig = EngineConfig()
+    shared_gpus: bool = False
+    gpus_per_node: int = Field(default=8, ge=1, le=64)
+    logits_dtype: Literal["float32", "float16"] = "float32"
+    max_num_tokens: int = Field(default=8192, ge=64)
+    mode: Literal["orchestrator", "leader"] = "orchestrator"
+    fast_logits: bool = False
+    plugin: ModelPath = Path("/opt/judge-decoding/lib/libjudge_accept.so")
+
+
+TRTLLM_RULES: tuple[RuleName, ...] = ("none", "strict", "rejection", "judge")
+"""Rules that TensorRT-LLM's runtime has, or that the plugin adds to it."""
+
+
 class Deployment(_Strict):
     """The whole of a deployment."""
 
     name: str = Field(min_length=1)
-    engine: Literal["torch"] = "torch"
+    engine: Literal["torch", "trtllm"] = "torch"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     target: ModelConfig
     draft: ModelConfig | None = None
@@ -149,6 +206,8 @@ class Deployment(_Strict):
     ranks: RanksConfig | None = None
     """None: one process runs both models."""
     server: ServerConfig = ServerConfig()
+    trtllm: TrtLlmConfig | None = None
+    """Read by engine `trtllm` alone, which needs it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Deployment:
@@ -162,7 +221,49 @@ class Deployment(_Strict):
             raise ValueError(f"acceptance.rule {self.acceptance.rule} needs a draft")
         if self.acceptance.rule == "judge" and self.judge is None:
             raise ValueError("acceptance.rule judge needs a judge")
+        if self.engine == "trtllm":
+            self._check_trtllm()
         return self
+
+    def _check_trtllm(self) -> None:
+        """ValueError where TensorRT-LLM cannot run the deployment."""
+        build, ranks = self.trtllm, self.ranks
+        if build is None:
+            raise ValueError("engine trtllm needs a trtllm section")
+        if ranks is None:
+            raise ValueError("engine trtllm needs ranks: tp and devices of draft and target")
+        if self.draft is None:
+            raise ValueError("engine trtllm needs a draft")
+        if self.dtype != "bfloat16":
+            raise ValueError(f"engine trtllm runs dtype bfloat16, not {self.dtype}")
+        if self.max_draft_len < 1:
+            raise ValueError("engine trtllm needs max_draft_len of at least 1")
+        if self.acceptance.rule not in TRTLLM_RULES:
+            raise ValueError(
+                f"engine trtllm has no acceptance.rule {self.acceptance.rule}; "
+                f"it has {', '.join(TRTLLM_RULES)}"
+            )
+        for name, group in (("draft", ranks.draft), ("target", ranks.target)):
+            if not group.devices or "cpu" in group.devices:
+                raise ValueError(f"engine trtllm needs ranks.{name}.devices, a GPU number a rank")
+            if len(set(group.devices)) != group.tp:
+                raise ValueError(f"ranks.{name}.devices names a GPU twice: {group.devices}")
+        shared = set(ranks.draft.devices) & set(ranks.target.devices)
+        if shared and not build.shared_gpus:
+            raise ValueError(
+                f"draft and target both use GPU {sorted(shared, key=str)[0]}; "
+                "give them different ranks.*.devices, or say trtllm.shared_gpus: true"
+            )
+        if build.shared_gpus and not shared:
+            raise ValueError("trtllm.shared_gpus is true, but no GPU is in both ranks.*.devices")
+        gpus = [gpu for gpu in (*ranks.draft.devices, *ranks.target.devices) if gpu != "cpu"]
+        if build.mode == "orchestrator" and max(gpus) >= build.gpus_per_node:
+            raise ValueError(
+                f"trtllm.mode orchestrator runs on one node of {build.gpus_per_node} GPUs, but "
+                f"GPU {max(gpus)} is on another; use mode leader"
+            )
+        if build.fast_logits and build.mode != "orchestrator":
+            raise ValueError("trtllm.fast_logits needs trtllm.mode orchestrator")
 
     def default_acceptance(self, **changes: Any) -> Acceptance:
         """The deployment's acceptance parameters, with a request's changes that are not None."""
