@@ -1,0 +1,120 @@
+"""AsyncJudgeClient: JudgeClient for asyncio. Many streams share one thread and one connection.
+
+async with AsyncJudgeClient("127.0.0.1:8001") as client:
+    requests = [Request(text, chat=True) for text in texts]
+    answers = await asyncio.gather(*map(client.generate, requests))
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+from clients.client import (
+    CHANNEL,
+    CONTROL_S,
+    call_error,
+    check_url,
+    new_request_id,
+)
+from clients.wire import (
+    MODEL,
+    Answer,
+    Chunk,
+    JudgeClientError,
+    Request,
+    infer_request,
+    read_response,
+    stop_request,
+)
+
+
+class AsyncJudgeClient:
+    """A connection to a server, for the event loop it was made in."""
+
+    def __init__(self, url: str, *, model: str = MODEL, timeout: float | None = None) -> None:
+        """See `JudgeClient`."""
+        import grpc.aio
+        from tritonclient.grpc import service_pb2_grpc
+
+        self.url = check_url(url)
+        self.model = model
+        self.timeout = timeout
+        self._channel = grpc.aio.insecure_channel(url, options=CHANNEL)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    async def __aenter__(self) -> AsyncJudgeClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def generate(self, request: Request, *, request_id: str | None = None) -> Answer:
+        """The whole answer. Cancelling the task cancels on the server."""
+        answer = Answer()
+        async for chunk in self._responses(request, request_id, stream=False):
+            answer.add(chunk)
+        return answer
+
+    def stream(self, request: Request, *, request_id: str | None = None) -> AsyncIterator[Chunk]:
+        """The answer as it comes. Closing the iterator, or leaving it, cancels on the server.
+
+        An iterator that is left is closed when the event loop comes to it; `aclose()` does it now.
+        """
+        return self._responses(request, request_id, stream=True)
+
+    async def cancel(self, request_id: str) -> None:
+        """End a running request: its last chunk then says `cancelled`. Unknown ids are no error."""
+        import grpc
+
+        message = stop_request(request_id, model=self.model)
+        try:
+            async for _ in self._stub.ModelStreamInfer(iter([message]), timeout=CONTROL_S):
+                pass
+        except grpc.RpcError as error:
+            raise call_error(error, self.url) from None
+
+    async def _responses(
+        self, request: Request, request_id: str | None, *, stream: bool
+    ) -> AsyncIterator[Chunk]:
+        import grpc
+
+        number = request_id or new_request_id()
+        message = infer_request(request, number, stream=stream, model=self.model)
+        call: Any = self._stub.ModelStreamInfer(iter([message]), timeout=self.timeout)
+        running = True  # on the server, as far as is known
+        try:
+            async for response in call:
+                try:
+                    chunk, final = read_response(response)
+                except JudgeClientError:
+                    running = False
+                    raise
+                running = not final
+                if chunk is not None:
+                    yield chunk
+                if final:
+                    return
+            raise JudgeClientError(f"{self.url}: the stream ended before its last response")
+        except grpc.RpcError as error:
+            running = error.code() in (
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                grpc.StatusCode.CANCELLED,
+            )
+            raise call_error(error, self.url, self.timeout) from None
+        finally:
+            if running:
+                await self._abandon(number)
+            call.cancel()
+
+    async def _abandon(self, request_id: str) -> None:
+        """Cancel where nobody waits for the answer any more: what ended it is what is reported."""
+        import grpc.aio
+
+        # The server has gone; the client is closed.
+        with suppress(JudgeClientError, grpc.aio.UsageError):
+            await self.cancel(request_id)

@@ -1,0 +1,171 @@
+"""JudgeClient: answers of a served deployment, whole or as a stream, and their cancellation.
+
+    with JudgeClient("127.0.0.1:8001") as client:
+        answer = client.generate(Request("What is the capital of France?", chat=True))
+        for chunk in client.stream(Request("Once upon a time", max_tokens=64)):
+            print(chunk.text, end="", flush=True)
+
+One client serves any number of threads and concurrent streams: every request is a gRPC stream of
+its own on one connection. tritonclient's own client class allows one stream an object, drops the
+request id of an error and leaves a thread behind when a stream is cut short, so that its generated
+stubs are used instead.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from clients.wire import (
+    MODEL,
+    Answer,
+    Chunk,
+    JudgeClientError,
+    Request,
+    infer_request,
+    read_response,
+    stop_request,
+)
+
+CONTROL_S = 10.0
+"""Seconds that the server gets for anything that is not an answer: readiness, a cancellation."""
+
+MESSAGE_BYTES = 2**31 - 1
+CHANNEL = [
+    ("grpc.max_send_message_length", MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+class JudgeClient:
+    """A connection to a server. Close it, or use it in a `with`."""
+
+    def __init__(self, url: str, *, model: str = MODEL, timeout: float | None = None) -> None:
+        """url      HOST:PORT of Triton's gRPC endpoint
+        timeout  seconds that a whole answer may take; None waits for ever
+        """
+        import grpc
+        from tritonclient.grpc import service_pb2_grpc
+
+        self.url = check_url(url)
+        self.model = model
+        self.timeout = timeout
+        self._channel = grpc.insecure_channel(url, options=CHANNEL)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def __enter__(self) -> JudgeClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def check(self) -> None:
+        """JudgeClientError unless a server is there and serves the model."""
+        import grpc
+        from tritonclient.grpc import service_pb2
+
+        try:
+            wanted = service_pb2.ModelReadyRequest(name=self.model)
+            ready = self._stub.ModelReady(wanted, timeout=CONTROL_S).ready
+        except grpc.RpcError as error:
+            raise call_error(error, self.url) from None
+        if not ready:
+            raise JudgeClientError(f"{self.url}: the server has no model {self.model!r} ready")
+
+    def generate(self, request: Request, *, request_id: str | None = None) -> Answer:
+        """The whole answer."""
+        return collect(self._responses(request, request_id, stream=False))
+
+    def stream(self, request: Request, *, request_id: str | None = None) -> Iterator[Chunk]:
+        """The answer as it comes. Closing the iterator, or leaving it, cancels on the server."""
+        return self._responses(request, request_id, stream=True)
+
+    def cancel(self, request_id: str) -> None:
+        """End a running request from any thread: its last chunk then says `cancelled`.
+
+        An id that is not running, or no longer, is no error.
+        """
+        import grpc
+
+        message = stop_request(request_id, model=self.model)
+        try:
+            for _ in self._stub.ModelStreamInfer(iter([message]), timeout=CONTROL_S):
+                pass
+        except grpc.RpcError as error:
+            raise call_error(error, self.url) from None
+
+    def _responses(
+        self, request: Request, request_id: str | None, *, stream: bool
+    ) -> Iterator[Chunk]:
+        import grpc
+
+        number = request_id or new_request_id()
+        message = infer_request(request, number, stream=stream, model=self.model)
+        call: Any = self._stub.ModelStreamInfer(iter([message]), timeout=self.timeout)
+        running = True  # on the server, as far as is known
+        try:
+            for response in call:
+                try:
+                    chunk, final = read_response(response)
+                except JudgeClientError:
+                    running = False
+                    raise
+                running = not final
+                if chunk is not None:
+                    yield chunk
+                if final:
+                    return
+            raise JudgeClientError(f"{self.url}: the stream ended before its last response")
+        except grpc.RpcError as error:
+            running = error.code() in (
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                grpc.StatusCode.CANCELLED,
+            )
+            raise call_error(error, self.url, self.timeout) from None
+        finally:
+            if running:
+                self._abandon(number)
+            call.cancel()
+
+    def _abandon(self, request_id: str) -> None:
+        """Cancel where nobody waits for the answer any more: what ended it is what is reported."""
+        with suppress(JudgeClientError, ValueError):  # the server has gone; the client is closed
+            self.cancel(request_id)
+
+
+def collect(chunks: Iterator[Chunk]) -> Answer:
+    answer = Answer()
+    for chunk in chunks:
+        answer.add(chunk)
+    return answer
+
+
+def new_request_id() -> str:
+    return uuid.uuid4().hex
+
+
+def check_url(url: str) -> str:
+    """`url` where it is HOST:PORT; gRPC would take `localhost` for port 443 and wait."""
+    host, _, port = url.rpartition(":")
+    if not re.fullmatch(r"\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+", host) or not port.isdecimal():
+        raise JudgeClientError(f"url: {url!r} is not HOST:PORT, such as 127.0.0.1:8001")
+    if not 0 < int(port) < 65536:
+        raise JudgeClientError(f"url: {port} is no port")
+    return url
+
+
+def call_error(error: Any, url: str, timeout: float | None = None) -> JudgeClientError:
+    """A failed gRPC call in one line; `timeout` is that of an answer."""
+    status, details = error.code().name, error.details() or "no details"
+    if status == "UNAVAILABLE":
+        details = f"no server answers there ({details})"
+    elif status == "DEADLINE_EXCEEDED":
+        details = f"no answer within {CONTROL_S if timeout is None else timeout:g} s"
+    return JudgeClientError(f"{url}: {details}", status)

@@ -1,0 +1,100 @@
+"""Ask a server, and see where every token of the answer comes from.
+
+    python -m clients.generate -u 127.0.0.1:8001 --prompt "What is a judge?" --stream
+
+Ctrl-C cancels on the server. With `--json` the last line of stdout is one JSON document, of the
+same shape as that of `judge-decoding generate --json`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from clients import terminal
+from clients.client import JudgeClient, new_request_id
+from clients.wire import MODEL, Answer, Request
+
+
+def generate(
+    prompt: Annotated[list[str], typer.Option(help="May be repeated: one after another.")],
+    url: terminal.Url = terminal.DEFAULT_URL,
+    model: terminal.Model = MODEL,
+    stream: Annotated[bool, typer.Option("--stream", help="Show the answer as it comes.")] = False,
+    chat: Annotated[bool, typer.Option(help="Put the prompt in the chat template.")] = True,
+    rule: terminal.Rule = None,
+    threshold: terminal.Threshold = None,
+    max_tokens: terminal.MaxTokens = None,
+    min_tokens: Annotated[int | None, typer.Option(help="No end before them.")] = None,
+    max_draft_len: terminal.MaxDraftLen = None,
+    temperature: terminal.Temperature = None,
+    top_k: terminal.TopK = None,
+    top_p: terminal.TopP = None,
+    seed: terminal.Seed = None,
+    stop: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
+    timeout: terminal.Timeout = None,
+    as_json: terminal.Json = False,
+) -> int:
+    """Answer prompts and show where every token comes from."""
+    out = terminal.console()
+    answers: list[Answer] = []
+    with JudgeClient(url, model=model, timeout=timeout) as client:
+        client.check()
+        began = time.perf_counter()
+        for text in prompt:
+            request = Request(
+                text,
+                chat=chat,
+                max_tokens=max_tokens,
+                min_tokens=min_tokens,
+                stop=stop or (),
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+                rule=rule,
+                threshold=threshold,
+                max_draft_len=max_draft_len,
+                provenance=True,
+                judge_scores=True,
+                record=True,
+            )
+            if len(prompt) > 1:
+                out.print(f"> {text}", style="bold", soft_wrap=True)
+            number = new_request_id()
+            answers.append(terminal.show(client, request, out, request_id=number, stream=stream))
+            if answers[-1].finish_reason == "cancelled":
+                break
+        seconds = time.perf_counter() - began
+    out.print(terminal.speed_line(answers, seconds), style="dim")
+    if as_json:
+        terminal.print_json(document(prompt, answers, seconds))
+    else:
+        terminal.print_legend(out)
+    return 130 if answers[-1].finish_reason == "cancelled" else 0
+
+
+def document(prompts: Sequence[str], answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
+    """The JSON document; `prompts` behind a cancelled one have no answer."""
+    tokens = sum(answer.num_output_tokens for answer in answers)
+    results = [
+        {
+            "prompt": prompt,
+            "text": answer.text,
+            "token_ids": [token.id for token in answer.tokens],
+            "finish_reason": answer.finish_reason,
+            "provenance": [token.provenance for token in answer.tokens],
+            "judge_scores": [token.score for token in answer.tokens],
+            "speculative_decoding": answer.record,
+        }
+        for prompt, answer in zip(prompts, answers, strict=False)
+    ]
+    timing = {"seconds": seconds, "tokens": tokens, "tokens_per_s": tokens / max(seconds, 1e-9)}
+    return {"results": results, "timing": timing}
+
+
+if __name__ == "__main__":
+    terminal.run(generate, "generate")

@@ -1,0 +1,269 @@
+"""The wire contract: a request as tensors of the `ensemble` model, its responses as Python values.
+
+Messages are built and read with tritonclient's generated classes. Everything here is pure: no
+connection, no clock.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MODEL = "ensemble"
+PROVENANCES = ("aligned", "judged", "target")
+
+
+class JudgeClientError(Exception):
+    """What went wrong, as one line: the server's own message, or why it was not reached.
+
+    status  the gRPC status where the call itself failed (`UNAVAILABLE`, `DEADLINE_EXCEEDED`),
+            None where the server refused or ended the request
+    """
+
+    def __init__(self, message: str, status: str | None = None) -> None:
+        super().__init__(" ".join(message.split()))
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate. A field left at None is not sent: the deployment's default holds.
+
+    prompt         text; bytes are sent as they are
+    messages       a conversation of {"role", "content"}, instead of `prompt`
+    chat           `prompt` is one user turn, put in the chat template; else raw text
+    stop           stop strings
+    rule           acceptance rule; `threshold` is the judge's, in [0, 1]
+    provenance     ask where each token comes from (Chunk.tokens)
+    judge_scores   ask for the judge's score of each drafted token (with `provenance`)
+    record         ask for the acceptance record (Answer.record)
+    """
+
+    prompt: str | bytes = ""
+    messages: Sequence[Mapping[str, str]] | None = None
+    chat: bool | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    stop: Sequence[str] = ()
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    rule: str | None = None
+    threshold: float | None = None
+    max_draft_len: int | None = None
+    ignore_eos: bool | None = None
+    provenance: bool = False
+    judge_scores: bool = False
+    record: bool = False
+
+
+class Token(NamedTuple):
+    """One emitted token; `text` is what became certain with it, possibly nothing.
+
+    score  the judge's, None where there is none or none was asked for
+    """
+
+    id: int | None
+    text: str
+    provenance: str
+    score: float | None
+
+
+class Chunk(NamedTuple):
+    """One response of a stream.
+
+    text               new text
+    tokens             the tokens that came in; [] unless `provenance` was asked for
+    num_output_tokens  so far; None where the server did not say
+    finish_reason      None until the last: `stop`, `length` or `cancelled`
+    record             on the last response, when asked for
+    """
+
+    text: str
+    tokens: list[Token]
+    num_input_tokens: int | None
+    num_output_tokens: int | None
+    finish_reason: str | None
+    record: dict[str, Any] | None
+
+
+@dataclass
+class Answer:
+    """A whole answer, or as much of it as came: the sum of its chunks."""
+
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    num_input_tokens: int = 0
+    num_output_tokens: int = 0
+    finish_reason: str | None = None
+    record: dict[str, Any] | None = None
+
+    def add(self, chunk: Chunk) -> None:
+        self.text += chunk.text
+        self.tokens += chunk.tokens
+        if chunk.num_input_tokens is not None:
+            self.num_input_tokens = chunk.num_input_tokens
+        if chunk.num_output_tokens is not None:
+            self.num_output_tokens = chunk.num_output_tokens
+        self.finish_reason = chunk.finish_reason or self.finish_reason
+        self.record = chunk.record or self.record
+
+
+# Field of a request -> (tensor, Triton's type).
+_INPUTS = {
+    "prompt": ("text_input", "BYTES"),
+    "messages": ("messages", "BYTES"),
+    "chat": ("chat", "BOOL"),
+    "max_tokens": ("max_tokens", "INT32"),
+    "min_tokens": ("min_tokens", "INT32"),
+    "stop": ("stop_words", "BYTES"),
+    "temperature": ("temperature", "FP32"),
+    "top_k": ("top_k", "INT32"),
+    "top_p": ("top_p", "FP32"),
+    "seed": ("seed", "UINT64"),
+    "rule": ("acceptance_rule", "BYTES"),
+    "threshold": ("judge_threshold", "FP32"),
+    "max_draft_len": ("max_draft_len", "INT32"),
+    "ignore_eos": ("ignore_eos", "BOOL"),
+    "provenance": ("return_provenance", "BOOL"),
+    "judge_scores": ("return_judge_scores", "BOOL"),
+    "record": ("return_acceptance_record", "BOOL"),
+}
+_DTYPES: dict[str, Any] = {
+    "BOOL": np.bool_,
+    "INT32": np.int32,
+    "UINT64": np.uint64,
+    "FP32": np.float32,
+}
+
+
+def infer_request(request: Request, request_id: str, *, stream: bool, model: str = MODEL) -> Any:
+    """A ModelInferRequest. JudgeClientError for a value that its tensor cannot hold."""
+    tensors: dict[str, tuple[str, Sequence[Any]]] = {"stream": ("BOOL", [stream])}
+    for one in fields(request):
+        value = getattr(request, one.name)
+        name, datatype = _INPUTS[one.name]
+        if one.name == "messages" and value is not None:
+            value = json.dumps([dict(message) for message in value])
+        if one.name == "stop":
+            tensors |= {name: (datatype, list(value))} if value else {}
+        elif value is not None and (one.default is None or value != one.default):
+            tensors[name] = (datatype, [value])
+    tensors.setdefault("text_input", ("BYTES", [""]))  # the one input that is not optional
+    return _message(model, request_id, tensors)
+
+
+def stop_request(request_id: str, *, model: str = MODEL) -> Any:
+    """Ends the running request of that id: a second one under the same id, with `stop` set.
+
+    Triton does not pass the cancellation of a stream on to the steps of an ensemble.
+    """
+    return _message(model, request_id, {"text_input": ("BYTES", [""]), "stop": ("BOOL", [True])})
+
+
+def _message(model: str, request_id: str, tensors: Mapping[str, tuple[str, Sequence[Any]]]) -> Any:
+    from tritonclient.grpc import service_pb2
+
+    message = service_pb2.ModelInferRequest(model_name=model, id=request_id)
+    # Else a final flag without tensors would never reach the client.
+    message.parameters["triton_enable_empty_final_response"].bool_param = True
+    for name, (datatype, values) in tensors.items():
+        message.inputs.add(name=name, datatype=datatype, shape=[len(values)])
+        message.raw_input_contents.append(_raw(name, datatype, values))
+    return message
+
+
+def _raw(name: str, datatype: str, values: Sequence[Any]) -> bytes:
+    from tritonclient.utils import serialize_byte_tensor
+
+    for value in values:
+        if not _fits(value, datatype):
+            raise JudgeClientError(f"{name}: {value!r} is not a value of type {datatype}")
+    if datatype != "BYTES":
+        return np.array(values, dtype=_DTYPES[datatype]).tobytes()
+    try:
+        texts = [v if isinstance(v, bytes) else v.encode("utf-8") for v in values]
+    except UnicodeEncodeError:
+        raise JudgeClientError(f"{name}: it is not valid UTF-8") from None
+    return bytes(serialize_byte_tensor(np.array(texts, dtype=object)).item())
+
+
+def _fits(value: Any, datatype: str) -> bool:
+    if datatype == "BYTES":
+        return isinstance(value, (str, bytes))
+    if datatype == "BOOL" or isinstance(value, bool):
+        return datatype == "BOOL" and isinstance(value, bool)
+    if datatype == "FP32":
+        return isinstance(value, (int, float))
+    limits = np.iinfo(_DTYPES[datatype])
+    return isinstance(value, int) and limits.min <= value <= limits.max
+
+
+def read_response(response: Any) -> tuple[Chunk | None, bool]:
+    """A ModelStreamInferResponse -> (what it carries, whether it is the last one).
+
+    The chunk is None where the response only says that no more will come. JudgeClientError where
+    the server refused or ended the request.
+    """
+    from tritonclient.grpc import InferResult
+
+    if response.error_message:
+        raise JudgeClientError(plain(response.error_message))
+    inner = response.infer_response
+    final = bool(inner.parameters["triton_final_response"].bool_param)
+    if not inner.outputs:
+        return None, final
+    tensors = _Tensors(InferResult(inner))
+    finish, record = tensors.text("finish_reason"), tensors.text("speculative_decoding")
+    chunk = Chunk(
+        text=tensors.text("text_output"),
+        tokens=list(_tokens(tensors)),
+        num_input_tokens=tensors.integer("num_input_tokens"),
+        num_output_tokens=tensors.integer("num_output_tokens"),
+        finish_reason=finish or None,
+        record=json.loads(record) if record else None,
+    )
+    return chunk, final
+
+
+class _Tensors:
+    """Outputs of one response by name; those that the server left out are empty."""
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    def array(self, name: str) -> list[Any]:
+        values = self._result.as_numpy(name)
+        return [] if values is None else list(values.reshape(-1).tolist())
+
+    def texts(self, name: str) -> list[str]:
+        return [value.decode("utf-8", errors="replace") for value in self.array(name)]
+
+    def text(self, name: str) -> str:
+        return "".join(self.texts(name))
+
+    def integer(self, name: str) -> int | None:
+        values = self.array(name)
+        return int(values[0]) if values else None
+
+
+def _tokens(tensors: _Tensors) -> Iterator[Token]:
+    """One token an entry of `provenance`; the tensors beside it are as long, or empty."""
+    origins = tensors.texts("provenance")
+    ids: list[int | None] = tensors.array("output_ids") or [None] * len(origins)
+    texts = tensors.texts("token_texts") or [""] * len(origins)
+    scores = tensors.array("judge_scores") or [np.nan] * len(origins)
+    for number, text, origin, score in zip(ids, texts, origins, scores, strict=True):
+        yield Token(number, text, origin, None if np.isnan(score) else float(score))
+
+
+def plain(message: str) -> str:
+    """A message of Triton's without the names of the models it passed through."""
+    message = re.sub(r"^in ensemble '[^']*', ", "", message.strip())
+    return re.sub(r"^Failed to process the request\(s\).*?, message: ", "", message, flags=re.S)
