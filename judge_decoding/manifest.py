@@ -1,0 +1,277 @@
+"""The manifest beside an engine: what it was built from and for, checked before it is loaded.
+
+TensorRT refuses an engine of another version with an opaque message, and runs one of another model
+or judge without any. `build/build_engines.py` writes `manifest.json` last, so an engine folder
+without one is unfinished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from judge_decoding.config import Deployment, TrtLlmConfig
+from judge_decoding.engine.weights import fingerprint, read_config, tokenizer_hash
+from judge_decoding.errors import UserError
+from judge_decoding.judge import Judge
+from judge_decoding.trtllm_stack import CONTAINER, PLUGIN_NAME, PLUGIN_VERSION, Runtime
+
+Role = Literal["draft", "target"]
+FILE = "manifest.json"
+
+
+class EngineManifest(BaseModel):
+    """sm: compute capability times ten; vocabulary: hash of the tokenizer; max_draft_len: 0 for a
+    draft; model_fingerprint: of the engine's own model; judge: hash of the judge's file, None for
+    an engine without one, and then plugin, threshold and protect_end_ids are None too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["judge-decoding-engine/1"] = "judge-decoding-engine/1"
+    role: Role
+    tensorrt: str = Field(min_length=1)
+    tensorrt_llm: str = Field(min_length=1)
+    sm: int = Field(gt=0)
+    plugin: str | None = None
+    vocabulary: str = Field(min_length=1)
+    vocab_size: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+    tp: int = Field(gt=0)
+    quantization: Literal["none", "fp8"]
+    kv_cache_dtype: Literal["auto", "fp8"]
+    logits_dtype: Literal["float32", "float16"]
+    max_draft_len: int = Field(ge=0)
+    max_sequences: int = Field(gt=0)
+    max_context: int = Field(gt=0)
+    max_num_tokens: int = Field(gt=0)
+    model_fingerprint: str = Field(min_length=1)
+    judge: str | None = None
+    threshold: float | None = None
+    protect_end_ids: bool | None = None
+
+    def save(self, folder: Path) -> None:
+        (folder / FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> EngineManifest:
+        path = folder / FILE
+        if not path.is_file():
+            raise UserError(f"engine: no {path}; build it with build/build_engines.py")
+        try:
+            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, ValidationError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"engine: {path} is not readable ({reason}); build the engine again"
+            ) from None
+
+
+def judge_hash(path: Path) -> str:
+    """Identity of a judge file: 16 hex digits."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError:
+        raise UserError(f"judge: no file {path}; train one with build/train_judge.py") from None
+
+
+def sections(deployment: Deployment) -> TrtLlmConfig:
+    """The deployment's trtllm section, or a UserError."""
+    if deployment.engine != "trtllm" or deployment.trtllm is None:
+        raise UserError(
+            f"config: deployment {deployment.name} has engine {deployment.engine}; "
+            "engines are for engine trtllm"
+        )
+    return deployment.trtllm
+
+
+def model_folder(deployment: Deployment, role: Role) -> Path:
+    model = deployment.target if role == "target" else deployment.draft
+    assert model is not None  # engine trtllm has a draft
+    return model.model
+
+
+def engine_folder(deployment: Deployment, role: Role) -> Path:
+    return sections(deployment).engines / role
+
+
+def manifest_for(deployment: Deployment, role: Role, runtime: Runtime) -> EngineManifest:
+    """What the engine of this deployment has to say when it is built here.
+
+    Reads the model's folder (weights included) and the judge. UserError where judge and target do
+    not belong together.
+    """
+    build, ranks = sections(deployment), deployment.ranks
+    assert ranks is not None
+    folder = model_folder(deployment, role)
+    config = read_config(folder)
+    part = build.target if role == "target" else build.draft
+    identity, vocabulary = fingerprint(folder), tokenizer_hash(folder)
+    judge: dict[str, object] = {}
+    if role == "target" and deployment.acceptance.rule == "judge":
+        assert deployment.judge is not None
+        loaded = Judge.load(deployment.judge.path)
+        loaded.check_target(identity, vocabulary, config.hidden_size)
+        judge = {
+            "plugin": f"{PLUGIN_NAME}/{PLUGIN_VERSION}",
+            "judge": judge_hash(deployment.judge.path),
+            "threshold": wanted_threshold(deployment, loaded),
+            "protect_end_ids": deployment.acceptance.protect_end_ids,
+        }
+    return EngineManifest.model_validate(
+        {
+            "role": role,
+            "tensorrt": runtime.tensorrt,
+            "tensorrt_llm": runtime.tensorrt_llm,
+            "sm": runtime.sm,
+            "vocabulary": vocabulary,
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.hidden_size,
+            "tp": (ranks.target if role == "target" else ranks.draft).tp,
+            "quantization": part.quantization,
+            "kv_cache_dtype": part.kv_cache_dtype,
+            "logits_dtype": build.logits_dtype,
+            "max_draft_len": deployment.max_draft_len if role == "target" else 0,
+            "max_sequences": deployment.limits.max_sequences,
+            "max_context": deployment.limits.max_context,
+            "max_num_tokens": build.max_num_tokens,
+            "model_fingerprint": identity,
+            **judge,
+        }
+    )
+
+
+def wanted_threshold(deployment: Deployment, judge: Judge) -> float:
+    """The deployment's threshold, else the judge's own."""
+    assert deployment.judge is not None
+    own = judge.metadata.threshold
+    return own if deployment.judge.threshold is None else deployment.judge.threshold
+
+
+class Mismatch(NamedTuple):
+    """One thing that does not fit: `field`: engine has `has`, `needs` is wanted; `fix` says how."""
+
+    field: str
+    has: object
+    needs: object
+    fix: str
+
+
+def check_engine(
+    deployment: Deployment, role: Role, runtime: Runtime, folder: Path | None = None
+) -> EngineManifest:
+    """The engine's manifest; UserError naming the first mismatch and its fix.
+
+    The model's folder must hold config.json and tokenizer.json; where its weights are not at hand
+    (a serving machine), the judge's own record of its target stands for them.
+    """
+    folder = folder or engine_folder(deployment, role)
+    manifest = EngineManifest.load(folder)
+    if manifest.role != role:
+        raise UserError(
+            f"engine: {folder} holds a {manifest.role} engine, not a {role}'s; put each "
+            "into the folder of its name (trtllm.engines)"
+        )
+    files = ["config.json", *(f"rank{rank}.engine" for rank in range(manifest.tp))]
+    for name in files:
+        if not (folder / name).is_file():
+            raise UserError(f"engine: {folder} lacks {name}; {_again(role)}")
+    for wrong in mismatches(manifest, deployment, runtime):
+        raise UserError(
+            f"engine: {folder} has {wrong.field} {wrong.has}, but {wrong.needs} is needed here; "
+            f"{wrong.fix}"
+        )
+    return manifest
+
+
+def mismatches(
+    manifest: EngineManifest, deployment: Deployment, runtime: Runtime
+) -> Iterator[Mismatch]:
+    """Everything that forbids loading the engine, in the order in which a person would fix it."""
+    role, build, ranks = manifest.role, sections(deployment), deployment.ranks
+    assert ranks is not None
+    part = build.target if role == "target" else build.draft
+    folder = model_folder(deployment, role)
+    config = read_config(folder)
+    again = _again(role)
+    container = f"build and serve in one container ({CONTAINER}), or {again}"
+    exact = [
+        ("tensorrt", runtime.tensorrt, container),
+        ("tensorrt_llm", runtime.tensorrt_llm, container),
+        ("sm", runtime.sm, f"serve on the GPU kind it was built for, or {again}"),
+        ("vocab_size", config.vocab_size, again),
+        ("hidden_size", config.hidden_size, again),
+        (
+            "tp",
+            (ranks.target if role == "target" else ranks.draft).tp,
+            f"set ranks.{role}.tp to {manifest.tp}, or {again}",
+        ),
+        ("quantization", part.quantization, again),
+        ("kv_cache_dtype", part.kv_cache_dtype, again),
+        ("logits_dtype", build.logits_dtype, again),
+    ]
+    if (folder / "tokenizer.json").is_file() or role == "target":
+        exact.insert(3, ("vocabulary", tokenizer_hash(folder), again))
+    if any(folder.glob("*.safetensors")):
+        exact.append(("model_fingerprint", fingerprint(folder), again))
+    for name, needs, fix in exact:
+        if (has := getattr(manifest, name)) != needs:
+            yield Mismatch(name, has, needs, fix)
+    least = [
+        ("max_sequences", deployment.limits.max_sequences, "limits.max_sequences"),
+        ("max_context", deployment.limits.max_context, "limits.max_context"),
+        ("max_num_tokens", build.max_num_tokens, "trtllm.max_num_tokens"),
+    ]
+    if role == "target":
+        lengths = [deployment.max_draft_len, *deployment.draft_len_schedule.values()]
+        least.append(("max_draft_len", max(lengths), "max_draft_len (and its schedule)"))
+    for name, needs, key in least:
+        if (has := getattr(manifest, name)) < needs:
+            yield Mismatch(name, has, needs, f"lower {key} to {has}, or {again}")
+    if role == "target":
+        yield from _judge_mismatches(manifest, deployment, again)
+
+
+def _judge_mismatches(
+    manifest: EngineManifest, deployment: Deployment, again: str
+) -> Iterator[Mismatch]:
+    rule = deployment.acceptance.rule
+    if rule != "judge":
+        # The plugin judges whatever is drafted: rule and engine must agree.
+        if manifest.judge is not None and (manifest.threshold or 0.0) < 1.0:
+            yield Mismatch(
+                "judge",
+                manifest.judge,
+                f"none (acceptance.rule {rule})",
+                f"set acceptance.rule judge, or {again}",
+            )
+        return
+    assert deployment.judge is not None
+    judge = Judge.load(deployment.judge.path)
+    meta = judge.metadata
+    wanted = [
+        ("plugin", f"{PLUGIN_NAME}/{PLUGIN_VERSION}", again),
+        ("judge", judge_hash(deployment.judge.path), again),
+        (
+            "threshold",
+            wanted_threshold(deployment, judge),
+            f"set judge.threshold to {manifest.threshold}, or {again}",
+        ),
+        ("protect_end_ids", deployment.acceptance.protect_end_ids, again),
+        (
+            "model_fingerprint",
+            meta.target_fingerprint,
+            f"give the judge that was trained on this target, or {again}",
+        ),
+    ]
+    for name, needs, fix in wanted:
+        if (has := getattr(manifest, name)) != needs:
+            yield Mismatch(name, has, needs, fix)
+
+
+def _again(role: Role) -> str:
+    return f"build it again: python build/build_engines.py --config CONFIG --only {role} --again"

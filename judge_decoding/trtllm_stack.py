@@ -1,0 +1,59 @@
+"""The pinned TensorRT-LLM stack: its versions, and what of it this machine has."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from importlib import metadata
+
+from judge_decoding.errors import UserError
+
+TENSORRT_LLM = "1.2.1"
+CONTAINER = "nvcr.io/nvidia/tritonserver:26.04-trtllm-python-py3"
+PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE = "JudgeAccept", "1", "judge"
+"""The version is raised whenever inputs, fields or serialised form of the plugin change."""
+
+SM = {"h100": 90, "h200": 90, "b200": 100}
+"""Compute capability by GPU kind, times ten."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What an engine would be loaded into here."""
+
+    tensorrt: str
+    tensorrt_llm: str
+    sm: int
+
+
+def check_tensorrt_llm() -> str:
+    """The installed version; UserError unless it is 1.2.x. Does not import it (30 s)."""
+    try:
+        version = metadata.version("tensorrt_llm")
+    except metadata.PackageNotFoundError:
+        raise UserError(
+            f"TensorRT-LLM is not installed here; run inside the container {CONTAINER} "
+            "(docs/h100.md)"
+        ) from None
+    if version.split(".")[:2] != TENSORRT_LLM.split(".")[:2]:
+        raise UserError(
+            f"TensorRT-LLM {version} is installed, this needs {TENSORRT_LLM}: its graph API is "
+            f"private and its engine backend is gone in later releases; use the container "
+            f"{CONTAINER}"
+        )
+    return version
+
+
+def this_runtime() -> Runtime:
+    """UserError where TensorRT-LLM or a GPU is missing."""
+    version = check_tensorrt_llm()
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            "engine: no GPU is visible here; start the container with --gpus all "
+            "(nvidia-smi must list it)"
+        )
+    major, minor = torch.cuda.get_device_capability()
+    tensorrt = importlib.import_module("tensorrt")  # by name: mypy has it nowhere
+    return Runtime(str(tensorrt.__version__), version, 10 * major + minor)
