@@ -37,7 +37,7 @@ class Request:
     prompt         text; bytes are sent as they are
     messages       a conversation of {"role", "content"}, instead of `prompt`
     chat           `prompt` is one user turn, put in the chat template; else raw text
-    stop           stop strings
+    stop           stop strings, or one
     rule           acceptance rule; `threshold` is the judge's, in [0, 1]
     provenance     ask where each token comes from (Chunk.tokens)
     judge_scores   ask for the judge's score of each drafted token (with `provenance`)
@@ -49,7 +49,7 @@ class Request:
     chat: bool | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
-    stop: Sequence[str] = ()
+    stop: Sequence[str] | str = ()
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -152,7 +152,8 @@ def infer_request(request: Request, request_id: str, *, stream: bool, model: str
         if one.name == "messages" and value is not None:
             value = json.dumps([dict(message) for message in value])
         if one.name == "stop":
-            tensors |= {name: (datatype, list(value))} if value else {}
+            stops = [value] if isinstance(value, str) else list(value)
+            tensors |= {name: (datatype, stops)} if value else {}
         elif value is not None and (one.default is None or value != one.default):
             tensors[name] = (datatype, [value])
     tensors.setdefault("text_input", ("BYTES", [""]))  # the one input that is not optional
