@@ -6,51 +6,51 @@ from dataclasses import dataclass
 
 from judge_decoding.config import Deployment
 from judge_decoding.decoding import SpeculativeDecoder
-from judge_decoding.engine.torch_engine import (
-    TorchDrafter,
-    TorchTarget,
-    load_drafter,
-    load_target,
-)
-from judge_decoding.engine.weights import fingerprint, read_config, tokenizer_hash
+from judge_decoding.engine.loading import deployed_drafter, deployed_judge, deployed_target
+from judge_decoding.engine.torch_engine import TorchDrafter, TorchTarget
+from judge_decoding.engine.weights import read_config, tokenizer_hash
 from judge_decoding.errors import UserError
-from judge_decoding.judge import Judge
+from judge_decoding.ranks.comm import under_mpiexec
+from judge_decoding.ranks.leader import Ranks, RemoteDrafter, RemoteTarget, lead
 from judge_decoding.text import Tokenizer
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """All parts of an in-process deployment."""
+    """All parts of a deployment; `ranks` where the models run in other processes."""
 
     deployment: Deployment
     tokenizer: Tokenizer
     decoder: SpeculativeDecoder
-    target: TorchTarget
-    drafter: TorchDrafter | None
+    target: TorchTarget | RemoteTarget
+    drafter: TorchDrafter | RemoteDrafter | None
+    ranks: Ranks | None = None
+
+    def close(self) -> None:
+        """End the ranks in good order, where there are any."""
+        if self.ranks is not None:
+            self.ranks.close()
 
 
 def load_pipeline(deployment: Deployment) -> Pipeline:
-    """Load and check models, judge and tokenizer. UserError names what does not fit what."""
-    limits = deployment.limits
-    folder = deployment.target.model
-    config = read_config(folder)
-    tokenizer = Tokenizer(folder)
-    judge = None
-    if deployment.judge is not None:
-        judge = Judge.load(deployment.judge.path)
-        judge.check_target(fingerprint(folder), tokenizer_hash(folder), config.hidden_size)
-    bounds = {
-        "max_sequences": limits.max_sequences,
-        "max_context": limits.max_context,
-        "prefill_chunk": limits.prefill_chunk,
-    }
-    drafter = None
+    """Load and check models, judge and tokenizer. UserError names what does not fit what.
+
+    With a `ranks` section and under mpiexec, this process leads the ranks that hold the models
+    (`ranks.leader.lead`); otherwise it holds them itself.
+    """
+    read_config(deployment.target.model)  # what the engine cannot run is refused first
+    tokenizer = Tokenizer(deployment.target.model)
+    judge = deployed_judge(deployment)
     if deployment.draft is not None:
         check_vocabulary(deployment)
-        drafter = load_drafter(
-            deployment.draft.model, target=folder, dtype=deployment.dtype, **bounds
-        )
-    target = load_target(folder, dtype=deployment.dtype, judge=judge, **bounds)
+    ranks = None
+    target: TorchTarget | RemoteTarget
+    drafter: TorchDrafter | RemoteDrafter | None
+    if deployment.ranks is not None and under_mpiexec():
+        ranks = lead(deployment, judge)
+        target, drafter = ranks.target, ranks.drafter
+    else:
+        target, drafter = deployed_target(deployment, judge), deployed_drafter(deployment)
     decoder = SpeculativeDecoder(
         drafter,
         target,
@@ -58,9 +58,9 @@ def load_pipeline(deployment: Deployment) -> Pipeline:
         max_draft_len=deployment.max_draft_len,
         draft_len_schedule=deployment.draft_len_schedule,
         draft_min_prob=deployment.draft_min_prob,
-        prefill_chunk=limits.prefill_chunk,
+        prefill_chunk=deployment.limits.prefill_chunk,
     )
-    return Pipeline(deployment, tokenizer, decoder, target, drafter)
+    return Pipeline(deployment, tokenizer, decoder, target, drafter, ranks)
 
 
 def check_vocabulary(deployment: Deployment) -> None:

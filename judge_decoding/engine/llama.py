@@ -2,7 +2,8 @@
 
 RMSNorm, rotary positions (with Llama-3.1's scaling), grouped-query attention, SwiGLU, tied or
 untied embeddings. The rows of all sequences are packed into one [T, H] matrix for everything but
-attention, which runs per sequence over that sequence's own slot.
+attention, which runs per sequence over that sequence's own slot. Several ranks may share a model
+(`engine.tensor_parallel`): each then holds some of the heads, of the MLP and of the LM head.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from judge_decoding.engine.linear import Linear
+from judge_decoding.engine.tensor_parallel import Group, Shard, split, sum_in_order
 from judge_decoding.engine.weights import (
     EMBEDDING,
     HEAD,
@@ -64,17 +66,24 @@ class RMSNorm:
 class _Layer:
     """One transformer layer's weights, the projections that share an input fused."""
 
-    def __init__(self, tensors: Tensors, index: int, eps: float, dtype: torch.dtype) -> None:
-        def get(name: str) -> torch.Tensor:
-            return tensors.get(f"model.layers.{index}.{name}.weight").to(dtype)
+    def __init__(
+        self, tensors: Tensors, index: int, config: LlamaConfig, shard: Shard, dtype: torch.dtype
+    ) -> None:
+        def norm(name: str) -> RMSNorm:
+            weight = tensors.get(f"model.layers.{index}.{name}.weight")
+            return RMSNorm(weight.to(dtype), config.rms_norm_eps)
 
-        self.attention_norm = RMSNorm(get("input_layernorm"), eps)
-        self.qkv = Linear(torch.cat([get(f"self_attn.{p}_proj") for p in "qkv"]))
-        self.out = Linear(get("self_attn.o_proj"))
-        self.mlp_norm = RMSNorm(get("post_attention_layernorm"), eps)
-        self.gate = Linear(get("mlp.gate_proj"))
-        self.up = Linear(get("mlp.up_proj"))
-        self.down = Linear(get("mlp.down_proj"))
+        def part(name: str, dim: int, part: slice) -> torch.Tensor:
+            return tensors.part(f"model.layers.{index}.{name}_proj.weight", dim, part).to(dtype)
+
+        self.attention_norm = norm("input_layernorm")
+        qkv = [part(f"self_attn.{p}", 0, shard.rows(config, p)) for p in "qkv"]
+        self.qkv = Linear(torch.cat(qkv))
+        self.out = Linear(part("self_attn.o", 1, shard.rows(config, "q")))
+        self.mlp_norm = norm("post_attention_layernorm")
+        self.gate = Linear(part("mlp.gate", 0, shard.columns))
+        self.up = Linear(part("mlp.up", 0, shard.columns))
+        self.down = Linear(part("mlp.down", 1, shard.columns))
 
 
 class Llama:
@@ -89,36 +98,46 @@ class Llama:
         context: int,
         shared: Tensors | None = None,
         head_ids: torch.Tensor | None = None,
+        group: Group | None = None,
     ) -> None:
         """shared    the target's tensors, for what `config.shared_with_target` leaves out
         head_ids  int64 [S], the ids the LM head covers; None for all of them
+        group     the ranks that share this model; None for one that is here whole
         """
 
-        def get(name: str) -> torch.Tensor:
-            if name in config.shared_with_target:
-                if shared is None:
-                    raise UserError(
-                        f"model: {tensors.folder} takes {name} from a target, none given"
-                    )
-                name = EMBEDDING if name == HEAD and name not in shared else name
-                return shared.get(name)
-            return tensors.get(name)
+        def source(name: str) -> tuple[Tensors, str]:
+            if name not in config.shared_with_target:
+                return tensors, name
+            if shared is None:
+                raise UserError(f"model: {tensors.folder} takes {name} from a target, none given")
+            return shared, EMBEDDING if name == HEAD and name not in shared else name
 
+        index, size = (group.index, group.size) if group else (0, 1)
+        shard = Shard.of(config, index, size)
         self.config = config
+        self.local = shard.local(config)
+        """What of `config` is here: its counts of heads are what this rank's caches hold."""
         self.dtype = dtype
-        self.embedding = get(EMBEDDING).to(dtype)
+        self._group = group if size > 1 else None
+        folder, name = source(EMBEDDING)
+        self.embedding = folder.get(name).to(dtype)
         if tuple(self.embedding.shape) != (config.vocab_size, config.hidden_size):
             raise UserError(
                 f"model: {tensors.folder} has embeddings {list(self.embedding.shape)}, its config "
                 f"says [{config.vocab_size}, {config.hidden_size}]"
             )
-        tied = config.tie_word_embeddings and HEAD not in config.shared_with_target
-        head = self.embedding if tied else get(HEAD).to(dtype)
-        self.head = Linear(head if head_ids is None else head[head_ids])
+        self._columns = split(config.vocab_size if head_ids is None else len(head_ids), size)
+        mine = self._columns[index]
+        folder, name = source(HEAD)
+        if config.tie_word_embeddings and HEAD not in config.shared_with_target:
+            head = self.embedding[mine if head_ids is None else head_ids[mine]]
+        elif head_ids is None:
+            head = folder.part(name, 0, mine).to(dtype)
+        else:
+            head = folder.get(name)[head_ids[mine]].to(dtype)
+        self.head = Linear(head)
         self.norm = RMSNorm(tensors.get("model.norm.weight").to(dtype), config.rms_norm_eps)
-        self.layers = [
-            _Layer(tensors, i, config.rms_norm_eps, dtype) for i in range(config.num_layers)
-        ]
+        self.layers = [_Layer(tensors, i, config, shard, dtype) for i in range(config.num_layers)]
         angles = torch.outer(torch.arange(context).float(), rope_frequencies(config))
         half_cos, half_sin = angles.cos(), angles.sin()
         # rotate_half(x) * sin == roll(x, d/2) * [-sin, sin]: one copy fewer than concatenating.
@@ -129,7 +148,7 @@ class Llama:
         """Read `tokens` int64 [T] (the segments' rows in order), filling `kv`; returns the last
         hidden states *before* the final norm, [T, H].
         """
-        config = self.config
+        config = self.local
         heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_dim
         total = tokens.shape[0]
         if len(segments) == 1:  # a slice costs nothing, an index copies
@@ -145,10 +164,17 @@ class Llama:
             qkv = layer.qkv(h).view(total, heads + 2 * kv_heads, size)
             qk = qkv[:, : heads + kv_heads]
             torch.addcmul(qk * cos, qk.roll(size // 2, -1), sin, out=qk)
-            x = layer.out.plus(self._attend(qkv, segments, masks, kv.layers[index]), x)
+            x = self._plus(layer.out, self._attend(qkv, segments, masks, kv.layers[index]), x)
             h = layer.mlp_norm(x)
-            x = layer.down.plus(layer.up.times(h, layer.gate.silu(h)), x)
+            x = self._plus(layer.down, layer.up.times(h, layer.gate.silu(h)), x)
         return x
+
+    def _plus(self, linear: Linear, inner: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """x + linear(inner), where every rank has its part of `inner` and of the weight."""
+        if self._group is None:
+            return linear.plus(inner, x)
+        part = linear(inner)
+        return x + sum_in_order(self._group.exchange(part, [part.shape] * self._group.size))
 
     def _attend(
         self,
@@ -162,7 +188,7 @@ class Llama:
         The query heads that share a key head become rows of one matrix: the keys are then read
         once a group, which is 3x faster for one row in bf16 than expanding them.
         """
-        heads, kv_heads, size = self.config.num_heads, self.config.num_kv_heads, qkv.shape[-1]
+        heads, kv_heads, size = self.local.num_heads, self.local.num_kv_heads, qkv.shape[-1]
         group = heads // kv_heads
         outputs = []
         row = 0
@@ -188,8 +214,12 @@ class Llama:
         return self.norm(hidden)
 
     def logits(self, post_norm: torch.Tensor) -> torch.Tensor:
-        """post-norm [n, H] -> [n, V], or [n, S] over a draft's short-list."""
-        return self.head(post_norm)
+        """post-norm [n, H] -> [n, V], or [n, S] over a draft's short-list; whole on every rank."""
+        part = self.head(post_norm)
+        if self._group is None:
+            return part
+        shapes = [(part.shape[0], c.stop - c.start) for c in self._columns]
+        return torch.cat(self._group.exchange(part, shapes), -1)
 
 
 def _causal_mask(segment: Segment, group: int, dtype: torch.dtype) -> torch.Tensor | None:

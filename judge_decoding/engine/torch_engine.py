@@ -19,6 +19,7 @@ from judge_decoding.engine.base import (
 )
 from judge_decoding.engine.llama import KeyValues, Llama, Segment
 from judge_decoding.engine.slots import Slots
+from judge_decoding.engine.tensor_parallel import Group
 from judge_decoding.engine.verdict import decide
 from judge_decoding.engine.weights import Tensors, read_config
 from judge_decoding.errors import UserError
@@ -49,7 +50,7 @@ class TorchEngine:
         self.prefill_chunk = prefill_chunk
         self.clock = EngineClock()
         self._slots = Slots(max_sequences, max_context)
-        self._kv = KeyValues(config, max_sequences, max_context, model.dtype)
+        self._kv = KeyValues(model.local, max_sequences, max_context, model.dtype)
         self._generators: dict[int, torch.Generator] = {}
 
     @torch.inference_mode()
@@ -66,15 +67,17 @@ class TorchEngine:
         if not deep:
             return
         tolerance = _DEEP_TOLERANCE[self.model.dtype]
+        errors = {}  # all of them before any is raised: the ranks of a group must stay in step
         for sequence, tokens in expected.items():
             if not tokens:
                 continue
-            fresh = KeyValues(self.model.config, 1, len(tokens), self.model.dtype)
+            fresh = KeyValues(self.model.local, 1, len(tokens), self.model.dtype)
             for start in range(0, len(tokens), self.prefill_chunk):
                 piece = torch.tensor(tokens[start : start + self.prefill_chunk])
                 self.model.forward(piece, [Segment(0, start, len(piece))], fresh)
             held = self._kv.data[:, self._slots.slot(sequence), :, : len(tokens)]
-            error = float((held - fresh.data[:, 0]).abs().max() / fresh.data.abs().max())
+            errors[sequence] = float((held - fresh.data[:, 0]).abs().max() / fresh.data.abs().max())
+        for sequence, error in errors.items():
             if not error <= tolerance:
                 raise AssertionError(f"sequence {sequence}: cached values are off by {error:.2e}")
 
@@ -276,17 +279,37 @@ class TorchTarget(TorchEngine):
 
 
 def load_target(
-    folder: Path, *, dtype: str, max_context: int, judge: Judge | None = None, **bounds: int
+    folder: Path,
+    *,
+    dtype: str,
+    max_context: int,
+    judge: Judge | None = None,
+    group: Group | None = None,
+    **bounds: int,
 ) -> TorchTarget:
-    """The target of a Hugging Face Llama folder; `bounds` as `TorchEngine` takes them."""
-    model = Llama(read_config(folder), Tensors(folder), dtype=DTYPES[dtype], context=max_context)
+    """The target of a Hugging Face Llama folder, or this rank's shard of it in a `group`; `bounds`
+    as `TorchEngine` takes them."""
+    model = Llama(
+        read_config(folder),
+        Tensors(folder),
+        dtype=DTYPES[dtype],
+        context=max_context,
+        group=group,
+    )
     return TorchTarget(model, judge=judge, max_context=max_context, **bounds)
 
 
 def load_drafter(
-    folder: Path, *, target: Path, dtype: str, max_context: int, **bounds: int
+    folder: Path,
+    *,
+    target: Path,
+    dtype: str,
+    max_context: int,
+    group: Group | None = None,
+    **bounds: int,
 ) -> TorchDrafter:
-    """A draft: a Llama folder of its own, or one that shares tensors with the target's folder.
+    """A draft: a Llama folder of its own, or one that shares tensors with the target's folder;
+    this rank's shard of it in a `group`.
 
     `draft_vocab_ids` int32 [S] among its tensors is the short-list that its head covers.
     """
@@ -301,5 +324,6 @@ def load_drafter(
         context=max_context,
         shared=Tensors(target) if config.shared_with_target else None,
         head_ids=ids,
+        group=group,
     )
     return TorchDrafter(model, vocab_ids=ids, max_context=max_context, **bounds)

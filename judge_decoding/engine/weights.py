@@ -169,13 +169,22 @@ class Tensors:
         return name in self._where
 
     def get(self, name: str) -> torch.Tensor:
-        if name not in self._where:
-            raise UserError(f"model: {self.folder} has no tensor {name}")
-        tensor: torch.Tensor = self._where[name].get_tensor(name)
+        tensor: torch.Tensor = self._file(name).get_tensor(name)
+        return tensor
+
+    def part(self, name: str, dim: int, part: slice) -> torch.Tensor:
+        """Rows (`dim` 0) or columns (1) of a matrix; the rest of it is not loaded."""
+        matrix = self.slice(name)
+        tensor: torch.Tensor = matrix[part] if dim == 0 else matrix[:, part]
         return tensor
 
     def slice(self, name: str) -> Any:
-        return self._where[name].get_slice(name)
+        return self._file(name).get_slice(name)
+
+    def _file(self, name: str) -> Any:
+        if name not in self._where:
+            raise UserError(f"model: {self.folder} has no tensor {name}")
+        return self._where[name]
 
 
 def fingerprint(folder: Path) -> str:

@@ -1,0 +1,190 @@
+"""All of MPI: typed messages and raw buffers between ranks, every wait bounded and almost free.
+
+Only point-to-point calls of the MPI standard are used, all from the thread that made the `Comm`
+(MPI is started at level "serialized"), so that MPICH and Open MPI serve alike.
+
+MPI itself waits by spinning: an idle rank would take a whole core from the one that computes. So a
+wait polls: for a moment without a pause, then between sleeps that grow with the time waited so far.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from judge_decoding.ranks import messages
+from judge_decoding.ranks.layout import Layout
+from judge_decoding.ranks.messages import Message
+from judge_decoding.ranks.wire import MAX_BYTES, WireError
+
+if TYPE_CHECKING:
+    import torch
+
+_CONTROL, _EXCHANGE = 1, 2  # tags
+_SPIN_S = 30e-6
+_SHORTEST_SLEEP_S, _LONGEST_SLEEP_S = 50e-6, 1e-3
+_SLEEP_SHARE = 1 / 30  # of the time waited so far: what a wake-up may come late
+_MPIEXEC_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+_ORPHAN_CHECK_S = 1.0
+
+
+Received: TypeAlias = tuple[int, Message, int]
+"""(rank, message, call)"""
+
+
+class RankTimeout(RuntimeError):
+    """A rank did not answer in time; the message names it."""
+
+
+def under_mpiexec() -> bool:
+    """Whether an MPI launcher started this process; does not start MPI."""
+    return any(name in os.environ for name in _MPIEXEC_VARIABLES)
+
+
+class Comm:
+    """This process's end of the world of ranks. One a process."""
+
+    def __init__(self) -> None:
+        import mpi4py
+
+        # We finalize ourselves: at interpreter exit it would be another thread, and after an
+        # error it would wait for ranks that wait for us.
+        mpi4py.rc.finalize = False
+        mpi4py.rc.thread_level = "serialized"
+        from mpi4py import MPI
+
+        self._mpi = MPI
+        self._world = MPI.COMM_WORLD
+        self._status = MPI.Status()
+        self._thread = threading.get_ident()
+        self._parent = os.getppid()
+        self.rank = self._world.Get_rank()
+        self.size = self._world.Get_size()
+        self.host = socket.gethostname()
+        self.layout: Layout | None = None
+        """Set once the world is known to be what the deployment asks for: names in errors."""
+        self.hosts: dict[int, str] = {self.rank: self.host}
+        self._last: dict[int, str] = {}
+
+    def describe(self, rank: int) -> str:
+        """`rank 3 (target 2 of 2) on host n1, last message: verify 71 sent`"""
+        label = str(self.layout.place(rank)) if self.layout else f"rank {rank}"
+        host, last = self.hosts.get(rank, "unknown"), self._last.get(rank, "none")
+        return f"{label} on host {host}, last message: {last}"
+
+    def send(self, to: int, data: bytes, what: str, timeout_s: float) -> None:
+        """Send an encoded message; RankTimeout where the rank does not take it."""
+        self._check_thread()
+        self._last[to] = f"{what} sent"
+        request = self._world.Isend([data, self._mpi.BYTE], to, _CONTROL)
+        if not self._wait(request.Test, timeout_s):
+            raise RankTimeout(f"{self.describe(to)}: not taken within {timeout_s:g} s")
+
+    def receive(self, timeout_s: float | None, source: int | None = None) -> Received | None:
+        """The next message of `source` (None: of any rank): (rank, message, call).
+
+        None when nothing came within `timeout_s` (None waits for ever, but not longer than the
+        process's parent lives). WireError names the sender of a message that cannot be read.
+        """
+        self._check_thread()
+        status, anyone = self._status, self._mpi.ANY_SOURCE
+        wanted = anyone if source is None else source
+
+        def arrived() -> bool:
+            return bool(self._world.Iprobe(wanted, _CONTROL, status))
+
+        if not self._wait(arrived, timeout_s):
+            return None
+        sender, size = status.Get_source(), status.Get_count(self._mpi.BYTE)
+        if not 0 <= size <= MAX_BYTES:
+            raise WireError(f"{self.describe(sender)}: {size:,} bytes exceed {MAX_BYTES:,}")
+        data = bytearray(size)
+        self._world.Recv([data, self._mpi.BYTE], sender, _CONTROL)
+        try:
+            message, call = messages.decode(data)
+        except WireError as error:
+            raise WireError(f"{self.describe(sender)}: {error}") from None
+        self._last[sender] = f"{messages.name(message)} {call} received"
+        return sender, message, call
+
+    def exchange(
+        self,
+        peers: Sequence[int],
+        mine: torch.Tensor,
+        theirs: Sequence[torch.Tensor],
+        timeout: float,
+    ) -> None:
+        """Send `mine` to every peer while receiving `theirs`, one a peer; contiguous CPU tensors.
+
+        RankTimeout names the first peer whose part did not come.
+        """
+        self._check_thread()
+        world, byte = self._world, self._mpi.BYTE
+        incoming = [
+            world.Irecv([_bytes(t), byte], peer, _EXCHANGE)
+            for peer, t in zip(peers, theirs, strict=True)
+        ]
+        data = _bytes(mine)
+        outgoing = [world.Isend([data, byte], peer, _EXCHANGE) for peer in peers]
+        requests = [*incoming, *outgoing]
+        if not self._wait(lambda: self._mpi.Request.Testall(requests), timeout):
+            late = [p for p, r in zip(peers, incoming, strict=True) if r and not r.Test()]
+            raise RankTimeout(
+                f"{self.describe((late or peers)[0])}: its part of a sum did not come within "
+                f"{timeout:g} s"
+            )
+
+    def abort(self, code: int) -> None:
+        """End every process of the job now, this one included."""
+        self._world.Abort(code)
+        os._exit(code)  # an Abort that returned
+
+    def finalize(self) -> None:
+        """Leave MPI in good order; every rank must."""
+        self._check_thread()
+        if not self._mpi.Is_finalized():
+            self._mpi.Finalize()
+
+    @property
+    def on_owner_thread(self) -> bool:
+        return threading.get_ident() == self._thread
+
+    def _check_thread(self) -> None:
+        if not self.on_owner_thread:
+            raise RuntimeError(
+                "ranks: MPI used from a second thread; load and run the pipeline on one thread"
+            )
+
+    def _wait(self, done: Callable[[], Any], timeout_s: float | None) -> bool:
+        """Poll `done` until it is true, or False after `timeout_s`.
+
+        A sleep is at most a thirtieth of the time waited so far (and 1 ms): what a wake-up adds is
+        in proportion to the wait, and a rank that is idle for long costs 2 % of a core.
+        """
+        if done():
+            return True
+        started = time.perf_counter()
+        next_orphan_check = _ORPHAN_CHECK_S
+        while True:
+            if done():
+                return True
+            waited = time.perf_counter() - started
+            if timeout_s is not None and waited > timeout_s:
+                return bool(done())
+            if waited < _SPIN_S:
+                continue
+            time.sleep(min(max(waited * _SLEEP_SHARE, _SHORTEST_SLEEP_S), _LONGEST_SLEEP_S))
+            if waited > next_orphan_check:
+                next_orphan_check += _ORPHAN_CHECK_S
+                if os.getppid() != self._parent:  # the launcher is gone, and with it the job
+                    os._exit(1)
+
+
+def _bytes(tensor: torch.Tensor) -> Any:
+    import torch
+
+    return tensor.view(torch.uint8).numpy()

@@ -1,0 +1,275 @@
+"""Rank 0's side: the engines of the loop, each call of which is one message to a group of ranks.
+
+`lead` waits until every rank has loaded. From then on a rank that fails, differs or does not answer
+in time ends the whole job, with one message on stderr that names it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NoReturn, TypeVar
+
+from judge_decoding.config import Deployment
+from judge_decoding.engine.base import (
+    EngineClock,
+    Proposal,
+    ProposeRequest,
+    Verdict,
+    VerifyRequest,
+)
+from judge_decoding.engine.weights import fingerprint
+from judge_decoding.errors import UserError
+from judge_decoding.judge import Judge
+from judge_decoding.ranks import messages as m
+from judge_decoding.ranks.comm import Comm, RankTimeout
+from judge_decoding.ranks.layout import Layout, config_hash
+from judge_decoding.ranks.wire import WireError
+
+_Answer = TypeVar("_Answer", bound=m.Message)
+
+
+def lead(deployment: Deployment, judge: Judge | None = None) -> Ranks:
+    """Greet the ranks of this MPI world and wait until they have loaded the deployment.
+
+    judge  what the target's `judge` shows; the ranks load their own.
+
+    UserError where the world does not fit the deployment. All further calls must come from the
+    calling thread. One call a process: MPI cannot be started twice.
+    """
+    layout = Layout.of(deployment)
+    comm = Comm()
+    layout.check_world(comm.size)
+    if comm.rank != 0:
+        raise UserError(
+            f"ranks: this is rank {comm.rank}, only rank 0 leads; start the others with "
+            "python -m judge_decoding.ranks.worker --config FILE"
+        )
+    comm.layout = layout
+    return Ranks(comm, layout, deployment, judge)
+
+
+class Ranks:
+    """The job, seen from rank 0: `drafter` and `target` for the loop.
+
+    Not thread-safe: everything from the thread that made it. `close` (also run at the interpreter's
+    exit) ends the ranks in good order, `abort` at once.
+    """
+
+    def __init__(
+        self, comm: Comm, layout: Layout, deployment: Deployment, judge: Judge | None
+    ) -> None:
+        ranks = deployment.ranks
+        assert ranks is not None
+        self._comm = comm
+        self._layout = layout
+        self._timeout_s = ranks.timeout_s
+        self._call = 0
+        self._closed = False
+        self.pids: dict[int, int] = {}
+        """Process id of every rank but this one, each on its own host."""
+        atexit.register(self._at_exit)
+        ready = self._greet(deployment, ranks.startup_timeout_s)
+        self.target = RemoteTarget(self, layout.target, ready[layout.target[0]], judge)
+        self.drafter = None
+        if layout.draft:
+            self.drafter = RemoteDrafter(self, layout.draft, ready[layout.draft[0]])
+
+    @property
+    def hosts(self) -> Mapping[int, str]:
+        return self._comm.hosts
+
+    def ping(self) -> dict[int, float]:
+        """Seconds until every rank had answered, by rank; a rank that does not ends the job."""
+        times = {}
+        for rank in range(1, self._layout.size):
+            started = time.perf_counter()
+            self.call([rank], m.Ping(), m.Done)
+            times[rank] = time.perf_counter() - started
+        return times
+
+    def close(self) -> None:
+        """End the ranks in good order. A second call does nothing."""
+        if self._closed:
+            return
+        self.call(range(1, self._layout.size), m.Shutdown(), m.Done)
+        self._closed = True
+        self._comm.finalize()
+
+    def abort(self, reason: str, code: int = 1) -> NoReturn:
+        """Say why on stderr and end every process of the job, this one included."""
+        self._closed = True
+        print(f"judge-decoding: ending the job: {reason}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        self._comm.abort(code)
+        raise AssertionError("unreachable")
+
+    def tell(self, ranks: Iterable[int], message: m.Message) -> None:
+        """Send a message that has no answer."""
+        self._send(ranks, message)
+
+    def call(
+        self, ranks: Sequence[int], message: m.Message, answer: type[_Answer]
+    ) -> list[_Answer | m.Digest]:
+        """Ask all of `ranks`; their answers in that order.
+
+        AssertionError where a rank found its cache wrong; whatever else goes wrong ends the job.
+        """
+        self._send(ranks, message)
+        deadline = time.monotonic() + self._timeout_s
+        answers: dict[int, _Answer | m.Digest] = {}
+        findings = []
+        while len(answers) < len(ranks):
+            waiting = [rank for rank in ranks if rank not in answers]
+            rank, got, call = self._receive(deadline, waiting, self._timeout_s)
+            if rank in waiting and call == self._call:
+                if isinstance(got, (answer, m.Digest)):
+                    answers[rank] = got
+                    continue
+                if isinstance(got, m.Error) and got.kind == "AssertionError":
+                    findings.append(f"{self._layout.place(rank)}: {got.text}")
+                    answers[rank] = m.Digest(0)
+                    continue
+            self._fail(rank, got)
+        if findings:
+            raise AssertionError("; ".join(findings))
+        return [answers[rank] for rank in ranks]
+
+    def _send(self, ranks: Iterable[int], message: m.Message) -> None:
+        if self._closed:
+            raise RuntimeError("ranks: they were shut down already")
+        self._call += 1
+        data = m.encode(message, self._call)
+        try:
+            for rank in ranks:
+                self._comm.send(rank, data, f"{m.name(message)} {self._call}", self._timeout_s)
+        except RankTimeout as error:
+            self.abort(str(error))
+
+    def _receive(
+        self, deadline: float, waiting: Sequence[int], allowed_s: float
+    ) -> tuple[int, m.Message, int]:
+        """The next message of any rank; past the deadline the job ends, naming who is `waiting`."""
+        try:
+            received = self._comm.receive(max(0.0, deadline - time.monotonic()))
+        except WireError as error:
+            self.abort(str(error))
+        if received is None:
+            silent = "; ".join(self._comm.describe(rank) for rank in waiting)
+            self.abort(f"no answer within {allowed_s:g} s from {silent}")
+        return received
+
+    def _fail(self, rank: int, got: m.Message) -> NoReturn:
+        if isinstance(got, m.Error):
+            who = f"{self._layout.place(rank)} on host {self._comm.hosts.get(rank, 'unknown')}"
+            user = got.kind == UserError.__name__
+            text = got.text if user else f"{got.kind}: {got.text}"
+            self.abort(f"{who} failed: {text}", 2 if user else 1)
+        self.abort(f"unexpected {m.name(got)} from {self._comm.describe(rank)}")
+
+    def _greet(self, deployment: Deployment, timeout_s: float) -> dict[int, m.Ready]:
+        """Every rank's `Hello`, then its `Ready`, compared with what this rank has."""
+        models = {"target": fingerprint(deployment.target.model)}
+        if deployment.draft is not None:
+            models["draft"] = fingerprint(deployment.draft.model)
+        expected = config_hash(deployment)
+        deadline = time.monotonic() + timeout_s
+        ready: dict[int, m.Ready] = {}
+        while len(ready) < self._layout.size - 1:
+            waiting = [rank for rank in range(1, self._layout.size) if rank not in ready]
+            rank, got, _ = self._receive(deadline, waiting, timeout_s)
+            place = self._layout.place(rank)
+            if isinstance(got, m.Hello):
+                self._comm.hosts[rank], self.pids[rank] = got.host, got.pid
+                if (got.role, got.index) != (place.role, place.index):
+                    self.abort(f"{place} takes itself for {got.role} {got.index + 1}", 2)
+                if got.config_hash != expected:
+                    self.abort(
+                        f"{place} on host {got.host} reads another deployment "
+                        f"({got.config_hash}, here {expected}); give every rank the same file",
+                        2,
+                    )
+            elif isinstance(got, m.Ready):
+                if got.fingerprint != models[place.role]:
+                    self.abort(
+                        f"{place} on host {self._comm.hosts[rank]} has another {place.role} model "
+                        f"({got.fingerprint}, here {models[place.role]}); copy the same folder to "
+                        "every host",
+                        2,
+                    )
+                ready[rank] = got
+            else:
+                self._fail(rank, got)
+        return ready
+
+    def _at_exit(self) -> None:
+        if self._closed:
+            return
+        if self._comm.on_owner_thread:
+            self.close()
+        else:
+            self.abort("rank 0 exits without closing the ranks")
+
+
+class _Remote:
+    """What both engines share (`engine.base.Engine`)."""
+
+    def __init__(self, ranks: Ranks, members: range, ready: m.Ready) -> None:
+        self._ranks = ranks
+        self._members = members
+        self.vocab_size = ready.vocab_size
+        self.max_context = ready.max_context
+        self.max_sequences = ready.max_sequences
+        self.clock = EngineClock()
+        """Of the group's first rank, as of its last answer."""
+
+    def prefill(self, sequence: int, keep: int, tokens: Sequence[int]) -> None:
+        done = self._ranks.call(self._members, m.Prefill(sequence, keep, tokens), m.Done)[0]
+        assert isinstance(done, m.Done)
+        self.clock = done.clock
+
+    def release(self, sequence: int) -> None:
+        self._ranks.tell(self._members, m.Release([sequence]))
+
+    def check_integrity(self, expected: Mapping[int, Sequence[int]], *, deep: bool = False) -> None:
+        """Every rank checks its own caches; the error names the rank."""
+        self._ranks.call(self._members, m.CheckIntegrity(dict(expected), deep), m.Done)
+
+    def _ask(self, message: m.Message, answer: type[_Answer]) -> _Answer:
+        """The first rank's answer; the job ends where another rank has come to another one."""
+        first, *others = self._ranks.call(self._members, message, answer)
+        assert isinstance(first, answer)
+        if others:
+            wanted = m.digest(first)
+            for rank, got in zip(self._members[1:], others, strict=True):
+                if got != wanted:
+                    self._ranks.abort(
+                        f"the ranks of one model disagree: {m.name(first)} {got} of rank {rank}, "
+                        f"{wanted} of rank {self._members[0]}; all must run on CPUs of one kind"
+                    )
+        return first
+
+
+class RemoteDrafter(_Remote):
+    """The draft's ranks (`engine.base.Drafter`)."""
+
+    def propose(self, requests: Sequence[ProposeRequest]) -> list[Proposal]:
+        answer = self._ask(m.Propose(requests), m.Proposals)
+        self.clock = answer.clock
+        return answer.proposals
+
+
+class RemoteTarget(_Remote):
+    """The target's ranks (`engine.base.Target`)."""
+
+    def __init__(self, ranks: Ranks, members: range, ready: m.Ready, judge: Judge | None) -> None:
+        super().__init__(ranks, members, ready)
+        self.end_ids = ready.end_ids
+        self.judge = judge
+
+    def verify(self, requests: Sequence[VerifyRequest]) -> list[Verdict]:
+        answer = self._ask(m.Verify(requests), m.Verdicts)
+        self.clock = answer.clock
+        return answer.verdicts

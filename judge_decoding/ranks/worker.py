@@ -1,0 +1,182 @@
+"""A rank that holds a shard and answers the leader.
+
+    mpiexec -n 1 LEADER : -n 3 python -m judge_decoding.ranks.worker --config FILE
+
+Its role follows from its rank (`layout`). It ends when the leader says so, and with the job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from judge_decoding.config import Deployment
+    from judge_decoding.engine.torch_engine import TorchDrafter, TorchTarget
+    from judge_decoding.ranks.comm import Comm
+    from judge_decoding.ranks.layout import Place
+    from judge_decoding.ranks.messages import Message
+
+_GROUP_SHARE = 0.8
+"""Of `timeout_s`, for waits inside a group: the rank that waits there must report which peer it
+waits for before the leader's own time is up."""
+_LAST_WORDS_S = 30.0
+
+
+def set_environment() -> None:
+    """Before PyTorch is loaded: an OpenMP thread that has nothing to do sleeps soon. By default
+    it spins for milliseconds after each parallel region, on the core another rank is waiting for.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="the deployment YAML")
+    arguments = parser.parse_args()
+    set_environment()
+    from judge_decoding.config import load_deployment
+    from judge_decoding.errors import UserError
+    from judge_decoding.ranks.comm import Comm
+    from judge_decoding.ranks.layout import Layout
+
+    comm = Comm()
+    try:
+        deployment = load_deployment(arguments.config)
+        layout = Layout.of(deployment)
+        if comm.rank == 0:
+            raise UserError("ranks: rank 0 leads; start workers as the ranks after it (mpiexec)")
+        layout.check_world(comm.size)
+        comm.layout = layout
+        _work(comm, layout.place(comm.rank), deployment)
+    except Exception as error:
+        _last_words(comm, error)
+        return 2 if isinstance(error, UserError) else 1
+    comm.finalize()
+    return 0
+
+
+def _work(comm: Comm, place: Place, deployment: Deployment) -> None:
+    import torch
+
+    from judge_decoding.ranks import messages
+    from judge_decoding.ranks.layout import config_hash
+
+    ranks = deployment.ranks
+    assert ranks is not None
+    hello = messages.Hello(config_hash(deployment), place.role, place.index, comm.host, os.getpid())
+    comm.send(0, messages.encode(hello), "hello", ranks.startup_timeout_s)
+    group = ranks.draft if place.role == "draft" else ranks.target
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(group.threads or max(1, (cores or 1) // group.tp))
+    engine, fingerprint = _load(comm, place, deployment)
+    ready = messages.Ready(
+        fingerprint,
+        engine.vocab_size,
+        engine.max_context,
+        engine.max_sequences,
+        getattr(engine, "end_ids", ()),
+    )
+    comm.send(0, messages.encode(ready), "ready", ranks.timeout_s)
+    _serve(comm, place, engine, ranks.timeout_s)
+
+
+def _load(
+    comm: Comm, place: Place, deployment: Deployment
+) -> tuple[TorchDrafter | TorchTarget, str]:
+    """This rank's shard of its model, and the fingerprint of the whole."""
+    from judge_decoding.engine.loading import deployed_drafter, deployed_judge, deployed_target
+    from judge_decoding.engine.weights import fingerprint
+    from judge_decoding.ranks.group import MpiGroup
+
+    assert deployment.ranks is not None
+    assert comm.layout is not None
+    members = comm.layout.draft if place.role == "draft" else comm.layout.target
+    group = MpiGroup(comm, members, _GROUP_SHARE * deployment.ranks.timeout_s)
+    if place.role == "draft":
+        drafter = deployed_drafter(deployment, group)
+        assert drafter is not None
+        assert deployment.draft is not None
+        return drafter, fingerprint(deployment.draft.model)
+    target = deployed_target(deployment, deployed_judge(deployment), group)
+    return target, fingerprint(deployment.target.model)
+
+
+def _serve(comm: Comm, place: Place, engine: TorchDrafter | TorchTarget, timeout_s: float) -> None:
+    """Answer the leader until it says `Shutdown`."""
+    from judge_decoding.ranks import messages
+
+    while True:
+        received = comm.receive(None, source=0)
+        assert received is not None
+        _, message, call = received
+        try:
+            answer = _answer(engine, message)
+        except Exception as error:
+            # The leader decides: a failed integrity check is a finding, all else ends the job.
+            if not isinstance(error, AssertionError):
+                traceback.print_exc()
+            answer = _error(error)
+        if answer is None:
+            continue
+        if place.index > 0 and isinstance(answer, (messages.Proposals, messages.Verdicts)):
+            answer = messages.digest(answer)
+        what = f"{messages.name(answer)} {call}"
+        comm.send(0, messages.encode(answer, call), what, timeout_s)
+        if isinstance(message, messages.Shutdown):
+            return
+
+
+def _answer(engine: TorchDrafter | TorchTarget, message: Message) -> Message | None:
+    from judge_decoding.engine.torch_engine import TorchDrafter, TorchTarget
+    from judge_decoding.ranks import messages as m
+
+    match message:
+        case m.Propose(requests) if isinstance(engine, TorchDrafter):
+            return m.Proposals(engine.propose(requests), engine.clock)
+        case m.Verify(requests) if isinstance(engine, TorchTarget):
+            return m.Verdicts(engine.verify(requests), engine.clock)
+        case m.Prefill(sequence, keep, tokens):
+            engine.prefill(sequence, keep, tokens)
+        case m.Release(sequences):
+            for sequence in sequences:
+                engine.release(sequence)
+            return None
+        case m.CheckIntegrity(expected, deep):
+            engine.check_integrity(expected, deep=deep)
+        case m.Ping() | m.Clock() | m.Shutdown():
+            pass
+        case _:
+            raise RuntimeError(f"no answer to {m.name(message)} here")
+    return m.Done(engine.clock)
+
+
+def _error(error: Exception) -> Message:
+    from judge_decoding.ranks import messages
+
+    return messages.Error(type(error).__name__, " ".join(str(error).split()))
+
+
+def _last_words(comm: Comm, error: Exception) -> None:
+    """Tell the leader why this rank ends, and give it the time to end the job in good order."""
+    from judge_decoding.errors import UserError
+    from judge_decoding.ranks import messages
+
+    if not isinstance(error, UserError):
+        traceback.print_exc()
+    if comm.rank == 0:
+        print(f"judge-decoding: {error}", file=sys.stderr, flush=True)
+        return
+    try:
+        comm.send(0, messages.encode(_error(error)), "error", _LAST_WORDS_S)
+        comm.receive(_LAST_WORDS_S, source=0)
+    except Exception:
+        traceback.print_exc()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
