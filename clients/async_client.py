@@ -7,7 +7,7 @@ async with AsyncJudgeClient("127.0.0.1:8001") as client:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
@@ -60,7 +60,9 @@ class AsyncJudgeClient:
             answer.add(chunk)
         return answer
 
-    def stream(self, request: Request, *, request_id: str | None = None) -> AsyncIterator[Chunk]:
+    def stream(
+        self, request: Request, *, request_id: str | None = None
+    ) -> AsyncGenerator[Chunk, None]:
         """The answer as it comes. Closing the iterator, or leaving it, cancels on the server.
 
         An iterator that is left is closed when the event loop comes to it; `aclose()` does it now.
@@ -80,7 +82,7 @@ class AsyncJudgeClient:
 
     async def _responses(
         self, request: Request, request_id: str | None, *, stream: bool
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         import grpc
 
         number = request_id or new_request_id()

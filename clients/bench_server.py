@@ -330,7 +330,7 @@ def bench(
         few = [texts[index % len(texts)] for index in range(STREAMS)]
         parts = asyncio.run(concurrent(url, few, max_tokens, repeats, log.print))
         results = summarize(ours, theirs, *parts)
-    report = {
+    report: dict[str, Any] = {
         "results": results,
         "goals": goals(results),
         "samples": {

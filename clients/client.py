@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -83,7 +83,9 @@ class JudgeClient:
         """The whole answer."""
         return collect(self._responses(request, request_id, stream=False))
 
-    def stream(self, request: Request, *, request_id: str | None = None) -> Iterator[Chunk]:
+    def stream(
+        self, request: Request, *, request_id: str | None = None
+    ) -> Generator[Chunk, None, None]:
         """The answer as it comes. Closing the iterator, or leaving it, cancels on the server."""
         return self._responses(request, request_id, stream=True)
 
@@ -103,7 +105,7 @@ class JudgeClient:
 
     def _responses(
         self, request: Request, request_id: str | None, *, stream: bool
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         import grpc
 
         number = request_id or new_request_id()

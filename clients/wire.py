@@ -175,7 +175,7 @@ def _message(model: str, request_id: str, tensors: Mapping[str, tuple[str, Seque
     # Else a final flag without tensors would never reach the client.
     message.parameters["triton_enable_empty_final_response"].bool_param = True
     for name, (datatype, values) in tensors.items():
-        message.inputs.add(name=name, datatype=datatype, shape=[len(values)])
+        message.inputs.add(name=name, datatype=datatype, shape=[1, len(values)])
         message.raw_input_contents.append(_raw(name, datatype, values))
     return message
 

@@ -47,7 +47,7 @@ def tensors(message: Any) -> dict[str, tuple[str, list[Any]]]:
             values = deserialize_bytes_tensor(raw).tolist()
         else:
             values = np.frombuffer(raw, NUMPY[tensor.datatype]).tolist()
-        assert list(tensor.shape) == [len(values)]
+        assert list(tensor.shape) == [1, len(values)]
         found[tensor.name] = (tensor.datatype, values)
     return found
 
