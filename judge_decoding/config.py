@@ -243,6 +243,12 @@ class Deployment(_Strict):
                 f"engine trtllm has no acceptance.rule {self.acceptance.rule}; "
                 f"it has {', '.join(TRTLLM_RULES)}"
             )
+        rows = self.limits.max_sequences * (self.max_draft_len + 1)
+        if build.max_num_tokens < rows:
+            raise ValueError(
+                f"trtllm.max_num_tokens must hold limits.max_sequences x (max_draft_len + 1) = "
+                f"{rows} tokens"
+            )
         for name, group in (("draft", ranks.draft), ("target", ranks.target)):
             if not group.devices or "cpu" in group.devices:
                 raise ValueError(f"engine trtllm needs ranks.{name}.devices, a GPU number a rank")

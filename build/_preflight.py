@@ -1,0 +1,147 @@
+"""What must hold before hours of work start: models, judge, disk, GPUs, tools. One line each."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from judge_decoding.config import Deployment
+from judge_decoding.engine.weights import (
+    LlamaConfig,
+    fingerprint,
+    read_config,
+    tokenizer_hash,
+)
+from judge_decoding.errors import UserError
+from judge_decoding.judge import Judge
+from judge_decoding.manifest import Role, model_folder, sections
+from judge_decoding.pipeline import check_vocabulary
+from judge_decoding.trtllm_stack import CONTAINER, SM
+
+GIB = 1024**3
+SPARE = 4 * GIB
+"""GPU memory beside the weights of a loaded engine: workspace, buffers, a minimal cache."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of a model's weights as TensorRT-LLM holds them.
+
+    rank   on one rank; the embedding is whole on each
+    total  of all ranks: of a checkpoint, and of an engine
+    """
+
+    rank: int
+    total: int
+
+
+def size(config: LlamaConfig, *, quantization: str, tp: int) -> Size:
+    """FP8 holds the layers' matrices in one byte; embedding and LM head stay in two."""
+    heads = config.num_heads * config.head_dim
+    kv_heads = max(config.num_kv_heads, tp) * config.head_dim  # copied where ranks outnumber them
+    attention = config.hidden_size * (2 * heads + 2 * kv_heads)
+    matrices = config.num_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
+    table = 2 * config.vocab_size * config.hidden_size
+    rank = (matrices * (1 if quantization == "fp8" else 2) + table) // tp + table
+    return Size(rank, rank * tp)
+
+
+def sizes(deployment: Deployment, role: Role) -> Size:
+    build, ranks = sections(deployment), deployment.ranks
+    assert ranks is not None
+    part = build.target if role == "target" else build.draft
+    tp = (ranks.target if role == "target" else ranks.draft).tp
+    return size(read_config(model_folder(deployment, role)), quantization=part.quantization, tp=tp)
+
+
+def check_models(deployment: Deployment) -> None:
+    """Both models there and whole, one vocabulary, the judge this target's."""
+    sections(deployment)
+    check_vocabulary(deployment)
+    target = model_folder(deployment, "target")
+    identity = fingerprint(target)
+    fingerprint(model_folder(deployment, "draft"))
+    if deployment.acceptance.rule == "judge":
+        assert deployment.judge is not None
+        judge = Judge.load(deployment.judge.path)
+        judge.check_target(identity, tokenizer_hash(target), read_config(target).hidden_size)
+
+
+def check_plugin(deployment: Deployment) -> None:
+    library = sections(deployment).plugin
+    if deployment.acceptance.rule == "judge" and not library.is_file():
+        raise UserError(
+            f"plugin: no file {library}; build it (plugins/judge_accept/README.md) and name it in "
+            "trtllm.plugin"
+        )
+
+
+def check_disk(folder: Path, needed: int, what: str) -> None:
+    """`needed` bytes free where `folder` is or will be."""
+    there = folder
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UserError(
+            f"disk: {what} needs {needed / GIB:.1f} GiB in {folder}, {free / GIB:.1f} GiB are "
+            "free; free some, or point trtllm.engines elsewhere"
+        )
+
+
+def check_tool(name: str) -> None:
+    if shutil.which(name) is None:
+        raise UserError(f"{name} is not on PATH; run inside the container {CONTAINER}")
+
+
+def check_script(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(
+            f"no {path}; it is part of the container {CONTAINER}: run inside it, or give "
+            "--examples the examples folder of TensorRT-LLM 1.2.1"
+        )
+
+
+def check_gpus(deployment: Deployment, *, wanted: int) -> None:
+    """`wanted` GPUs of the deployment's kind, with room for what shares one of them."""
+    import torch
+
+    kind = sections(deployment).gpu
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"no GPU is visible; engines for {kind} are built on {kind}: start the container "
+            "with --gpus all (nvidia-smi must list them)"
+        )
+    if (count := torch.cuda.device_count()) < wanted:
+        raise UserError(
+            f"{count} GPUs are visible, {wanted} are needed (ranks.*.tp); use a machine with "
+            "more, or a smaller tp"
+        )
+    name = torch.cuda.get_device_name(0)
+    major, minor = torch.cuda.get_device_capability(0)
+    if 10 * major + minor != SM[kind] or kind.upper() not in name.upper():
+        raise UserError(
+            f"trtllm.gpu is {kind} (SM {SM[kind]}), but this machine has {name} "
+            f"(SM {10 * major + minor}); build on the GPU kind that serves"
+        )
+    check_memory(deployment, torch.cuda.get_device_properties(0).total_memory)
+
+
+def check_memory(deployment: Deployment, memory: int) -> None:
+    """The weights of every rank on one GPU, and something to run in, within `memory` bytes."""
+    ranks = deployment.ranks
+    assert ranks is not None
+    roles: Sequence[Role] = ("draft", "target")
+    groups = {"draft": ranks.draft.devices, "target": ranks.target.devices}
+    taken = {role: sizes(deployment, role).rank for role in roles}
+    for gpu in sorted({*groups["draft"], *groups["target"]}, key=str):
+        on_it = [role for role in roles if gpu in groups[role]]
+        needed = sum(taken[role] for role in on_it) + SPARE
+        if needed > memory:
+            parts = " and ".join(f"{role} {taken[role] / GIB:.1f} GiB" for role in on_it)
+            raise UserError(
+                f"GPU {gpu} has {memory / GIB:.1f} GiB, but holds {parts} of weights and needs "
+                f"{SPARE / GIB:.0f} GiB beside; use quantization fp8 or more GPUs (ranks.*.tp)"
+            )

@@ -1,0 +1,206 @@
+"""Hugging Face checkpoints -> TensorRT-LLM checkpoints, bf16 or FP8, one shard a rank.
+
+    python build/convert_checkpoint.py --config configs/llama-8b-70b-h100x2.yaml [--dry-run]
+
+Runs the container's own scripts, whose options are those of TensorRT-LLM 1.2.1:
+examples/models/core/llama/convert_checkpoint.py for bf16, examples/quantization/quantize.py
+(modelopt) for FP8; the FP8 options are those of its own draft-target test
+(tests/integration/defs/examples/test_draft_target_model.py). Makes `checkpoints/draft` and
+`checkpoints/target` under `trtllm.engines`. What is ready is left alone; `--again` redoes it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from _preflight import (
+    check_disk,
+    check_gpus,
+    check_models,
+    check_script,
+    sizes,
+)
+from _steps import Step, describe, partial, run_steps
+
+from judge_decoding.config import Deployment, load_deployment
+from judge_decoding.engine.weights import fingerprint
+from judge_decoding.errors import UserError
+from judge_decoding.manifest import Role, model_folder, sections
+from judge_decoding.trtllm_stack import check_tensorrt_llm
+
+EXAMPLES = Path("/app/examples")
+"""Where the pinned container has TensorRT-LLM's examples."""
+
+SOURCE = "source.json"
+"""Beside a checkpoint: what it was made from."""
+
+
+def roles(only: str) -> list[Role]:
+    """What --only names."""
+    found: dict[str, list[Role]] = {
+        "draft": ["draft"],
+        "target": ["target"],
+        "both": ["draft", "target"],
+    }
+    if only not in found:
+        raise UserError(f"only: unknown {only!r}; known are {', '.join(found)}")
+    return found[only]
+
+
+def checkpoint_folder(deployment: Deployment, role: Role) -> Path:
+    return sections(deployment).engines / "checkpoints" / role
+
+
+def source(deployment: Deployment, role: Role, calibration: str) -> dict[str, object]:
+    """Identity of a checkpoint."""
+    build, ranks = sections(deployment), deployment.ranks
+    assert ranks is not None
+    part = build.target if role == "target" else build.draft
+    found: dict[str, object] = {
+        "model_fingerprint": fingerprint(model_folder(deployment, role)),
+        "dtype": deployment.dtype,
+        "tp": (ranks.target if role == "target" else ranks.draft).tp,
+        "quantization": part.quantization,
+        "kv_cache_dtype": part.kv_cache_dtype,
+    }
+    if part.quantization == "fp8":
+        found["calibration"] = calibration
+    return found
+
+
+def is_ready(deployment: Deployment, role: Role, calibration: str) -> bool:
+    """Whether the checkpoint is there, whole; UserError where it is of something else."""
+    folder = checkpoint_folder(deployment, role)
+    if not folder.is_dir():
+        return False
+    wanted = source(deployment, role, calibration)
+    try:
+        has = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        has = {}
+    for key, value in wanted.items():
+        if has.get(key) != value:
+            raise UserError(
+                f"checkpoint: {folder} has {key} {has.get(key)}, but {value} is wanted; remove it, "
+                f"or pass --only {role} --again"
+            )
+    tp = wanted["tp"]
+    assert isinstance(tp, int)
+    for name in ("config.json", *(f"rank{rank}.safetensors" for rank in range(tp))):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"checkpoint: {folder} lacks {name}; pass --only {role} --again to convert it anew"
+            )
+    return True
+
+
+def command(
+    deployment: Deployment,
+    role: Role,
+    *,
+    output: Path,
+    examples: Path = EXAMPLES,
+    calibration: str = "cnn_dailymail",
+    calibration_size: int = 512,
+    workers: int = 1,
+) -> tuple[str, ...]:
+    """The script and its options."""
+    build, ranks = sections(deployment), deployment.ranks
+    assert ranks is not None
+    part = build.target if role == "target" else build.draft
+    tp = (ranks.target if role == "target" else ranks.draft).tp
+    common = [
+        f"--model_dir={model_folder(deployment, role)}",
+        f"--output_dir={output}",
+        f"--dtype={deployment.dtype}",
+        f"--tp_size={tp}",
+    ]
+    if part.quantization == "none":
+        return (sys.executable, str(converter(examples)), *common, f"--workers={workers}")
+    options = [
+        "--qformat=fp8",
+        f"--calib_dataset={calibration}",
+        f"--calib_size={calibration_size}",
+    ]
+    if part.kv_cache_dtype == "fp8":
+        options.append("--kv_cache_dtype=fp8")
+    return (sys.executable, str(quantizer(examples)), *common, *options)
+
+
+def converter(examples: Path) -> Path:
+    return examples / "models" / "core" / "llama" / "convert_checkpoint.py"
+
+
+def quantizer(examples: Path) -> Path:
+    return examples / "quantization" / "quantize.py"
+
+
+def main(
+    config: Annotated[Path, typer.Option(help="The deployment.")],
+    only: Annotated[str, typer.Option(help="draft, target or both")] = "both",
+    examples: Annotated[Path, typer.Option(help="TensorRT-LLM's examples.")] = EXAMPLES,
+    calibration: Annotated[
+        str, typer.Option(help="FP8: a dataset's name, or a local folder of one.")
+    ] = "cnn_dailymail",
+    calibration_size: Annotated[int, typer.Option(min=1, help="FP8: samples.")] = 512,
+    workers: Annotated[int, typer.Option(min=1, help="bf16: ranks converted at a time.")] = 1,
+    again: Annotated[bool, typer.Option("--again", help="Redo what is there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done.")] = False,
+) -> None:
+    try:
+        deployment = load_deployment(config)
+        check_models(deployment)
+        ready = [r for r in roles(only) if not again and is_ready(deployment, r, calibration)]
+        todo = [role for role in roles(only) if role not in ready]
+        steps = []
+        for role in todo:
+            folder = checkpoint_folder(deployment, role)
+            text = json.dumps(source(deployment, role, calibration), indent=2) + "\n"
+            steps.append(
+                Step(
+                    name=f"convert {role}",
+                    command=command(
+                        deployment,
+                        role,
+                        output=partial(folder),
+                        examples=examples,
+                        calibration=calibration,
+                        calibration_size=calibration_size,
+                        workers=workers,
+                    ),
+                    output=folder,
+                    log=sections(deployment).engines / "logs" / f"convert-{role}.log",
+                    finish=lambda half, text=text: (half / SOURCE).write_text(text) and None,
+                )
+            )
+        done = [checkpoint_folder(deployment, role) for role in ready]
+        if dry_run:
+            print(describe(steps, done))
+            return
+        for folder in done:
+            print(f"checkpoint: {folder} is ready")
+        if steps:
+            preflight(deployment, todo, examples)
+            run_steps(steps)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+def preflight(deployment: Deployment, todo: list[Role], examples: Path) -> None:
+    check_tensorrt_llm()
+    build = sections(deployment)
+    for role in todo:
+        part = build.target if role == "target" else build.draft
+        check_script((converter if part.quantization == "none" else quantizer)(examples))
+    check_gpus(deployment, wanted=1)
+    total = sum(sizes(deployment, role).total for role in todo)
+    check_disk(build.engines, total, "the checkpoints")
+
+
+if __name__ == "__main__":
+    typer.run(main)

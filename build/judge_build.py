@@ -1,0 +1,49 @@
+"""What the judge's layer is built with: written by build_engines.py, read by judge_llama.py.
+
+trtllm-build passes a model class nothing, so the values travel in a JSON file that the environment
+names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from judge_decoding.errors import UserError
+
+VARIABLE = "JUDGE_DECODING_BUILD"
+
+
+class JudgeBuild(BaseModel):
+    """The plugin's fields (plugins/judge_accept/README.md) that are not the judge's own.
+
+    boost          added to the row's largest logit (at least 0) for a judged token
+    vocab_size     tokens of the vocabulary; the logits are padded to a multiple of tp
+    max_draft_len  columns of the engine's output `judge_scores`
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    judge: Path
+    plugin: Path
+    threshold: float = Field(ge=0, le=1)
+    boost: float = Field(gt=0)
+    vocab_size: int = Field(gt=0)
+    end_ids: tuple[int, ...] = Field(max_length=16)
+    protect_end_ids: bool
+    max_draft_len: int = Field(gt=0)
+
+
+def read_build() -> JudgeBuild:
+    """The file that $JUDGE_DECODING_BUILD names."""
+    name = os.environ.get(VARIABLE)
+    if not name:
+        raise UserError(f"judge_llama: {VARIABLE} is not set; build with build/build_engines.py")
+    try:
+        return JudgeBuild.model_validate(json.loads(Path(name).read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"judge_llama: {name} is no judge build ({reason})") from None
