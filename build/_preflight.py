@@ -60,9 +60,15 @@ def check_models(deployment: Deployment) -> None:
     """Both models there and whole, one vocabulary, the judge this target's."""
     sections(deployment)
     check_vocabulary(deployment)
+    draft = model_folder(deployment, "draft")
+    if shared := read_config(draft).shared_with_target:
+        raise UserError(
+            f"draft: {draft} borrows {shared[0]} from its target; TensorRT-LLM needs a whole "
+            "checkpoint: save the draft with all of its tensors"
+        )
     target = model_folder(deployment, "target")
     identity = fingerprint(target)
-    fingerprint(model_folder(deployment, "draft"))
+    fingerprint(draft)
     if deployment.acceptance.rule == "judge":
         assert deployment.judge is not None
         judge = Judge.load(deployment.judge.path)

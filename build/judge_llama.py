@@ -77,8 +77,8 @@ class JudgeLlamaForCausalLM(trtllm.LLaMAForCausalLM):
             )
 
     def _judged(self, logits: Any, *inputs: Any) -> Any:
-        """Logits in the engine's logits type, edited. The cast comes first: mark_output would cast
-        behind the plugin, and a boosted bf16 logit would lose its neighbours' precision."""
+        """Logits in the engine's logits type, edited. The plugin takes float32 and float16, the LM
+        head gives bfloat16, and the cast of the stock mark_output would come behind the plugin."""
         build = self.judge_build
         logits = trtllm.cast(logits, self.config.logits_dtype)
         edited, scores = trtllm.add_judge(

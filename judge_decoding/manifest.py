@@ -110,7 +110,7 @@ def manifest_for(deployment: Deployment, role: Role, runtime: Runtime) -> Engine
     folder = model_folder(deployment, role)
     config = read_config(folder)
     part = build.target if role == "target" else build.draft
-    identity, vocabulary = fingerprint(folder), tokenizer_hash(folder)
+    identity, vocabulary = fingerprint(folder), vocabulary_of(deployment, role)
     judge: dict[str, object] = {}
     if role == "target" and deployment.acceptance.rule == "judge":
         assert deployment.judge is not None
@@ -143,6 +143,14 @@ def manifest_for(deployment: Deployment, role: Role, runtime: Runtime) -> Engine
             **judge,
         }
     )
+
+
+def vocabulary_of(deployment: Deployment, role: Role) -> str:
+    """Hash of the tokenizer. A draft's folder may have none: it then speaks the target's."""
+    folder = model_folder(deployment, role)
+    if not (folder / "tokenizer.json").is_file():
+        folder = model_folder(deployment, "target")
+    return tokenizer_hash(folder)
 
 
 def wanted_threshold(deployment: Deployment, judge: Judge) -> float:
@@ -203,6 +211,7 @@ def mismatches(
         ("tensorrt", runtime.tensorrt, container),
         ("tensorrt_llm", runtime.tensorrt_llm, container),
         ("sm", runtime.sm, f"serve on the GPU kind it was built for, or {again}"),
+        ("vocabulary", vocabulary_of(deployment, role), again),
         ("vocab_size", config.vocab_size, again),
         ("hidden_size", config.hidden_size, again),
         (
@@ -214,8 +223,6 @@ def mismatches(
         ("kv_cache_dtype", part.kv_cache_dtype, again),
         ("logits_dtype", build.logits_dtype, again),
     ]
-    if (folder / "tokenizer.json").is_file() or role == "target":
-        exact.insert(3, ("vocabulary", tokenizer_hash(folder), again))
     if any(folder.glob("*.safetensors")):
         exact.append(("model_fingerprint", fingerprint(folder), again))
     for name, needs, fix in exact:
