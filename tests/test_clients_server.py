@@ -1,0 +1,463 @@
+"""The clients against a real Triton server with tiny models, the loop in this process beside it.
+
+One server for the whole file. In float32 what it answers is exactly what the loop answers here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from clients import server, soak
+from clients.async_client import AsyncJudgeClient
+from clients.client import JudgeClient
+from clients.wire import Answer, JudgeClientError, Request
+from judge_decoding.config import load_deployment
+from judge_decoding.decoding import Result
+from judge_decoding.engine.base import Sampling
+from judge_decoding.engine.weights import fingerprint, tokenizer_hash
+from judge_decoding.judge import Judge, JudgeMetadata
+from judge_decoding.pipeline import Pipeline, load_pipeline
+from judge_decoding.sequence import Request as LoopRequest
+
+ROOT = Path(__file__).resolve().parents[1]
+WAIT_S = 120.0
+LONG = Request("On and on", rule="none", max_tokens=900, ignore_eos=True)
+"""Takes seconds: one token a round."""
+
+
+@pytest.fixture(scope="module")
+def deployment(
+    tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_draft: Path
+) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    metadata = JudgeMetadata(
+        feature="pre_norm",
+        hidden_size=64,
+        target_fingerprint=fingerprint(tiny_target),
+        tokenizer_hash=tokenizer_hash(tiny_target),
+        threshold=0.5,
+        training_data_hash="none",
+    )
+    weight = torch.randn(64, generator=torch.Generator().manual_seed(7))
+    Judge(weight, 0.0, metadata).save(folder / "judge.safetensors")
+    values = {
+        "name": "tiny",
+        "dtype": "float32",
+        "target": {"model": str(tiny_target)},
+        "draft": {"model": str(tiny_draft)},
+        "judge": {"path": "judge.safetensors"},
+        "acceptance": {"rule": "judge"},
+        "max_draft_len": 4,
+        "limits": {"max_sequences": 4, "max_context": 1024, "max_tokens": 1000},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def running(deployment: Path) -> Iterator[server.Server]:
+    with server.serving(deployment) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def pipeline(deployment: Path) -> Pipeline:
+    torch.set_num_threads(1)
+    return load_pipeline(load_deployment(deployment))
+
+
+@pytest.fixture
+def client(running: server.Server) -> Iterator[JudgeClient]:
+    with JudgeClient(running.url, timeout=WAIT_S) as made:
+        yield made
+
+
+def in_process(pipeline: Pipeline, request: Request) -> Result:
+    """What the loop answers to the same request."""
+    tokenizer, text = pipeline.tokenizer, request.prompt
+    assert isinstance(text, str)
+    if request.messages is not None:
+        ids = tokenizer.chat([dict(message) for message in request.messages])
+    elif request.chat:
+        ids = tokenizer.chat([{"role": "user", "content": text}])
+    else:
+        ids = tokenizer.encode(text)
+    assert request.max_tokens is not None
+    sampling = Sampling(
+        request.temperature or 0.0, request.top_k or 0, request.top_p or 1.0, request.seed or 0
+    )
+    acceptance = pipeline.deployment.default_acceptance(
+        rule=request.rule, threshold=request.threshold
+    )
+    asked = LoopRequest(
+        ids,
+        request.max_tokens,
+        acceptance,
+        sampling,
+        request.max_draft_len,
+        tuple(request.stop),
+        ignore_end=bool(request.ignore_eos),
+    )
+    return pipeline.decoder.generate([asked])[0]
+
+
+def assert_same(answer: Answer, expected: Result) -> None:
+    """`answer` (with everything asked for) is the loop's, token by token."""
+    assert [token.id for token in answer.tokens] == expected.token_ids
+    assert [token.provenance for token in answer.tokens] == expected.provenance
+    scores = [math.nan if s is None else s for s in expected.judge_scores]
+    got = [math.nan if token.score is None else token.score for token in answer.tokens]
+    assert got == pytest.approx(scores, abs=1e-6, nan_ok=True)
+    assert answer.text == expected.text
+    assert "".join(token.text for token in answer.tokens) == expected.text
+    assert answer.finish_reason == expected.finish_reason
+    assert answer.num_output_tokens == len(expected.token_ids)
+    assert answer.record == expected.record.to_dict()
+
+
+def finished(running: server.Server, reason: str) -> int:
+    """Requests that ended for this reason so far, as the server counts them."""
+    with urllib.request.urlopen(running.metrics_url, timeout=WAIT_S) as page:
+        text = page.read().decode()
+    found = re.search(rf'^judge_decoding_requests_total{{.*"{reason}".*}} (\S+)$', text, re.M)
+    return int(float(found[1])) if found else 0
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def until_idle(running: server.Server) -> None:
+    def idle() -> bool:
+        metrics = server.read_metrics(running.metrics_url)
+        return all(metrics[name] == 0 for name in soak.BUSY)
+
+    until(idle, "sequences are active still")
+
+
+EVERYTHING = {"provenance": True, "judge_scores": True, "record": True}
+REQUESTS = [
+    Request("The sea", max_tokens=40, **EVERYTHING),
+    Request("What is it?", chat=True, max_tokens=33, rule="strict", **EVERYTHING),
+    Request("The sea", max_tokens=25, rule="none", **EVERYTHING),
+    Request("The sea", max_tokens=40, rule="judge", threshold=1.0, **EVERYTHING),
+    Request("The sea", max_tokens=40, rule="judge", threshold=0.1, max_draft_len=2, **EVERYTHING),
+    Request("a b c", max_tokens=30, rule="rejection", temperature=0.8, seed=2**40, **EVERYTHING),
+    Request("a b c", max_tokens=30, rule="none", temperature=1.2, top_k=9, top_p=0.9, **EVERYTHING),
+    Request("x", max_tokens=50, stop=("e", "qq"), ignore_eos=True, **EVERYTHING),
+    Request(
+        messages=[
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Grüezi"},
+            {"role": "user", "content": "And now?"},
+        ],
+        max_tokens=20,
+        **EVERYTHING,
+    ),
+]
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_whole_and_streamed_answers_are_the_loops(
+    client: JudgeClient, pipeline: Pipeline, request_: Request
+) -> None:
+    expected = in_process(pipeline, request_)
+    assert_same(client.generate(request_), expected)
+    streamed, chunks = Answer(), list(client.stream(request_))
+    for chunk in chunks:
+        assert "".join(token.text for token in chunk.tokens) == chunk.text
+        streamed.add(chunk)
+    assert_same(streamed, expected)
+    assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    rounds = sum(1 for origin in expected.provenance if origin == "target")
+    assert len(chunks) >= rounds
+
+
+def test_nothing_more_comes_than_was_asked_for(client: JudgeClient) -> None:
+    (chunk,) = client.stream(Request("The sea", max_tokens=1))
+    assert (chunk.tokens, chunk.record) == ([], None)
+    assert (chunk.num_output_tokens, chunk.finish_reason) == (1, "length")
+
+
+def test_one_client_serves_many_threads(client: JudgeClient, pipeline: Pipeline) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(client.generate, REQUESTS))
+    for request, answer in zip(REQUESTS, answers, strict=True):
+        assert_same(answer, in_process(pipeline, request))
+
+
+def test_sixteen_streams_of_one_event_loop(running: server.Server, pipeline: Pipeline) -> None:
+    """Four times as many as there are slots; each is the loop's answer alone."""
+    requests = [replace(REQUESTS[i % len(REQUESTS)], max_tokens=20 + i) for i in range(16)]
+
+    async def stream(client: AsyncJudgeClient, request: Request) -> Answer:
+        answer = Answer()
+        async for chunk in client.stream(request):
+            answer.add(chunk)
+        return answer
+
+    async def everything() -> list[Answer]:
+        async with AsyncJudgeClient(running.url, timeout=WAIT_S) as client:
+            return await asyncio.gather(*(stream(client, request) for request in requests))
+
+    for request, answer in zip(requests, asyncio.run(everything()), strict=True):
+        assert_same(answer, in_process(pipeline, request))
+
+
+def test_a_cancelled_stream_says_so(running: server.Server, client: JudgeClient) -> None:
+    before, answer = finished(running, "cancelled"), Answer()
+    for number, chunk in enumerate(client.stream(LONG, request_id="mine")):
+        answer.add(chunk)
+        if number == 2:
+            client.cancel("mine")
+    assert answer.finish_reason == "cancelled"
+    assert 3 <= answer.num_output_tokens < 900
+    until(lambda: finished(running, "cancelled") == before + 1, "not counted")
+    until_idle(running)
+
+
+def test_cancelling_what_does_not_run_does_nothing(client: JudgeClient) -> None:
+    client.cancel("nobody")
+    assert client.generate(Request("x", max_tokens=2)).num_output_tokens == 2
+
+
+def test_leaving_a_stream_cancels_it(running: server.Server, client: JudgeClient) -> None:
+    before = finished(running, "cancelled")
+    for _ in client.stream(LONG):
+        break
+    until(lambda: finished(running, "cancelled") == before + 1, "still running")
+    until_idle(running)
+
+
+def test_a_time_out_cancels(running: server.Server, client: JudgeClient) -> None:
+    before = finished(running, "cancelled")
+    with JudgeClient(running.url, timeout=0.3) as hasty:
+        with pytest.raises(JudgeClientError, match=r"no answer within 0\.3 s") as caught:
+            hasty.generate(LONG)
+        assert caught.value.status == "DEADLINE_EXCEEDED"
+        until(lambda: finished(running, "cancelled") == before + 1, "still running")
+    until_idle(running)
+
+
+def test_leaving_or_cancelling_a_task_cancels(running: server.Server) -> None:
+    async def leave() -> None:
+        async with AsyncJudgeClient(running.url, timeout=WAIT_S) as client:
+            stream = client.stream(LONG)
+            await anext(stream)
+            await stream.aclose()
+            task = asyncio.create_task(client.generate(LONG))
+            while not server.read_metrics(running.metrics_url)[soak.BUSY[0]]:
+                await asyncio.sleep(0.02)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    before = finished(running, "cancelled")
+    asyncio.run(leave())
+    until(lambda: finished(running, "cancelled") == before + 2, "still running")
+    until_idle(running)
+
+
+@pytest.mark.parametrize("bad", soak.BAD, ids=range(len(soak.BAD)))
+def test_a_bad_request_is_refused_in_words(client: JudgeClient, bad: Request) -> None:
+    with pytest.raises(JudgeClientError) as caught:
+        client.generate(bad)
+    assert caught.value.status is None
+    assert re.match(
+        r"(prompt|text_input|messages|max_tokens|rule|acceptance_rule|judge_threshold|temperature"
+        r"|top_p|max_draft_len)\b",
+        str(caught.value),
+    )
+    assert client.generate(Request("x", max_tokens=1)).num_output_tokens == 1
+
+
+def test_an_unknown_model_is_one_line(running: server.Server) -> None:
+    with JudgeClient(running.url, model="nothing") as client:
+        with pytest.raises(JudgeClientError, match="no model 'nothing' ready"):
+            client.check()
+        with pytest.raises(JudgeClientError, match="unknown model"):
+            client.generate(Request("x"))
+    done = command("generate", running, "--prompt", "x", "--model", "nothing")
+    assert done.returncode == 2
+    assert done.stderr == f"generate: {running.url}: the server has no model 'nothing' ready\n"
+
+
+def command(module: str, running: server.Server, *arguments: str) -> Any:
+    return subprocess.run(
+        [sys.executable, "-m", f"clients.{module}", "-u", running.url, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
+
+
+@pytest.mark.parametrize("how", [[], ["--stream"]])
+def test_the_generate_command(running: server.Server, pipeline: Pipeline, how: list[str]) -> None:
+    """Marks around every run, and the JSON that says the same."""
+    asked = ["--prompt", "The sea", "--no-chat", "--max-tokens", "40", "--threshold", "0.1"]
+    done = command("generate", running, *asked, "--json", *how)
+    assert (done.returncode, done.stderr) == (0, "")
+    shown, last = done.stdout.rstrip("\n").rsplit("\n", 1)
+    expected = in_process(pipeline, Request("The sea", max_tokens=40, rule="judge", threshold=0.1))
+    (result,) = json.loads(last)["results"]
+    assert result["text"] == expected.text
+    assert result["token_ids"] == expected.token_ids
+    assert result["provenance"] == expected.provenance
+    assert result["finish_reason"] == expected.finish_reason
+    assert result["speculative_decoding"] == expected.record.to_dict()
+    assert set(expected.provenance) >= {"judged", "target"}
+    assert shown.count("⟦") == shown.count("⟧") > 0
+    assert f"{len(expected.token_ids)} tokens, " in shown
+
+
+def test_a_refused_command_is_one_line(running: server.Server) -> None:
+    done = command("generate", running, "--prompt", "x", "--max-tokens", "0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("generate: max_tokens: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_frees_the_slot(running: server.Server) -> None:
+    before = finished(running, "cancelled")
+    asked = ["--prompt", "On and on", "--rule", "none", "--max-tokens", "900", "--stream", "--json"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "clients.generate", "-u", running.url, *asked],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1)  # it streams
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=WAIT_S)
+    assert (process.returncode, err) == (130, "")
+    (result,) = json.loads(out.splitlines()[-1])["results"]
+    assert result["finish_reason"] == "cancelled"
+    assert 0 < len(result["token_ids"]) < 900
+    until(lambda: finished(running, "cancelled") == before + 1, "not counted")
+    until_idle(running)
+
+
+class Terminal:
+    """A chat on a pseudo-terminal."""
+
+    def __init__(self, running: server.Server, *arguments: str) -> None:
+        ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "clients.chat", "-u", running.url, *arguments],
+            cwd=ROOT,
+            env={k: v for k, v in os.environ.items() if k != "NO_COLOR"}
+            | {"TERM": "xterm-256color", "COLUMNS": "200"},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        self._fd = ours
+        self.seen = ""
+
+    def type(self, line: str) -> None:
+        os.write(self._fd, f"{line}\n".encode())
+
+    def wait_for(self, pattern: str) -> str:
+        """All that is shown up to the pattern's next place."""
+        while not (found := re.search(pattern, self.seen, re.S)):
+            try:
+                self.seen += os.read(self._fd, 65536).decode(errors="replace")
+            except OSError:  # the other side has closed
+                raise AssertionError(f"no {pattern!r} in {self.seen!r}") from None
+        shown, self.seen = self.seen[: found.end()], self.seen[found.end() :]
+        return shown
+
+    def close(self) -> int:
+        os.close(self._fd)
+        return self.process.wait(WAIT_S)
+
+
+def test_a_chat_on_a_terminal(running: server.Server, pipeline: Pipeline) -> None:
+    """Two turns in colour, an answer cut by Ctrl-C, a fresh start, /quit."""
+    chat = Terminal(running, "--max-tokens", "12", "--rule", "strict")
+    legend = chat.wait_for(r"\n> ")
+    assert "\x1b[36mtarget" in legend
+    history: list[dict[str, str]] = []
+    for text in ("Hi", "And then?"):
+        chat.type(text)
+        shown = chat.wait_for(r"\n> ")
+        history.append({"role": "user", "content": text})
+        expected = in_process(pipeline, Request(messages=history, max_tokens=12, rule="strict"))
+        history.append({"role": "assistant", "content": expected.text})
+        assert f"{len(expected.token_ids)} tokens, " in shown
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", shown).replace("\r\n", "\n")
+        assert expected.text.replace("\r", "") in plain
+        assert "\x1b[3" in shown
+    chat.type("/new")
+    chat.wait_for(r"\n> ")
+    chat.type("/quit")
+    assert chat.process.wait(WAIT_S) == 0
+    chat.close()
+
+
+def test_ctrl_c_in_a_chat_cancels_the_answer_alone(running: server.Server) -> None:
+    before = finished(running, "cancelled")
+    chat = Terminal(running, "--max-tokens", "900", "--rule", "none")
+    chat.wait_for(r"\n> ")
+    chat.type("Hi")
+    chat.wait_for(r"\x1b\[36m")  # it streams
+    chat.process.send_signal(signal.SIGINT)
+    chat.wait_for(r"tok/s, cancelled.*\n> ")
+    until(lambda: finished(running, "cancelled") == before + 1, "not counted")
+    chat.type("/new")
+    chat.wait_for(r"\n> ")
+    chat.type("/quit")
+    assert chat.process.wait(WAIT_S) == 0
+    chat.close()
+
+
+def test_a_short_soak_leaves_nothing_behind(running: server.Server) -> None:
+    """Every kind of request, against this server; how memory grows takes longer to tell."""
+    load = soak.Load(running.url, ["none", "strict", "rejection", "judge"], Random(0))
+    results = asyncio.run(soak.measure(running, load, clients=6, seconds=8.0))
+    assert results["first_failures"] == []
+    assert results["stuck"] == 0
+    assert set(results["requests"]) == set(soak.WEIGHTS)
+
+
+def test_the_server_benchmark_runs_through(
+    running: server.Server, deployment: Path, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(f'{{"prompt": "number {i}"}}\n' for i in range(5)))
+    asked = ["--config", str(deployment), "--prompts", str(prompts), "--max-tokens", "8"]
+    done = command("bench_server", running, *asked, "--repeats", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["results"]["same_text"] == 1.0  # float32
+    assert [len(rows) for rows in report["samples"].values()] == [5, 5]
+    assert len(report["goals"]) == 4
+    assert report["provenance"]["rule"] == "judge"
+    assert "served, 8 streams" in done.stdout
