@@ -4,7 +4,8 @@ Only point-to-point calls of the MPI standard are used, all from the thread that
 (MPI is started at level "serialized"), so that MPICH and Open MPI serve alike.
 
 MPI itself waits by spinning: an idle rank would take a whole core from the one that computes. So a
-wait polls: for a moment without a pause, then between sleeps that grow with the time waited so far.
+wait polls: for a moment without a pause, then between sleeps, which the sender's `Bell` cuts short
+on the same host. Where no bell is heard, the sleeps grow with the time waited so far.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from judge_decoding.ranks import messages
+from judge_decoding.ranks.bell import Bell
 from judge_decoding.ranks.layout import Layout
 from judge_decoding.ranks.messages import Message
 from judge_decoding.ranks.wire import MAX_BYTES, WireError
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 _CONTROL, _EXCHANGE = 1, 2  # tags
 _SPIN_S = 30e-6
 _SHORTEST_SLEEP_S, _LONGEST_SLEEP_S = 50e-6, 1e-3
-_SLEEP_SHARE = 1 / 30  # of the time waited so far: what a wake-up may come late
+_SLEEP_SHARE = 1 / 30  # of the time waited so far: what a wake-up may come late without a bell
 _MPIEXEC_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 _ORPHAN_CHECK_S = 1.0
 
@@ -37,7 +39,11 @@ Received: TypeAlias = tuple[int, Message, int]
 
 
 class RankTimeout(RuntimeError):
-    """A rank did not answer in time; the message names it."""
+    """Rank `rank` did not do its part in time."""
+
+    def __init__(self, rank: int, text: str) -> None:
+        super().__init__(text)
+        self.rank = rank
 
 
 def under_mpiexec() -> bool:
@@ -68,7 +74,15 @@ class Comm:
         self.layout: Layout | None = None
         """Set once the world is known to be what the deployment asks for: names in errors."""
         self.hosts: dict[int, str] = {self.rank: self.host}
+        self.bells: dict[int, str] = {}
+        """Addresses of the other ranks' bells, as they become known."""
+        self._bell = Bell()
         self._last: dict[int, str] = {}
+
+    @property
+    def bell(self) -> str:
+        """The address of this rank's own bell."""
+        return self._bell.address
 
     def describe(self, rank: int) -> str:
         """`rank 3 (target 2 of 2) on host n1, last message: verify 71 sent`"""
@@ -81,8 +95,10 @@ class Comm:
         self._check_thread()
         self._last[to] = f"{what} sent"
         request = self._world.Isend([data, self._mpi.BYTE], to, _CONTROL)
+        if self._hears(to):
+            self._bell.ring(self.bells[to])
         if not self._wait(request.Test, timeout_s):
-            raise RankTimeout(f"{self.describe(to)}: not taken within {timeout_s:g} s")
+            raise RankTimeout(to, f"{what} was not taken within {timeout_s:g} s")
 
     def receive(self, timeout_s: float | None, source: int | None = None) -> Received | None:
         """The next message of `source` (None: of any rank): (rank, message, call).
@@ -97,7 +113,8 @@ class Comm:
         def arrived() -> bool:
             return bool(self._world.Iprobe(wanted, _CONTROL, status))
 
-        if not self._wait(arrived, timeout_s):
+        senders = self.bells if source is None else [source]
+        if not self._wait(arrived, timeout_s, rung=all(map(self._hears, senders))):
             return None
         sender, size = status.Get_source(), status.Get_count(self._mpi.BYTE)
         if not 0 <= size <= MAX_BYTES:
@@ -133,10 +150,8 @@ class Comm:
         requests = [*incoming, *outgoing]
         if not self._wait(lambda: self._mpi.Request.Testall(requests), timeout):
             late = [p for p, r in zip(peers, incoming, strict=True) if r and not r.Test()]
-            raise RankTimeout(
-                f"{self.describe((late or peers)[0])}: its part of a sum did not come within "
-                f"{timeout:g} s"
-            )
+            rank = (late or peers)[0]
+            raise RankTimeout(rank, f"no part of a sum within {timeout:g} s from rank {rank}")
 
     def abort(self, code: int) -> None:
         """End every process of the job now, this one included."""
@@ -159,29 +174,39 @@ class Comm:
                 "ranks: MPI used from a second thread; load and run the pipeline on one thread"
             )
 
-    def _wait(self, done: Callable[[], Any], timeout_s: float | None) -> bool:
+    def _hears(self, rank: int) -> bool:
+        """Whether that rank and this one can ring each other."""
+        return bool(self.bells.get(rank)) and self.hosts.get(rank) == self.host
+
+    def _wait(
+        self, done: Callable[[], Any], timeout_s: float | None, *, rung: bool = False
+    ) -> bool:
         """Poll `done` until it is true, or False after `timeout_s`.
 
-        A sleep is at most a thirtieth of the time waited so far (and 1 ms): what a wake-up adds is
-        in proportion to the wait, and a rank that is idle for long costs 2 % of a core.
+        rung  the bell rings when there is something: sleep 1 ms at a time, 2 % of a core. Else at
+              most a thirtieth of the time waited so far, so that what a wake-up adds is in
+              proportion to the wait, and what the looks cost is not much.
         """
-        if done():
-            return True
         started = time.perf_counter()
+        spin_until = started + _SPIN_S
         next_orphan_check = _ORPHAN_CHECK_S
-        while True:
-            if done():
-                return True
-            waited = time.perf_counter() - started
+        while not done():
+            now = time.perf_counter()
+            waited = now - started
             if timeout_s is not None and waited > timeout_s:
-                return bool(done())
-            if waited < _SPIN_S:
+                return False
+            if now < spin_until:
                 continue
-            time.sleep(min(max(waited * _SLEEP_SHARE, _SHORTEST_SLEEP_S), _LONGEST_SLEEP_S))
+            pause = _LONGEST_SLEEP_S
+            if not rung:
+                pause = min(max(waited * _SLEEP_SHARE, _SHORTEST_SLEEP_S), pause)
+            if self._bell.wait(pause):
+                spin_until = time.perf_counter() + _SPIN_S
             if waited > next_orphan_check:
                 next_orphan_check += _ORPHAN_CHECK_S
                 if os.getppid() != self._parent:  # the launcher is gone, and with it the job
                     os._exit(1)
+        return True
 
 
 def _bytes(tensor: torch.Tensor) -> Any:

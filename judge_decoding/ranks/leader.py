@@ -72,6 +72,10 @@ class Ranks:
         """Process id of every rank but this one, each on its own host."""
         atexit.register(self._at_exit)
         ready = self._greet(deployment, ranks.startup_timeout_s)
+        everyone = range(layout.size)
+        bells = {0: comm.bell} | comm.bells
+        welcome = m.Welcome([comm.hosts[r] for r in everyone], [bells[r] for r in everyone])
+        self.tell(everyone[1:], welcome)
         self.target = RemoteTarget(self, layout.target, ready[layout.target[0]], judge)
         self.drafter = None
         if layout.draft:
@@ -101,7 +105,7 @@ class Ranks:
     def abort(self, reason: str, code: int = 1) -> NoReturn:
         """Say why on stderr and end every process of the job, this one included."""
         self._closed = True
-        print(f"judge-decoding: ending the job: {reason}", file=sys.stderr, flush=True)
+        _say(f"ending the job: {reason}")
         sys.stdout.flush()
         self._comm.abort(code)
         raise AssertionError("unreachable")
@@ -146,7 +150,7 @@ class Ranks:
             for rank in ranks:
                 self._comm.send(rank, data, f"{m.name(message)} {self._call}", self._timeout_s)
         except RankTimeout as error:
-            self.abort(str(error))
+            self.abort(f"{error} by {self._comm.describe(error.rank)}")
 
     def _receive(
         self, deadline: float, waiting: Sequence[int], allowed_s: float
@@ -164,6 +168,8 @@ class Ranks:
     def _fail(self, rank: int, got: m.Message) -> NoReturn:
         if isinstance(got, m.Error):
             who = f"{self._layout.place(rank)} on host {self._comm.hosts.get(rank, 'unknown')}"
+            if got.about >= 0:
+                self.abort(f"{self._comm.describe(got.about)}: seen by {who}: {got.text}")
             user = got.kind == UserError.__name__
             text = got.text if user else f"{got.kind}: {got.text}"
             self.abort(f"{who} failed: {text}", 2 if user else 1)
@@ -182,7 +188,9 @@ class Ranks:
             rank, got, _ = self._receive(deadline, waiting, timeout_s)
             place = self._layout.place(rank)
             if isinstance(got, m.Hello):
-                self._comm.hosts[rank], self.pids[rank] = got.host, got.pid
+                self._comm.hosts[rank], self._comm.bells[rank] = got.host, got.bell
+                self.pids[rank] = got.pid
+                _say(f"{place} is process {got.pid} on host {got.host}")
                 if (got.role, got.index) != (place.role, place.index):
                     self.abort(f"{place} takes itself for {got.role} {got.index + 1}", 2)
                 if got.config_hash != expected:
@@ -211,6 +219,10 @@ class Ranks:
             self.close()
         else:
             self.abort("rank 0 exits without closing the ranks")
+
+
+def _say(text: str) -> None:
+    print(f"judge-decoding: {text}", file=sys.stderr, flush=True)
 
 
 class _Remote:

@@ -2,7 +2,8 @@
 
 The leader asks (`Prefill`, `Propose`, `Verify`, `CheckIntegrity`, `Ping`, `Clock`, `Shutdown`) and
 every rank of the group asked answers once, under the same call number: the first with the result,
-the others with the digest of theirs. `Release` alone has no answer.
+the others with the digest of theirs. `Release` alone has no answer
+(and `Welcome`).
 """
 
 from __future__ import annotations
@@ -41,6 +42,15 @@ class Hello:
     index: int
     host: str
     pid: int
+    bell: str
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """The leader's answer once all have loaded: host and bell of every rank, in order."""
+
+    hosts: list[str]
+    bells: list[str]
 
 
 @dataclass(frozen=True)
@@ -120,10 +130,14 @@ class Digest:
 
 @dataclass(frozen=True)
 class Error:
-    """What went wrong in a rank: the exception's class name and its message on one line."""
+    """What went wrong in a rank: the exception's class name and its message on one line.
+
+    about  the rank whose part did not come, or -1: not the one that sends this
+    """
 
     kind: str
     text: str
+    about: int = -1
 
 
 @dataclass(frozen=True)
@@ -133,6 +147,7 @@ class Shutdown:
 
 Message: TypeAlias = (
     Hello
+    | Welcome
     | Ready
     | Prefill
     | Propose
@@ -151,6 +166,7 @@ Message: TypeAlias = (
 
 _PAIR = struct.Struct("<qq")
 _U64 = struct.Struct("<Q")
+_I64 = struct.Struct("<q")
 _COUNT = struct.Struct("<Q")
 _CLOCK = struct.Struct("<dd")
 _FLAG = struct.Struct("<?")
@@ -223,15 +239,28 @@ def _read_clock(data: Reader) -> EngineClock:
 
 
 def _write_hello(out: Writer, m: Hello) -> None:
-    for text in (m.config_hash, m.role, m.host):
+    for text in (m.config_hash, m.role, m.host, m.bell):
         out.text(text)
     out.record(_PAIR, m.index, m.pid)
 
 
 def _read_hello(data: Reader) -> Hello:
-    config_hash, role, host = data.text(), data.text(), data.text()
+    config_hash, role, host, bell = (data.text() for _ in range(4))
     index, pid = data.record(_PAIR)
-    return Hello(config_hash, role, index, host, pid)
+    return Hello(config_hash, role, index, host, pid, bell)
+
+
+def _write_welcome(out: Writer, m: Welcome) -> None:
+    out.record(_COUNT, len(m.hosts))
+    for host, bell in zip(m.hosts, m.bells, strict=True):
+        out.text(host)
+        out.text(bell)
+
+
+def _read_welcome(data: Reader) -> Welcome:
+    (count,) = data.record(_COUNT)
+    pairs = [(data.text(), data.text()) for _ in range(count)]
+    return Welcome([host for host, _ in pairs], [bell for _, bell in pairs])
 
 
 def _write_ready(out: Writer, m: Ready) -> None:
@@ -356,6 +385,7 @@ def _write_digest(out: Writer, m: Digest) -> None:
 def _write_error(out: Writer, m: Error) -> None:
     out.text(m.kind)
     out.text(m.text[:MAX_ERROR_CHARACTERS])
+    out.record(_I64, m.about)
 
 
 def _nothing(out: Writer, m: Any) -> None:
@@ -370,6 +400,7 @@ class _Codec(NamedTuple):
 
 _CODECS = [
     _Codec(Hello, _write_hello, _read_hello),
+    _Codec(Welcome, _write_welcome, _read_welcome),
     _Codec(Ready, _write_ready, _read_ready),
     _Codec(Prefill, _write_prefill, _read_prefill),
     _Codec(Propose, _write_propose, _read_propose),
@@ -382,7 +413,7 @@ _CODECS = [
     _Codec(Clock, _nothing, lambda _: Clock()),
     _Codec(Done, _write_done, lambda data: Done(_read_clock(data))),
     _Codec(Digest, _write_digest, lambda data: Digest(*data.record(_U64))),
-    _Codec(Error, _write_error, lambda data: Error(data.text(), data.text())),
+    _Codec(Error, _write_error, lambda data: Error(data.text(), data.text(), *data.record(_I64))),
     _Codec(Shutdown, _nothing, lambda _: Shutdown()),
 ]
 """A message's kind is its place here: append only, and raise `wire.VERSION` for anything else."""

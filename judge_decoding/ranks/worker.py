@@ -68,7 +68,9 @@ def _work(comm: Comm, place: Place, deployment: Deployment) -> None:
 
     ranks = deployment.ranks
     assert ranks is not None
-    hello = messages.Hello(config_hash(deployment), place.role, place.index, comm.host, os.getpid())
+    hello = messages.Hello(
+        config_hash(deployment), place.role, place.index, comm.host, os.getpid(), comm.bell
+    )
     comm.send(0, messages.encode(hello), "hello", ranks.startup_timeout_s)
     group = ranks.draft if place.role == "draft" else ranks.target
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -114,12 +116,14 @@ def _serve(comm: Comm, place: Place, engine: TorchDrafter | TorchTarget, timeout
         received = comm.receive(None, source=0)
         assert received is not None
         _, message, call = received
+        if isinstance(message, messages.Welcome):
+            comm.hosts = dict(enumerate(message.hosts))
+            comm.bells = dict(enumerate(message.bells))
+            continue
         try:
             answer = _answer(engine, message)
         except Exception as error:
             # The leader decides: a failed integrity check is a finding, all else ends the job.
-            if not isinstance(error, AssertionError):
-                traceback.print_exc()
             answer = _error(error)
         if answer is None:
             continue
@@ -156,23 +160,27 @@ def _answer(engine: TorchDrafter | TorchTarget, message: Message) -> Message | N
 
 
 def _error(error: Exception) -> Message:
+    """The message for an exception; its traceback goes to this rank's stderr where it is a bug."""
+    from judge_decoding.errors import UserError
     from judge_decoding.ranks import messages
+    from judge_decoding.ranks.comm import RankTimeout
 
-    return messages.Error(type(error).__name__, " ".join(str(error).split()))
+    if not isinstance(error, (AssertionError, RankTimeout, UserError)):
+        traceback.print_exc()
+    about = error.rank if isinstance(error, RankTimeout) else -1
+    return messages.Error(type(error).__name__, " ".join(str(error).split()), about)
 
 
 def _last_words(comm: Comm, error: Exception) -> None:
     """Tell the leader why this rank ends, and give it the time to end the job in good order."""
-    from judge_decoding.errors import UserError
     from judge_decoding.ranks import messages
 
-    if not isinstance(error, UserError):
-        traceback.print_exc()
+    message = _error(error)
     if comm.rank == 0:
         print(f"judge-decoding: {error}", file=sys.stderr, flush=True)
         return
     try:
-        comm.send(0, messages.encode(_error(error)), "error", _LAST_WORDS_S)
+        comm.send(0, messages.encode(message), "error", _LAST_WORDS_S)
         comm.receive(_LAST_WORDS_S, source=0)
     except Exception:
         traceback.print_exc()

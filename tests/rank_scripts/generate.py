@@ -33,6 +33,8 @@ def run(pipeline: Pipeline, requests: list[dict[str, Any]]) -> list[dict[str, An
     numbers: dict[int, int] = {}
     done: dict[int, dict[str, Any]] = {}
     turn = 0
+    if pipeline.ranks is not None:
+        print("running", json.dumps(pipeline.ranks.pids), file=sys.stderr, flush=True)
     while len(done) < len(requests):
         for i, fields in enumerate(requests):
             if fields.get("join", 0) <= turn and i not in numbers:
