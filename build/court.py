@@ -46,7 +46,7 @@ from judge_decoding.text import Tokenizer
 
 LEADS = ("", "", "", "Sure! ", "Good question. ", "Of course. ", "The answer is simple. ")
 TAILS = ("", "", " I hope this helps!", " Let me know if you would like to know more.")
-HELDOUT_SHARE = 0.3
+HELDOUT_SHARE = 0.5
 CORRUPT_EVERY = 10
 CORRUPT_LOGPROB = -6.0
 """A replaced token counts as a mistake only where the target finds it this unlikely."""
@@ -271,6 +271,7 @@ def main(
     ),
     out: Annotated[str, typer.Option(help="JSONL file to write")] = "cache:court.jsonl",
     seed: int = 0,
+    limit: Annotated[int, typer.Option(min=0, help="questions, 0 for all")] = 0,
     answers: Annotated[int, typer.Option(min=1, help="right and wrong ones a question")] = 2,
     chat: Annotated[int, typer.Option(min=0, help="ordinary requests to answer")] = 240,
     chat_tokens: Annotated[int, typer.Option(min=8)] = 56,
@@ -284,7 +285,11 @@ def main(
         tokenizer = Tokenizer(folder)
         records = list(
             fact_records(
-                questions(seed), tokenizer, seed=seed, answers=answers, after_error=after_error
+                questions(seed)[: limit or None],
+                tokenizer,
+                seed=seed,
+                answers=answers,
+                after_error=after_error,
             )  # type: ignore[arg-type]
         )
         if chat:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import calendar
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 def _names(joined: str) -> tuple[str, ...]:
@@ -82,6 +82,13 @@ def questions(seed: int = 0) -> list[Question]:
     return found
 
 
+def _asked(question: Question, *other_prompts: str) -> Iterator[Question]:
+    """The question, and the same one asked in other words."""
+    yield question
+    for prompt in other_prompts:
+        yield replace(question, prompt=prompt)
+
+
 def _countries() -> list[dict[str, str]]:
     """Countries of 250,000 people and more, by name."""
     from judge_decoding.errors import UserError
@@ -125,33 +132,39 @@ def _capitals(rng: random.Random) -> Iterator[Question]:
         asked = rng.choice(
             [f"What is the capital of {name}?", f"Which city is the capital of {name}?"]
         )
-        yield Question(
-            "capitals",
-            group,
-            asked,
-            row["capital"],
-            _near(rng, row, rows, "capital"),
-            (
-                f"The capital of {name} is {{a}}.",
-                f"{{a}} is the capital of {name}.",
-                f"It is {{a}}, the capital city of {name}.",
-                "That would be {a}.",
+        yield from _asked(
+            Question(
+                "capitals",
+                group,
+                asked,
+                row["capital"],
+                _near(rng, row, rows, "capital"),
+                (
+                    f"The capital of {name} is {{a}}.",
+                    f"{{a}} is the capital of {name}.",
+                    f"It is {{a}}, the capital city of {name}.",
+                    "That would be {a}.",
+                ),
             ),
+            f"Name the capital of {name}.",
         )
         capital = row["capital"]
         if row["name"] in capital:
             continue
-        yield Question(
-            "countries",
-            group,
-            f"{capital} is the capital of which country?",
-            name,
-            _near(rng, row, rows, "the"),
-            (
-                f"{capital} is the capital of {{a}}.",
-                f"That is {{a}}: {capital} is its capital city.",
-                f"{capital} is the capital and seat of government of {{a}}.",
+        yield from _asked(
+            Question(
+                "countries",
+                group,
+                f"{capital} is the capital of which country?",
+                name,
+                _near(rng, row, rows, "the"),
+                (
+                    f"{capital} is the capital of {{a}}.",
+                    f"That is {{a}}: {capital} is its capital city.",
+                    f"{capital} is the capital and seat of government of {{a}}.",
+                ),
             ),
+            f"Tell me which country has {capital} as its capital.",
         )
 
 
@@ -163,18 +176,21 @@ def _continents(rng: random.Random) -> Iterator[Question]:
         name = row["the"]
         top = name[0].upper() + name[1:]
         wrong = [k for k in (*kinds, "South America", "Oceania") if k != row["region"]]
-        yield Question(
-            "continents",
-            f"country:{row['name']}",
-            f"On which continent is {name}?",
-            row["region"],
-            tuple(rng.sample(wrong, 3)),
-            (
-                f"{top} is located on the continent of {{a}}.",
-                f"{top} is a country in {{a}}.",
-                f"{top} belongs to {{a}}.",
-                "You will find it in {a}.",
+        yield from _asked(
+            Question(
+                "continents",
+                f"country:{row['name']}",
+                f"On which continent is {name}?",
+                row["region"],
+                tuple(rng.sample(wrong, 3)),
+                (
+                    f"{top} is located on the continent of {{a}}.",
+                    f"{top} is a country in {{a}}.",
+                    f"{top} belongs to {{a}}.",
+                    "You will find it in {a}.",
+                ),
             ),
+            f"Name the continent that {name} belongs to.",
         )
 
 
@@ -182,17 +198,20 @@ def _demonyms(rng: random.Random) -> Iterator[Question]:
     rows = [r for r in _countries() if r["demonym"] and r["name"] not in _DOUBTFUL_DEMONYM]
     for row in rows:
         name = row["the"]
-        yield Question(
-            "demonyms",
-            f"country:{row['name']}",
-            f"What is the nationality of someone from {name}?",
-            row["demonym"],
-            _near(rng, row, rows, "demonym"),
-            (
-                f"Someone from {name} is {{a}}.",
-                f"The nationality of someone from {name} is {{a}}.",
-                "They are {a}.",
+        yield from _asked(
+            Question(
+                "demonyms",
+                f"country:{row['name']}",
+                f"What is the nationality of someone from {name}?",
+                row["demonym"],
+                _near(rng, row, rows, "demonym"),
+                (
+                    f"Someone from {name} is {{a}}.",
+                    f"The nationality of someone from {name} is {{a}}.",
+                    "They are {a}.",
+                ),
             ),
+            f"What do you call a person from {name}?",
         )
 
 
@@ -211,43 +230,52 @@ def _elements(rng: random.Random) -> Iterator[Question]:
         looks = name[:2].capitalize()  # the symbol one would guess
         guess = [looks] if looks != element.symbol else []
         wrong = [*guess, *rng.sample(alike, min(2, len(alike))), rng.choice(symbols)]
-        yield Question(
-            "symbols",
-            group,
-            f"What is the chemical symbol for {name}?",
-            element.symbol,
-            tuple(dict.fromkeys(wrong)),
-            (
-                f"The chemical symbol for {name} is {{a}}.",
-                f"The symbol for {name} on the periodic table is {{a}}.",
-                f"{name.capitalize()} has the symbol {{a}}.",
-                "It is written as {a}.",
+        yield from _asked(
+            Question(
+                "symbols",
+                group,
+                f"What is the chemical symbol for {name}?",
+                element.symbol,
+                tuple(dict.fromkeys(wrong)),
+                (
+                    f"The chemical symbol for {name} is {{a}}.",
+                    f"The symbol for {name} on the periodic table is {{a}}.",
+                    f"{name.capitalize()} has the symbol {{a}}.",
+                    "It is written as {a}.",
+                ),
             ),
+            f"Give me the chemical symbol of {name}.",
         )
         names = [e.name for e in table.values() if e.name != name]
-        yield Question(
-            "element names",
-            group,
-            f"Which element has the symbol {element.symbol}?",
-            name,
-            tuple(rng.sample(names, 3)),
-            (
-                f"The element with the symbol {element.symbol} is {{a}}.",
-                f"{element.symbol} stands for {{a}}.",
-                f"{element.symbol} is the symbol for the element {{a}}.",
+        yield from _asked(
+            Question(
+                "element names",
+                group,
+                f"Which element has the symbol {element.symbol}?",
+                name,
+                tuple(rng.sample(names, 3)),
+                (
+                    f"The element with the symbol {element.symbol} is {{a}}.",
+                    f"{element.symbol} stands for {{a}}.",
+                    f"{element.symbol} is the symbol for the element {{a}}.",
+                ),
             ),
+            f"Name the chemical element whose symbol is {element.symbol}.",
         )
-        yield Question(
-            "atomic numbers",
-            group,
-            f"What is the atomic number of {name}?",
-            str(number),
-            _off_by(rng, number),
-            (
-                f"The atomic number of {name} is {{a}}.",
-                f"{name.capitalize()} has the atomic number {{a}}.",
-                "It is {a}.",
+        yield from _asked(
+            Question(
+                "atomic numbers",
+                group,
+                f"What is the atomic number of {name}?",
+                str(number),
+                _off_by(rng, number),
+                (
+                    f"The atomic number of {name} is {{a}}.",
+                    f"{name.capitalize()} has the atomic number {{a}}.",
+                    "It is {a}.",
+                ),
             ),
+            f"What number does {name} have in the periodic table?",
         )
 
 
@@ -270,18 +298,21 @@ def _plurals(rng: random.Random) -> Iterator[Question]:
         plural = str(engine.plural_noun(noun))
         guesses = [f"{noun}s", f"{noun}es", f"{noun[:-1]}ies", f"{noun}en", noun]
         wrong = [g for g in guesses if g != plural]
-        yield Question(
-            "plurals",
-            f"noun:{noun}",
-            f'What is the plural of "{noun}"?',
-            plural,
-            tuple(wrong[:4]),
-            (
-                f'The plural of "{noun}" is "{{a}}".',
-                f'The plural form of the word "{noun}" is "{{a}}".',
-                f"One {noun}, two {{a}}.",
-                'You would say "{a}".',
+        yield from _asked(
+            Question(
+                "plurals",
+                f"noun:{noun}",
+                f'What is the plural of "{noun}"?',
+                plural,
+                tuple(wrong[:4]),
+                (
+                    f'The plural of "{noun}" is "{{a}}".',
+                    f'The plural form of the word "{noun}" is "{{a}}".',
+                    f"One {noun}, two {{a}}.",
+                    'You would say "{a}".',
+                ),
             ),
+            f'Tell me the plural form of "{noun}".',
         )
 
 
@@ -296,18 +327,21 @@ def _arithmetic(rng: random.Random) -> Iterator[Question]:
         pairs = [p for p in pairs if operate(*p) > 0 and operate(*p) not in p]
         for x, y in rng.sample(pairs, 100 if sign == "+" else 60):
             result = operate(x, y)
-            yield Question(
-                "arithmetic",
-                f"sum:{x}{sign}{y}",
-                rng.choice([f"What is {x} {sign} {y}?", f"What is {x} {word} {y}?"]),
-                str(result),
-                _off_by(rng, result),
-                (
-                    f"{x} {sign} {y} = {{a}}.",
-                    f"{x} {word} {y} is {{a}}.",
-                    phrase.format(x=x, y=y),
-                    "The result is {a}.",
+            yield from _asked(
+                Question(
+                    "arithmetic",
+                    f"sum:{x}{sign}{y}",
+                    rng.choice([f"What is {x} {sign} {y}?", f"What is {x} {word} {y}?"]),
+                    str(result),
+                    _off_by(rng, result),
+                    (
+                        f"{x} {sign} {y} = {{a}}.",
+                        f"{x} {word} {y} is {{a}}.",
+                        phrase.format(x=x, y=y),
+                        "The result is {a}.",
+                    ),
                 ),
+                f"Please work out {x} {word} {y}.",
             )
 
 
@@ -320,17 +354,20 @@ def _number_words(rng: random.Random) -> Iterator[Question]:
         raise UserError("court: no package num2words; pip install -e '.[build]'") from None
     for number in sorted(rng.sample(range(11, 200), 110)):
         words = str(num2words(number))
-        yield Question(
-            "number words",
-            f"number:{number}",
-            f'Write the number "{words}" in digits.',
-            str(number),
-            _off_by(rng, number),
-            (
-                f'The number "{words}" in digits is {{a}}.',
-                f'"{words.capitalize()}" is written as {{a}}.',
-                "In digits, that is {a}.",
+        yield from _asked(
+            Question(
+                "number words",
+                f"number:{number}",
+                f'Write the number "{words}" in digits.',
+                str(number),
+                _off_by(rng, number),
+                (
+                    f'The number "{words}" in digits is {{a}}.',
+                    f'"{words.capitalize()}" is written as {{a}}.',
+                    "In digits, that is {a}.",
+                ),
             ),
+            f'How do you write "{words}" as a number?',
         )
 
 

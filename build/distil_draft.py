@@ -4,10 +4,13 @@
     python build/distil_draft.py text.jsonl.gz --out models/smollm2-135m-draft --minutes 50
 
 The draft is a Llama of its own that shares the target's embeddings and LM head (frozen, so not
-shipped), its layers copied from the target's. It is trained to the target's distribution over a
-short-list of the most frequent ids (the full head would be most of a small draft's step) and to
-the target's last hidden state, on answers the target wrote. What the target makes of a text is
-computed once, when a batch is first seen, and kept: float16-sized, 1.2 kB a token.
+shipped), its layers copied from the target's, or from a draft that is trained on (`--init`). It is
+trained to the target's distribution over a short-list of the most frequent ids (the full head
+would be most of a small draft's step) and to the target's last hidden state, on answers the target
+wrote. Those states come from distil_text.py or are computed once, when a batch is first seen.
+
+The text is the target's, not the draft's own: under `strict` a draft only ever continues what the
+target itself would have written.
 """
 
 from __future__ import annotations
@@ -18,89 +21,45 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 import typer
-from distil_text import read_text
+from distil_data import (
+    Answer,
+    batches,
+    collate,
+    figures,
+    load_answers,
+    most_frequent,
+    split_held_out,
+)
 from torch.nn import functional as F
 
 from judge_decoding.config import cache_folder
-from judge_decoding.engine.weights import EMBEDDING, HEAD, Tensors, read_json
+from judge_decoding.engine.weights import EMBEDDING, HEAD, Tensors, read_config, read_json
 from judge_decoding.errors import UserError
 from judge_decoding.text import Tokenizer
 
-POSITIONS = 4096  # of a batch, padding included
 SLICE = 1024  # rows of the loss at a time: 8,000 logits a row are what memory goes to
-HELD_OUT = 70  # answers kept for evaluation, apart by prompt
 WARM_UP = 30  # steps
 EVALUATE_EVERY = 300  # seconds
 EMA = 0.99
 
 
-@dataclass
-class Answer:
-    """A prompt's ids, its answer's ids [n], and the target's post-norm states [n, H] that predict
-    them, once they are known."""
-
-    prompt: list[int]
-    response: list[int]
-    states: torch.Tensor | None = None
-
-
-def load_answers(paths: Iterable[Path], tokenizer: Tokenizer) -> list[Answer]:
-    """All answers of the text files, one a prompt."""
-    found: dict[str, Answer] = {}
-    for path in paths:
-        for row in read_text(path):
-            if row["response_ids"]:
-                ids = tokenizer.chat([{"role": "user", "content": row["prompt"]}])
-                found[row["prompt"]] = Answer(ids, row["response_ids"])
-    if len(found) <= HELD_OUT:
-        raise UserError(f"distil: {len(found)} answers are too few; write more with distil_text.py")
-    return [answer for answer in found.values() if len(answer.prompt) <= 200]
-
-
-def batches(answers: list[Answer], rng: random.Random | None) -> list[list[Answer]]:
-    """Batches of at most POSITIONS, answers of like length together; shuffled with an `rng`."""
-    order = list(answers)
-    if rng is not None:
-        rng.shuffle(order)
-    made = []
-    for start in range(0, len(order), 512):
-        batch: list[Answer] = []
-        near = sorted(order[start : start + 512], key=lambda a: len(a.prompt) + len(a.response))
-        for answer in near:
-            length = len(answer.prompt) + len(answer.response)
-            if batch and length * (len(batch) + 1) > POSITIONS:
-                made.append(batch)
-                batch = []
-            batch.append(answer)
-        made.append(batch)
-    if rng is not None:
-        rng.shuffle(made)
-    return made
-
-
-def collate(batch: list[Answer]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """-> ids [B, L] padded right; rows [n], the flat positions that predict; labels [n]."""
-    width = max(len(a.prompt) + len(a.response) - 1 for a in batch)
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    rows, labels = [], []
-    for i, a in enumerate(batch):
-        text = torch.tensor(a.prompt + a.response[:-1])
-        ids[i, : len(text)] = text
-        rows.append(i * width + torch.arange(len(a.prompt) - 1, len(text)))
-        labels.append(torch.tensor(a.response))
-    return ids, torch.cat(rows), torch.cat(labels)
-
-
 class Distiller:
     """Teacher, student and what they share."""
 
-    def __init__(self, target: Path, layers: list[int], short_list: torch.Tensor, device: str):
+    def __init__(
+        self,
+        target: Path,
+        layers: list[int],
+        short_list: torch.Tensor,
+        device: str,
+        init: Path | None = None,
+    ):
+        """layers  the target's, that the student starts from; those of `init`, a draft, if given"""
         from transformers import LlamaConfig, LlamaModel
 
         tensors = Tensors(target)
@@ -111,10 +70,18 @@ class Distiller:
         self.teacher = LlamaModel(config).to(torch.bfloat16)
         self.teacher.load_state_dict(state)
         self.teacher.to(device).eval()
-        config = LlamaConfig.from_pretrained(target, num_hidden_layers=len(layers))
+        count = len(layers) if init is None else read_config(init).num_layers
+        config = LlamaConfig.from_pretrained(target, num_hidden_layers=count)
         self.student = LlamaModel(config).float()
         kept = {n: t for n, t in state.items() if not n.startswith("layers.")}
-        for place, source in enumerate(layers):
+        if init is not None:
+            trained = Tensors(init)
+            kept |= {
+                n.removeprefix("model."): trained.get(n)
+                for n in trained.names()
+                if n.startswith("model.")
+            }
+        for place, source in enumerate(layers if init is None else []):
             prefix = f"layers.{source}."
             kept |= {
                 f"layers.{place}.{n.removeprefix(prefix)}": t
@@ -140,7 +107,7 @@ class Distiller:
         return out.flatten(0, 1)[rows.to(self.device)]
 
     @torch.no_grad()
-    def label(self, batch: list[Answer]) -> None:
+    def label(self, batch: Sequence[Answer]) -> None:
         """The target's states for answers that lack them."""
         todo = [a for a in batch if a.states is None]
         if todo:
@@ -149,7 +116,7 @@ class Distiller:
             for a, part in zip(todo, states.split([len(a.response) for a in todo]), strict=True):
                 a.states = part.clone()
 
-    def loss(self, batch: list[Answer]) -> torch.Tensor:
+    def loss(self, batch: Sequence[Answer]) -> torch.Tensor:
         """Cross-entropy to the target's distribution plus smooth-L1 to its state, a token."""
         self.label(batch)
         ids, rows, labels = collate(batch)
@@ -166,11 +133,8 @@ class Distiller:
         return total / len(labels)
 
     @torch.no_grad()
-    def evaluate(self, answers: list[Answer]) -> dict[str, float]:
-        """Of the averaged student on held-out answers: the share of the target's tokens that it
-        foresees, and the mean acceptance length of `strict` (exact: greedy verification of the
-        target's own text) at 4 and 8 drafted tokens.
-        """
+    def evaluate(self, answers: Sequence[Answer]) -> dict[str, float]:
+        """`distil_data.figures` of the averaged student."""
         live = {n: p.detach().clone() for n, p in self.trainable()}
         self._set(self.average)
         hits: list[list[bool]] = []
@@ -180,12 +144,7 @@ class Distiller:
             right = self.short_list[logits.argmax(-1).cpu()] == labels
             hits += [part.tolist() for part in right.split([len(a.response) for a in batch])]
         self._set(live)
-        tokens = sum(len(h) for h in hits)
-        found = {"agreement": sum(map(sum, hits)) / tokens}
-        for k in (4, 8):
-            rounds = sum(len(list(rounds_of(h, k))) for h in hits)
-            found[f"strict_length_k{k}"] = tokens / rounds
-        return found
+        return figures(hits)
 
     @torch.no_grad()
     def _set(self, values: dict[str, torch.Tensor]) -> None:
@@ -218,27 +177,13 @@ class Distiller:
         (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
-def rounds_of(hits: list[bool], k: int) -> Iterator[int]:
-    """Accepted drafts of each round, when hits[i] says that the draft foresees token i."""
-    at = 0
-    while at < len(hits):
-        n = 0
-        while n < k and at + n < len(hits) - 1 and hits[at + n]:
-            n += 1
-        yield n
-        at += n + 1
-
-
-def most_frequent(answers: list[Answer], vocab_size: int, size: int) -> torch.Tensor:
-    """The `size` ids that the answers use most, ascending."""
-    counts = torch.zeros(vocab_size, dtype=torch.long)
-    for answer in answers:
-        counts += torch.bincount(torch.tensor(answer.response), minlength=vocab_size)
-    return counts.argsort(descending=True, stable=True)[:size].sort().values
-
-
 def train(
-    distiller: Distiller, answers: list[Answer], minutes: float, rate: float, seed: int
+    distiller: Distiller,
+    answers: Sequence[Answer],
+    minutes: float,
+    rate: float,
+    positions: int,
+    seed: int,
 ) -> Iterator[tuple[int, int, float]]:
     """Cosine schedule over `minutes`; yields (step, tokens seen, loss) after every step.
 
@@ -257,7 +202,7 @@ def train(
     ]
     rng, step, seen, began = random.Random(seed), 0, 0, time.monotonic()
     while True:
-        for batch in batches(answers, rng):
+        for batch in batches(answers, rng, positions):
             done = (time.monotonic() - began) / (60 * minutes)
             if done >= 1:
                 return
@@ -281,9 +226,11 @@ def main(
     out: Path = typer.Option(..., help="folder of the draft"),
     target: Path | None = typer.Option(None, help="default: the demo target"),
     layers: str = typer.Option("0,1,29", help="the target's layers that the draft starts from"),
+    init: Path | None = typer.Option(None, help="a draft's folder to train on from instead"),
     vocabulary: int = typer.Option(8000, min=1, help="ids that the draft's head covers"),
     minutes: float = typer.Option(50.0, min=0.01),
     rate: float = typer.Option(2e-3, min=0),
+    positions: int = typer.Option(4096, min=256, help="of a step, padding included"),
     device: str = "cpu",
     seed: int = 0,
 ) -> None:
@@ -291,28 +238,38 @@ def main(
     folder = target or cache_folder() / "smollm2-135m-instruct"
     torch.manual_seed(seed)
     try:
-        answers = load_answers(text, Tokenizer(folder))
-        random.Random(seed).shuffle(answers)
-        held, answers = answers[:HELD_OUT], answers[HELD_OUT:]
-        size = int(read_json(folder / "config.json")["vocab_size"])
+        raw = read_json(folder / "config.json")
+        answers, held = split_held_out(
+            load_answers(text, Tokenizer(folder), int(raw["hidden_size"])), seed
+        )
+        size = int(raw["vocab_size"])
         short_list = most_frequent(answers, size, min(vocabulary, size))
-        distiller = Distiller(folder, [int(i) for i in layers.split(",")], short_list, device)
+        sources = [int(i) for i in layers.split(",")]
+        distiller = Distiller(folder, sources, short_list, device, init)
     except UserError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
-    print(f"{len(answers)} answers, {sum(len(a.response) for a in answers)} tokens")
+
+    def evaluate() -> dict[str, dict[str, float]]:
+        return {kind: distiller.evaluate(part) for kind, part in held.items()}
+
+    print(
+        f"{len(answers)} answers, {sum(len(a.response) for a in answers)} tokens; held out: "
+        f"{ {kind: len(part) for kind, part in held.items()} }"
+    )
+    print("before", json.dumps(evaluate()), flush=True)
     began, evaluated = time.monotonic(), 0.0
     step = seen = 0
-    for step, seen, loss in train(distiller, answers, minutes, rate, seed):
+    for step, seen, loss in train(distiller, answers, minutes, rate, positions, seed):
         passed = time.monotonic() - began
         if step % 20 == 0:
             print(f"step {step}, {passed / 60:.1f} min, {seen} tokens, loss {loss:.3f}", flush=True)
         if passed - evaluated > EVALUATE_EVERY:
-            print(distiller.evaluate(held), flush=True)
+            print(json.dumps(evaluate()), flush=True)
             distiller.save(out, folder)
             evaluated = passed
     distiller.save(out, folder)
-    print(json.dumps({"steps": step, "tokens_seen": seen, **distiller.evaluate(held)}))
+    print(json.dumps({"steps": step, "tokens_seen": seen, "held_out": evaluate()}))
 
 
 if __name__ == "__main__":

@@ -1,30 +1,35 @@
 """Let the target write the text that the draft is distilled on.
 
-    python build/distil_text.py text.jsonl.gz --count 6000 --self-chat 0.4
+    python build/distil_text.py text.jsonl.gz --count 6000 --own 0.7
 
-Two kinds of user turns: *self-chat*, sampled from the target itself after `<|im_start|>user`, and
-*templated* ones from distil_prompts.yaml (varied prompts matter more than many: a draft trained on
-self-chat alone agrees well there and poorly on a person's prompts). The target answers all of them
-greedily, since that is what a draft must foresee. One line an answer: {"prompt", "response_ids"}.
-A run that was interrupted goes on where it stopped.
+Two kinds of user turns, both from distil_prompts.yaml: *templated* ones, and the target's *own*,
+sampled from it after `<|im_start|>user` and an opener ("My landlord", "Help me"), since varied
+prompts matter more than many: a draft trained on one kind agrees well there and poorly on a
+person's prompts. The target answers all of them greedily, since that is what a draft must foresee.
+One line an answer: {"prompt", "response_ids", "held_out"}; `held_out` "source" where the opener or
+template is kept from training, "prompt" where the prompt alone is. Beside it, OUT.states: the
+target's post-norm states that predicted the answers' tokens, raw bf16, which spares the training a
+pass. A run that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import typer
 import yaml
 from torch.nn import functional as F
 
+import judge_decoding
 from judge_decoding.config import cache_folder
 from judge_decoding.engine.base import Sampling
 from judge_decoding.engine.llama import Llama
@@ -35,6 +40,10 @@ from judge_decoding.text import Tokenizer
 
 BATCH = 96  # rows a step: the matrix kernels' throughput is flat from here on
 KINDS = ["country", "element", "function", "sentence", "thing", "role", "occasion", "skill"]
+BENCHMARK = Path(judge_decoding.__file__).parent / "data" / "chat_prompts.jsonl"
+"""What the draft is measured with: never written, never trained on."""
+PROMPT_STEPS = 48  # a user's turn that does not end in so many tokens is an essay
+HELD_OUT_BYTES = 8  # of 256: the share of own prompts that is never trained on
 MASKED = -1e30  # a finite "never": a row of padding alone must not become NaN
 
 
@@ -51,11 +60,17 @@ class BatchWriter:
         self.model = Llama(self.config, Tensors(folder), dtype=dtype, context=context)
         self.end_ids = torch.tensor(self.config.end_ids)
 
-    @torch.inference_mode()
     def write(
         self, prompts: Sequence[Sequence[int]], steps: int, sampling: Sampling | None = None
     ) -> list[list[int]]:
         """-> the new ids of each prompt, its end token included where one was reached."""
+        return [ids for ids, _ in self.write_with_states(prompts, steps, sampling)]
+
+    @torch.inference_mode()
+    def write_with_states(
+        self, prompts: Sequence[Sequence[int]], steps: int, sampling: Sampling | None = None
+    ) -> list[tuple[list[int], torch.Tensor]]:
+        """-> also the post-norm states [n, H] that predicted the ids."""
         config, rows = self.config, len(prompts)
         width = max(len(p) for p in prompts)
         padding = torch.tensor([width - len(p) for p in prompts])
@@ -67,11 +82,13 @@ class BatchWriter:
         generator = torch.Generator().manual_seed(sampling.seed if sampling else 0)
         done = torch.zeros(rows, dtype=torch.bool)
         written: list[torch.Tensor] = []
+        states: list[torch.Tensor] = []
         at = 0
         while True:
             last = self._read(ids, at, padding, mask, cache)
             at += ids.shape[1]
-            logits = self.model.logits(self.model.final_norm(last).contiguous())
+            states.append(self.model.final_norm(last).contiguous())
+            logits = self.model.logits(states[-1])
             if sampling is None:
                 token = greedy(logits)
             else:
@@ -84,7 +101,8 @@ class BatchWriter:
             ids = token.unsqueeze(1)
         table = torch.stack(written, 1)
         ends = torch.isin(table, self.end_ids)
-        return [_cut(row, end) for row, end in zip(table.tolist(), ends.tolist(), strict=True)]
+        cut = [_cut(row, end) for row, end in zip(table.tolist(), ends.tolist(), strict=True)]
+        return [(ids, torch.stack(states[: len(ids)])[:, row]) for row, ids in enumerate(cut)]
 
     def _read(
         self,
@@ -129,18 +147,23 @@ def _cut(row: list[int], ends: list[bool]) -> list[int]:
     return row[: ends.index(True) + 1] if True in ends else row
 
 
-def templated_prompts(seed: int) -> list[str]:
-    """All templated user turns, shuffled."""
-    parts: dict[str, list[str]] = yaml.safe_load(
-        (Path(__file__).parent / "distil_prompts.yaml").read_text()
+def prompt_parts() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = yaml.safe_load(
+        (Path(__file__).parent / "distil_prompts.yaml").read_text(encoding="utf-8")
     )
+    return found
+
+
+def templated_prompts(seed: int) -> dict[str, str | None]:
+    """All templated user turns, shuffled -> "source" where the template is held out, or None."""
+    parts = prompt_parts()
     rng = random.Random(seed)
     topics = parts["topics"]
-    found = [
-        template.format(t=topic, u=rng.choice(topics))
-        for topic in topics
-        for template in parts["topic_templates"]
-    ]
+
+    def filled(templates: Sequence[str]) -> list[str]:
+        return [x.format(t=topic, u=rng.choice(topics)) for topic in topics for x in templates]
+
+    found = filled(parts["topic_templates"])
     plurals = {"country": "countries"}
     for kind in KINDS:
         entries = parts[plurals.get(kind, kind + "s")]
@@ -151,30 +174,41 @@ def templated_prompts(seed: int) -> list[str]:
         for template in parts["sum_templates"]
         for _ in range(60)
     ]
-    rng.shuffle(found)
-    return list(dict.fromkeys(found))
+    pairs: list[tuple[str, str | None]] = [(p, None) for p in found]
+    # One in ten of the held-out templates' prompts is enough to measure with.
+    pairs += [(p, "source") for p in filled(parts["held_out_topic_templates"])[::10]]
+    rng.shuffle(pairs)
+    return dict(pairs)
 
 
-def self_chat_prompts(
-    writer: BatchWriter, tokenizer: Tokenizer, count: int, seed: int
-) -> Iterator[str]:
-    """User turns that the target makes up: sampled after the beginning of a user's turn."""
+def own_prompts(
+    writer: BatchWriter, tokenizer: Tokenizer, seed: int, seen: Collection[str]
+) -> Iterator[tuple[str, str | None]]:
+    """User turns that the target goes on with after an opener, without end -> (turn, held out)."""
     conversation = tokenizer.chat([{"role": "user", "content": "|"}])
     text = tokenizer.decode(conversation)
     if "|" not in text:
-        raise UserError("distil: the chat template hides the user's text; no self-chat possible")
+        raise UserError("distil: the chat template hides the user's text; no own prompts possible")
     start = conversation[: conversation.index(tokenizer.encode("|", special=False)[0])]
-    made = 0
+    parts = prompt_parts()
+    kept_out = set(parts["held_out_openers"])
+    openers = [*parts["openers"], *kept_out]
+    rng, made = random.Random(seed), set(seen)
     for batch in range(10**6):
+        begun = [rng.choice(openers) for _ in range(BATCH)]
+        ids = [tokenizer.encode(opener, special=False) for opener in begun]
         sampling = Sampling(temperature=1.0, top_p=0.95, seed=seed + batch)
-        for ids in writer.write([start] * BATCH, 80, sampling):
-            prompt = tokenizer.decode(ids).strip()
-            # A turn that did not end in 80 tokens is no request but an essay.
-            if int(ids[-1]) in writer.end_ids.tolist() and len(prompt) > 8:
-                yield prompt
-                made += 1
-                if made == count:
-                    return
+        written = writer.write([start + i for i in ids], PROMPT_STEPS, sampling)
+        for opener, head, tail in zip(begun, ids, written, strict=True):
+            prompt = tokenizer.decode(head + tail).strip()
+            if tail[-1] in writer.end_ids.tolist() and len(prompt) > 8 and prompt not in made:
+                made.add(prompt)
+                yield prompt, "source" if opener in kept_out else held_out_prompt(prompt)
+
+
+def held_out_prompt(prompt: str) -> str | None:
+    digest = hashlib.sha256(prompt.encode()).digest()
+    return "prompt" if digest[0] < HELD_OUT_BYTES else None
 
 
 def read_text(path: Path) -> list[dict[str, Any]]:
@@ -190,42 +224,61 @@ def read_text(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def open_states(out: Path, rows: Sequence[dict[str, Any]], width: int) -> BinaryIO:
+    """OUT.states, cut to what belongs to `rows`, at its end."""
+    path = out.with_name(out.name + ".states")
+    file = path.open("r+b" if path.exists() else "w+b")
+    size = sum(len(row["response_ids"]) for row in rows) * width * 2
+    if file.seek(0, 2) < size:
+        raise UserError(f"distil: {path} is shorter than {out} needs; remove both and start anew")
+    file.seek(size)
+    file.truncate()
+    return file
+
+
 def main(
     out: Path,
     target: Path | None = typer.Option(None, help="default: the demo target"),
     count: int = typer.Option(6000, min=1, help="answers"),
-    self_chat: float = typer.Option(0.4, min=0, max=1, help="share of self-chat prompts"),
-    tokens: int = typer.Option(160, min=1, help="new tokens of an answer at most"),
+    own: float = typer.Option(0.7, min=0, max=1, help="share of the target's own prompts"),
+    tokens: int = typer.Option(128, min=1, help="new tokens of an answer at most"),
     seed: int = 0,
+    without: list[Path] = typer.Option([], help="text or prompt files: none of their prompts"),
 ) -> None:
     """Write `count` prompts and answers to OUT."""
     folder = target or cache_folder() / "smollm2-135m-instruct"
     try:
         writer, tokenizer = BatchWriter(folder), Tokenizer(folder)
         rows = read_text(out) if out.exists() else []
-        templated = templated_prompts(seed)[: round(count * (1 - self_chat))]
-        own = self_chat_prompts(writer, tokenizer, count - len(templated), seed)
-        known = {row["prompt"] for row in rows}
-        todo: list[str] = [p for p in templated if p not in known]
-        missing = count - len(rows) - len(todo)
-        todo += [p for _, p in zip(range(missing), own, strict=False)]
+        states = open_states(out, rows, writer.config.hidden_size)
+        known = {row["prompt"] for path in [*without, BENCHMARK] for row in read_text(path)}
+        known |= {row["prompt"] for row in rows}
+        templated = (pair for pair in templated_prompts(seed).items() if pair[0] not in known)
+        made = own_prompts(writer, tokenizer, seed + len(rows), known)
+        began, written, rng = time.monotonic(), 0, random.Random(seed + len(rows))
+        with gzip.open(out, "wt", encoding="utf-8") as file, states:
+            for row in rows:  # written anew: a gzip that was cut off cannot be appended to
+                file.write(json.dumps(row) + "\n")
+            for start in range(len(rows), count, BATCH):
+                batch = []
+                for _ in range(min(BATCH, count - start)):
+                    pair = next(templated, None) if rng.random() >= own else None
+                    batch.append(pair or next(made))
+                ids = [tokenizer.chat([{"role": "user", "content": p}]) for p, _ in batch]
+                answers = writer.write_with_states(ids, tokens)
+                for (prompt, held_out), (answer, state) in zip(batch, answers, strict=True):
+                    states.write(state.view(torch.int16).numpy().tobytes())
+                    row = {"prompt": prompt, "response_ids": answer}
+                    file.write(json.dumps(row | ({"held_out": held_out} if held_out else {})))
+                    file.write("\n")
+                    written += len(answer)
+                states.flush()
+                file.flush()
+                speed = written / (time.monotonic() - began)
+                print(f"{start + len(batch)}/{count} answers, {speed:.0f} tokens/s", flush=True)
     except UserError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
-    encoded = [(p, tokenizer.chat([{"role": "user", "content": p}])) for p in todo]
-    began, written = time.monotonic(), 0
-    with gzip.open(out, "wt", encoding="utf-8") as file:
-        for row in rows:  # written anew: a gzip that was cut off cannot be appended to
-            file.write(json.dumps(row) + "\n")
-        for start in range(0, len(encoded), BATCH):
-            batch = encoded[start : start + BATCH]
-            answers = writer.write([ids for _, ids in batch], tokens)
-            for (prompt, _), ids in zip(batch, answers, strict=True):
-                file.write(json.dumps({"prompt": prompt, "response_ids": ids}) + "\n")
-                written += len(ids)
-            file.flush()
-            speed = written / (time.monotonic() - began)
-            print(f"{len(rows) + start + len(batch)}/{count} answers, {speed:.0f} tokens/s")
 
 
 if __name__ == "__main__":

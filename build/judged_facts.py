@@ -3,18 +3,20 @@
     python build/judged_facts.py --deployment configs/demo.yaml [--write]
 
 Every held-out question is answered by the target alone (`none`), by lossless speculation
-(`strict`) and with the judge at several thresholds, through the real loop with the real draft, and
-checked against the known fact. Reports the paired difference to the target with a bootstrap
-interval. The gate: at most 2 points worse. `--write` puts the smallest threshold from which on all
-pass it into the judge file and its card. The last line is the whole result as JSON.
+(`strict`), with the judge at several thresholds, and by the rules that need no training, through
+the real loop with the real draft, and checked against the known fact. Reports the paired difference
+to the target with a bootstrap interval over facts (questions about one fact are drawn together).
+
+The gate: at most 2 points worse. The threshold is chosen on one half of the facts, the smallest
+from which on all pass, and what it costs is reported on the other half. `--write` puts it into the
+judge file and its card. The last line is the whole result as JSON.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import re
 import sys
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +26,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from court import split_of
+from court_answers import is_right, rivals_by_domain
 from court_facts import Question, questions
 
 from judge_decoding.config import load_deployment
@@ -35,48 +38,20 @@ from judge_decoding.pipeline import Pipeline, load_pipeline
 from judge_decoding.provenance import collect
 from judge_decoding.sequence import AcceptanceRecord, Request
 
-THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
+THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+UNTRAINED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("topk 2", {"rule": "topk", "top_k": 2}),
+    ("typical 0.09", {"rule": "typical"}),
+    ("typical 0.3", {"rule": "typical", "typical_epsilon": 0.3, "typical_delta": 1.0}),
+)
+"""Rules that need no training, at their papers' settings and at a stricter one."""
+HALVES = ("choose", "report")
 ALLOWED_LOSS = 0.02
 RESAMPLES = 4000
 CHUNK = 24
 BATCH = 3
 """Sequences at a time: 3 x (4 + 1) rows stay below where bf16 kernels on CPUs get slow."""
 GATE_HEADING = "## The gate"
-
-
-def plain(text: str) -> str:
-    """Without accents: the target writes "Brasilia" as well."""
-    parts = unicodedata.normalize("NFKD", text)
-    return "".join(c for c in parts if not unicodedata.combining(c))
-
-
-def is_right(question: Question, text: str, rivals: Sequence[str]) -> bool:
-    """Whether the first thing in `text` that could be an answer is the right one.
-
-    rivals  answers of the same kind; those that the question itself names do not count
-    """
-    answer, said = plain(question.answer), plain(text)
-    asked = plain(question.prompt)
-    if answer.isdigit():
-        known = set(re.findall(r"\d+", asked))
-        found = [n for n in re.findall(r"\d+", said) if n not in known]
-        return bool(found) and found[0] == answer
-    exact = question.domain == "symbols"  # "As" is arsenic, "as" is not
-    flags = 0 if exact else re.IGNORECASE
-    first: dict[str, int] = {}
-    for candidate in {answer, *map(plain, rivals), *map(plain, question.wrong)}:
-        word = rf"(?<!\w){re.escape(candidate.removeprefix('the '))}(?!\w)"
-        if candidate != answer and re.search(word, asked, flags):
-            continue
-        # A sentence may begin with "In" or "As": no symbol is meant there.
-        if match := re.search(word, said[1:] if exact else said, flags):
-            first[candidate] = match.start()
-    at = first.get(answer)
-    # "Guinea" lies in "Guinea-Bissau": at one place the longer name is the one that was said.
-    return at is not None and all(
-        at < other or (at == other and len(answer) >= len(candidate))
-        for candidate, other in first.items()
-    )
 
 
 def answer(
@@ -106,13 +81,25 @@ def still_holds(result: Result, threshold: float) -> bool:
     return all(p != "judged" or (s is not None and s > threshold) for p, s in pairs)
 
 
-def difference(system: Sequence[bool], alone: Sequence[bool], seed: int = 0) -> dict[str, float]:
-    """Paired difference of accuracy and its 95 % bootstrap interval over questions."""
+def half_of(group: str) -> str:
+    """Which half of the facts a group belongs to, by a hash that the split does not use."""
+    return HALVES[hashlib.sha256(f"half {group}".encode()).digest()[0] % 2]
+
+
+def difference(
+    system: Sequence[bool], alone: Sequence[bool], groups: Sequence[str], seed: int = 0
+) -> dict[str, float]:
+    """Paired difference of accuracy and its 95 % bootstrap interval, resampling whole groups."""
     gaps = np.array(system, dtype=float) - np.array(alone, dtype=float)
+    _, index = np.unique(np.array(groups), return_inverse=True)
+    sums, sizes = np.bincount(index, gaps), np.bincount(index)
     rng = np.random.default_rng(seed)
-    means = gaps[rng.integers(0, len(gaps), (RESAMPLES, len(gaps)))].mean(1)
+    drawn = rng.integers(0, len(sums), (RESAMPLES, len(sums)))
+    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return {
+        "questions": len(gaps),
+        "accuracy": float(np.mean(system)),
         "difference": float(gaps.mean()),
         "low": float(low),
         "high": float(high),
@@ -122,10 +109,10 @@ def difference(system: Sequence[bool], alone: Sequence[bool], seed: int = 0) -> 
 
 
 def smallest_passing(rows: Sequence[dict[str, Any]], allowed: float = ALLOWED_LOSS) -> float:
-    """The smallest threshold that passes together with all above it; 1 where none does."""
+    """The smallest threshold that passes on the choosing half together with all above it, or 1."""
     chosen = 1.0
     for row in sorted(rows, key=lambda row: -row["threshold"]):
-        if row["difference"] < -allowed:
+        if row["choose"]["difference"] < -allowed:
             break
         chosen = row["threshold"]
     return chosen
@@ -145,10 +132,17 @@ def summary(
     for question, ok in zip(asked, right, strict=True):
         by_domain[question.domain][0] += ok
         by_domain[question.domain][1] += 1
+
+    def paired(half: str | None) -> dict[str, float]:
+        at = [n for n, q in enumerate(asked) if half is None or half_of(q.group) == half]
+        return difference(
+            [right[n] for n in at], [alone[n] for n in at], [asked[n].group for n in at]
+        )
+
     return {
         "system": name,
-        "accuracy": float(np.mean(right)),
-        **difference(right, alone),
+        **{half: paired(half) for half in HALVES},
+        "both": paired(None),
         "mean_acceptance_length": record.mean_acceptance_length,
         "draft_acceptance_rate": record.draft_acceptance_rate,
         "num_judged_tokens": record.num_judged_tokens,
@@ -160,11 +154,7 @@ def summary(
 def run_gate(
     pipeline: Pipeline, asked: Sequence[Question], thresholds: Sequence[float], tokens: int
 ) -> list[dict[str, Any]]:
-    rivals: dict[str, list[str]] = defaultdict(list)
-    for question in questions():
-        rivals[question.domain].append(question.answer)
-    if "continents" in rivals:
-        rivals["continents"] += ["South America", "North America", "Oceania", "Antarctica"]
+    rivals = rivals_by_domain()
 
     def checked(results: Sequence[Result]) -> list[bool]:
         return [is_right(q, r.text, rivals[q.domain]) for q, r in zip(asked, results, strict=True)]
@@ -177,6 +167,10 @@ def run_gate(
         right = checked(results)
         alone = alone or right
         rows.append(summary(rule, results, asked, right, alone))
+    for name, parameters in UNTRAINED:
+        acceptance = replace(pipeline.deployment.default_acceptance(), **parameters)
+        results = answer(pipeline, asked, acceptance, tokens, name)
+        rows.append(summary(name, results, asked, checked(results), alone))
     before: list[Result] = []
     for threshold in sorted(thresholds):
         acceptance = replace(
@@ -194,14 +188,23 @@ def run_gate(
     return rows
 
 
-def show(rows: Sequence[dict[str, Any]]) -> None:
-    print(f"{'system':12} {'right':>6} {'difference':>10} {'95 %':>18} {'accept.':>8} judged")
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: the halves' differences in points, and what was accepted."""
+    lines = [
+        "| system | right | chosen on | reported on | mean acceptance length |",
+        "|---|---|---|---|---|",
+    ]
     for row in rows:
-        interval = f"[{row['low']:+.3f}, {row['high']:+.3f}]"
-        print(
-            f"{row['system']:12} {row['accuracy']:6.3f} {row['difference']:+10.3f} {interval:>18} "
-            f"{row['mean_acceptance_length']:8.2f} {row['num_judged_tokens']}"
+        halves = " | ".join(
+            f"{100 * row[half]['difference']:+.1f} [{100 * row[half]['low']:+.1f}, "
+            f"{100 * row[half]['high']:+.1f}]"
+            for half in HALVES
         )
+        lines.append(
+            f"| {row['system']} | {row['both']['accuracy']:.3f} | {halves} | "
+            f"{row['mean_acceptance_length']:.2f} |"
+        )
+    return "\n".join(lines)
 
 
 def write_threshold(path: Path, threshold: float, rows: Sequence[dict[str, Any]]) -> None:
@@ -211,27 +214,21 @@ def write_threshold(path: Path, threshold: float, rows: Sequence[dict[str, Any]]
     for row in rows:
         if row.get("threshold") == threshold:
             metrics |= {
-                "gate_difference": row["difference"],
-                "gate_low": row["low"],
+                "gate_difference": row["report"]["difference"],
+                "gate_low": row["report"]["low"],
                 "gate_acceptance_length": row["mean_acceptance_length"],
             }
     changed = judge.metadata.model_copy(update={"threshold": threshold, "metrics": metrics})
     Judge(judge.weight, judge.bias, changed).save(path)
     card = path.with_suffix(".md")
     if card.is_file():
-        table = "\n".join(
-            f"| {r['system']} | {r['accuracy']:.3f} | {r['difference']:+.3f} "
-            f"[{r['low']:+.3f}, {r['high']:+.3f}] | {r['mean_acceptance_length']:.2f} |"
-            for r in rows
-        )
         text = card.read_text(encoding="utf-8").split(GATE_HEADING)[0].rstrip()
         card.write_text(
             f"{text}\n\n{GATE_HEADING}\n\nHeld-out questions answered through the real loop; the "
-            f"difference to the target alone is paired, with a 95 % bootstrap interval.\nShipped "
-            f"threshold: {threshold:g}, the smallest from which on at most "
-            f"{ALLOWED_LOSS * 100:.0f} points are lost.\n\n"
-            "| system | right | difference | mean acceptance length |\n|---|---|---|---|\n"
-            f"{table}\n",
+            "difference to the target alone in points is paired,\nwith a 95 % bootstrap interval "
+            f"over facts. Shipped threshold: {threshold:g}, the smallest from which\non at most "
+            f"{ALLOWED_LOSS * 100:.0f} points are lost on the half it is chosen on.\n\n"
+            f"{table(rows)}\n",
             encoding="utf-8",
         )
 
@@ -245,13 +242,14 @@ def main(
     threshold: Annotated[list[float] | None, typer.Option(help="repeatable")] = None,
     max_tokens: Annotated[int, typer.Option(min=4)] = 32,
     seed: Annotated[int, typer.Option(help="the seed of build/court.py")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="questions at a time")] = BATCH,
     write: Annotated[bool, typer.Option(help="put the threshold into the judge")] = False,
 ) -> None:
     try:
         config = load_deployment(deployment)
         if config.judge is None or config.draft is None:
             raise UserError(f"judged_facts: {deployment} needs a draft and a judge")
-        limits = config.limits.model_dump() | {"max_sequences": BATCH, "max_context": 256}
+        limits = config.limits.model_dump() | {"max_sequences": batch, "max_context": 256}
         pipeline = load_pipeline(config.override(limits=limits))
         asked = [q for q in questions(seed) if split_of(q.group, seed) == "heldout"]
     except UserError as error:
@@ -259,10 +257,11 @@ def main(
     asked = asked[: limit or len(asked)]
     rows = run_gate(pipeline, asked, threshold or THRESHOLDS, max_tokens)
     chosen = smallest_passing([row for row in rows if "threshold" in row])
-    show(rows)
+    print(table(rows))
     document = {
         "deployment": config.name,
         "questions": len(asked),
+        "facts": len({q.group for q in asked}),
         "max_tokens": max_tokens,
         "max_draft_len": config.max_draft_len,
         "allowed_loss": ALLOWED_LOSS,

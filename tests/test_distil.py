@@ -14,9 +14,12 @@ from typer.testing import CliRunner
 from judge_decoding.decoding import SpeculativeDecoder
 from judge_decoding.engine.base import Acceptance, ProposeRequest
 from judge_decoding.engine.torch_engine import load_drafter, load_target
+from judge_decoding.errors import UserError
 from judge_decoding.sequence import Request
+from judge_decoding.text import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "build"))
+import distil_data
 import distil_draft
 import distil_text
 
@@ -32,12 +35,93 @@ def test_the_batch_writer_writes_what_the_engine_writes(tiny_target: Path) -> No
     assert written == [r.token_ids for r in own]
 
 
+def test_the_states_are_those_that_predicted_the_tokens(tiny_target: Path) -> None:
+    """Read again in one pass over prompt and answer: the same states, and they give the tokens."""
+    prompts = [[5, 9, 200], [7] * 20 + [3]]
+    writer = distil_text.BatchWriter(tiny_target, torch.float32)
+    target = load_target(tiny_target, **LIMITS)
+    for prompt, (ids, states) in zip(prompts, writer.write_with_states(prompts, 12), strict=True):
+        assert states.shape == (len(ids), writer.config.hidden_size)
+        assert writer.model.logits(states).argmax(-1).tolist() == ids
+        read = target.teacher_forced(prompt[:-1], [prompt[-1], *ids])
+        assert torch.allclose(read.post_norm[: len(ids)], states, atol=1e-4)
+
+
 def test_templates_make_thousands_of_different_prompts() -> None:
     prompts = distil_text.templated_prompts(seed=0)
-    assert prompts == distil_text.templated_prompts(seed=0)
-    assert len(prompts) == len(set(prompts)) > 5000
+    assert list(prompts) == list(distil_text.templated_prompts(seed=0))
+    assert len(prompts) > 5000
     assert not any("{" in p for p in prompts)
-    assert "What is the capital of Norway?" in prompts
+    assert prompts["What is the capital of Norway?"] is None
+    kept_out = [p for p, held in prompts.items() if held == "source"]
+    assert len(kept_out) > 50
+    begins = ("A friend says", "Make a checklist", "Tell me a joke", "What is the first thing")
+    assert all(p.startswith(begins) for p in kept_out)
+
+
+def test_held_out_openers_and_templates_are_no_others() -> None:
+    parts = distil_text.prompt_parts()
+    assert not set(parts["openers"]) & set(parts["held_out_openers"])
+    assert not set(parts["topic_templates"]) & set(parts["held_out_topic_templates"])
+
+
+def test_text_and_states_are_written_and_a_cut_run_goes_on(
+    tiny_target: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "text.jsonl.gz"
+    app = distil_text.typer.Typer()
+    app.command()(distil_text.main)
+    options = ["--target", str(tiny_target), "--own", "0", "--tokens", "6"]
+    done = CliRunner().invoke(app, [str(out), *options, "--count", "100"])
+    assert done.exit_code == 0, done.output
+    first = distil_text.read_text(out)
+    states = tmp_path / "text.jsonl.gz.states"
+    size = sum(len(row["response_ids"]) for row in first) * 64 * 2
+    assert len(first) == len({row["prompt"] for row in first}) == 100
+    assert states.stat().st_size == size
+    with states.open("ab") as file:  # the states of answers that were not written any more
+        file.write(b"x" * 1000)
+    done = CliRunner().invoke(app, [str(out), *options, "--count", "150"])
+    assert done.exit_code == 0, done.output
+    rows = distil_text.read_text(out)
+    assert rows[:100] == first
+    assert len({row["prompt"] for row in rows}) == 150
+    assert states.stat().st_size == sum(len(r["response_ids"]) for r in rows) * 64 * 2
+    tokenizer = Tokenizer(tiny_target)
+    answers = distil_data.load_answers([out], tokenizer, 64)
+    head = distil_text.BatchWriter(tiny_target).model
+    same = []
+    for answer in answers:
+        assert answer.states is not None
+        choices = head.logits(answer.states.clone()).argmax(-1)
+        same += (choices == torch.tensor(answer.response)).tolist()
+    assert sum(same) / len(same) > 0.95  # near-ties in bf16 fall otherwise in another batch
+    states.write_bytes(states.read_bytes()[:-2])
+    with pytest.raises(UserError, match="shorter"):
+        distil_data.load_answers([out], tokenizer, 64)
+
+
+def test_what_a_text_marks_is_held_out(tmp_path: Path, tiny_target: Path) -> None:
+    """The first file's row counts where two have a prompt."""
+    text, old = tmp_path / "text.jsonl", tmp_path / "old.jsonl"
+    marks = {3: "source", 5: "prompt", 7: "prompt"}
+    rows = [{"prompt": f"{i}", "response_ids": [i + 1]} for i in range(100)]
+    marked = [row | ({"held_out": marks[i]} if i in marks else {}) for i, row in enumerate(rows)]
+    text.write_text("".join(json.dumps(row) + "\n" for row in marked))
+    old.write_text(json.dumps({"prompt": "5", "response_ids": [1]}) + "\n")
+    tokenizer = Tokenizer(tiny_target)
+    trained, held = distil_data.split_held_out(
+        distil_data.load_answers([text], tokenizer, 64), seed=0
+    )
+    assert {
+        kind: [a.response for a in part] for kind, part in held.items() if kind != "prompt"
+    } == {"source": [[4]]}
+    assert sorted(a.response[0] for a in held["prompt"]) == [6, 8]
+    assert sorted(a.response[0] for a in trained) == [i + 1 for i in range(100) if i not in marks]
+    _, held = distil_data.split_held_out(
+        distil_data.load_answers([old, text], tokenizer, 64), seed=0
+    )
+    assert [a.response for a in held["prompt"]] == [[8]]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +135,7 @@ def test_templates_make_thousands_of_different_prompts() -> None:
     ],
 )
 def test_rounds_of_teacher_forced_hits(hits: list[bool], k: int, expected: list[int]) -> None:
-    rounds = list(distil_draft.rounds_of(hits, k))
+    rounds = list(distil_data.rounds_of(hits, k))
     assert rounds == expected
     assert sum(rounds) + len(rounds) == len(hits)
 
@@ -85,13 +169,27 @@ def test_a_draft_is_distilled_saved_and_loaded(tiny_target: Path, tmp_path: Path
     )
     assert done.exit_code == 0, done.output
     report = json.loads(done.output.splitlines()[-1])
+    held = report["held_out"]["all"]
     assert report["steps"] > 0
-    assert 0 <= report["agreement"] <= 1 <= report["strict_length_k4"]
+    assert 0 <= held["agreement"] <= 1 <= held["strict_length_k4"]
     drafter = load_drafter(out, target=tiny_target, **LIMITS)
     assert drafter.vocab_ids is not None
     assert len(drafter.vocab_ids) == 64
     proposal = drafter.propose([ProposeRequest(0, 0, [50, 60], 4)])[0]
     assert set(proposal.tokens) <= set(drafter.vocab_ids.tolist())
+    # Training on from it: what is measured before the first step is what was measured last.
+    again = tmp_path / "again"
+    options = ["--init", str(out), "--vocabulary", "64", "--minutes", "0.02"]
+    done = CliRunner().invoke(
+        app, [str(text), "--out", str(again), "--target", str(tiny_target), *options]
+    )
+    assert done.exit_code == 0, done.output
+    [line] = [x for x in done.output.splitlines() if x.startswith("before ")]
+    before = json.loads(line.removeprefix("before "))["all"]
+    assert before["agreement"] == pytest.approx(held["agreement"], abs=0.02)  # bf16 on disk
+    assert torch.equal(
+        load_drafter(again, target=tiny_target, **LIMITS).vocab_ids, drafter.vocab_ids
+    )
 
 
 def test_too_little_text_is_one_clear_line(tiny_target: Path, tmp_path: Path) -> None:

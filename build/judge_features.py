@@ -1,0 +1,99 @@
+"""The judge's training data as arrays: the target's hidden states at labelled tokens.
+
+Read through the target's verify pass, in the dtype of inference, at each token's own position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from target_reader import in_span, load_reader, read_states
+
+from judge_decoding.engine.weights import fingerprint
+from judge_decoding.labels import AfterError, LabelRecord, labels_hash
+from judge_decoding.text import Tokenizer
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Labelled tokens, one row each.
+
+    hidden    float32 [n, H]
+    good      bool, the label
+    mismatch  bool, the token is not the target's own choice: the judge's word decides
+    group, domain, origin  str; heldout bool
+    """
+
+    hidden: NDArray[np.float32]
+    good: NDArray[np.bool_]
+    mismatch: NDArray[np.bool_]
+    group: NDArray[np.str_]
+    domain: NDArray[np.str_]
+    origin: NDArray[np.str_]
+    heldout: NDArray[np.bool_]
+
+    @property
+    def mined(self) -> NDArray[np.bool_]:
+        """Tokens that a draft really wrote (build/mine_labels.py)."""
+        return np.char.startswith(self.origin.astype(str), "mined")
+
+    def where(self, keep: NDArray[np.bool_]) -> Tokens:
+        return replace(self, **{name: value[keep] for name, value in vars(self).items()})
+
+
+def hidden_of(
+    records: Sequence[LabelRecord], folder: Path, cache: Path, *, dtype: str, block: int
+) -> dict[str, torch.Tensor]:
+    """`target_reader.read_states`, kept in a file of the cache: it takes minutes."""
+    identity = f"{labels_hash(records)} {fingerprint(folder)} {dtype} {block} 2"
+    order = hashlib.sha256(" ".join(r.id for r in records).encode()).hexdigest()
+    name = hashlib.sha256(f"{identity} {order}".encode()).hexdigest()[:16]
+    path = cache / f"hidden-{name}.safetensors"
+    if path.is_file():
+        return load_file(path)
+    target = load_reader(folder, dtype=dtype, max_sequences=1, max_context=512)
+    hidden = read_states(records, target, Tokenizer(folder), block)
+    cache.mkdir(parents=True, exist_ok=True)
+    save_file(hidden, path)
+    return hidden
+
+
+def gather(
+    records: Sequence[LabelRecord],
+    hidden: dict[str, torch.Tensor],
+    feature: str,
+    after_error: AfterError | None,
+) -> Tokens:
+    """The labelled tokens of all records; ignored ones are left out.
+
+    hidden  `target_reader.read_states`: one row a token that lies in a span
+    """
+    places = [in_span(record) for record in records]
+    lengths = [len(at) for at in places]
+    labels = []
+    for record, at in zip(records, places, strict=True):
+        every = record.token_labels(after_error)
+        labels += [every[i] for i in at]
+    ids = np.array([r.response_ids[i] for r, at in zip(records, places, strict=True) for i in at])
+    kept = np.array([label != "ignore" for label, _ in labels])
+
+    def spread(values: Sequence[Any]) -> NDArray[Any]:
+        return np.repeat(np.array(values), lengths)[kept]
+
+    return Tokens(
+        hidden=hidden[feature][torch.from_numpy(kept)].float().numpy(),
+        good=np.array([label == "good" for label, _ in labels])[kept],
+        mismatch=(ids != hidden["argmax"].numpy())[kept],
+        group=spread([r.group for r in records]),
+        domain=spread([r.domain for r in records]),
+        origin=np.array([origin for _, origin in labels])[kept],
+        heldout=spread([r.split == "heldout" for r in records]),
+    )

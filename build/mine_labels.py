@@ -1,0 +1,416 @@
+"""Mine labels for the judge from the draft's own mistakes, without annotators.
+
+    python build/mine_labels.py --out cache:mined-facts.jsonl
+    python build/mine_labels.py --out cache:mined-chat.jsonl --method likelihood \
+        --task prompts.jsonl.gz --limit 300
+
+The draft follows the target's greedy answer round by round, as in serving; every token of its that
+differs from the target's is a *mismatch*, and a label:
+
+search      AutoJudge (arXiv 2504.20039): the target goes on greedily from the draft's token. Where
+            the final answer stays the same the token is good, and stays (the search is
+            semi-greedy); else it is bad, and the target's own is put back.
+likelihood  SelfJudge (arXiv 2510.02329): s = dlogP(token) + dlogP(the target's next 20 tokens),
+            read after the swap; good, and kept, where s > tau. One pass a mismatch, no generation.
+
+Tasks: `facts` (court_facts.py; the answer is checked against its kind), or a JSONL file of
+{"prompt": ...} with a `--parser` for `search`. Many prompts are in flight at once, each a coroutine
+that asks the engines for a pass; passes of all are batched, and a swap costs no prompt, since both
+caches roll back to it. Writes the records of judge_decoding/labels.py: one answer with its good
+swaps, and one that ends in the mismatch for each bad one. An interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from court import resolve, split_of
+from court_answers import PARSERS, Parser, rivals_by_domain, said
+from court_facts import questions
+from distil_text import read_text
+from target_reader import ReadingTarget, ReadRequest, load_reader
+
+from judge_decoding.config import load_deployment
+from judge_decoding.engine.base import Acceptance, Proposal, ProposeRequest, Verdict, VerifyRequest
+from judge_decoding.engine.torch_engine import TorchDrafter, load_drafter
+from judge_decoding.errors import UserError
+from judge_decoding.labels import LabelRecord, Span
+from judge_decoding.text import Tokenizer
+
+NEXT_TOKENS = 20
+DONE = "-mined"
+"""Ends the id of the record that is written last for a prompt."""
+
+
+Ask = ProposeRequest | VerifyRequest | ReadRequest
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prompt to mine; `parse` reads the final answer, for `search`."""
+
+    prompt: str
+    group: str
+    domain: str
+    parse: Parser | None = None
+
+    @property
+    def name(self) -> str:
+        return hashlib.sha256(self.prompt.encode()).hexdigest()[:12]
+
+
+@dataclass
+class Swap:
+    """The draft's token at place `at` of the answer, and the answer up to and with it."""
+
+    at: int
+    good: bool
+    ids: list[int]
+    score: float = 0.0
+
+
+@dataclass
+class Mined:
+    """The answer with its good swaps, and all swaps that were tried."""
+
+    response: list[int]
+    swaps: list[Swap] = field(default_factory=list)
+
+
+@dataclass
+class Miner:
+    """What the coroutines share.
+
+    stops   whether a token ends an answer besides the end ids (the first line is all of a fact's)
+    """
+
+    end_ids: frozenset[int]
+    stops: Callable[[int], bool]
+    decode: Callable[[Sequence[int]], str]
+    max_tokens: int
+    draft_len: int
+    tau: float
+    floor: float
+
+    def go_on(
+        self, sequence: int, text: Sequence[int], kept: int, room: int
+    ) -> Generator[Ask, Any, list[int]]:
+        """The target's greedy continuation of `text`, without what ends it."""
+        written: list[int] = []
+        pending = list(text[kept:])
+        while len(written) < room:
+            verdict: Verdict = yield VerifyRequest(
+                sequence, kept, pending, acceptance=Acceptance("none")
+            )
+            token = verdict.next_token
+            if token in self.end_ids or self.stops(token):
+                break
+            kept += len(pending)
+            pending = [token]
+            written.append(token)
+        return written
+
+    def search(self, sequence: int, prompt: Sequence[int], job: Job) -> Generator[Ask, Any, Mined]:
+        """AutoJudge's semi-greedy search; no swap where the target gives no answer itself."""
+        assert job.parse is not None
+        begin = len(prompt)
+        text = list(prompt)
+        text += yield from self.go_on(sequence, text, 0, self.max_tokens)
+        mined = Mined(text[begin:])
+        reference = job.parse(self.decode(text[begin:]))
+        if reference is None:
+            return mined
+        walk = _Walk(begin)
+        while (yield from self.next_mismatch(sequence, text, walk)):
+            at, token = walk.at, walk.token
+            if job.parse(self.decode(text[begin:at])) is not None:
+                break  # the answer is given: what follows cannot change it
+            swapped = [*text[:at], token]
+            kept = min(walk.target_kept, at - 1)
+            read = yield ReadRequest(sequence, kept, swapped[kept:])
+            walk.target_kept = at
+            if float(read[-1]) < self.floor:
+                continue  # nonsense that changes no answer is no good token either
+            kept = at
+            room = self.max_tokens - (len(swapped) - begin)
+            if room > 0 and not self.stops(token):
+                swapped += yield from self.go_on(sequence, swapped, kept, room)
+            good = job.parse(self.decode(swapped[begin:])) == reference
+            mined.swaps.append(Swap(at - begin, good, [*text[begin:at], token]))
+            if good:
+                text = swapped
+        mined.response = text[begin:]
+        return mined
+
+    def judge_likelihood(
+        self, sequence: int, prompt: Sequence[int], job: Job
+    ) -> Generator[Ask, Any, Mined]:
+        """SelfJudge's score; a kept swap's readings are the base of later ones."""
+        begin = len(prompt)
+        text = list(prompt)
+        text += yield from self.go_on(sequence, text, 0, self.max_tokens)
+        mined = Mined(text[begin:])
+        if len(text) - begin < 2:
+            return mined
+        base: list[float] = [0.0] * len(text)
+        found: torch.Tensor = yield ReadRequest(sequence, begin - 1, text[begin - 1 :])
+        base[begin:] = found.tolist()
+        walk = _Walk(begin)
+        while (yield from self.next_mismatch(sequence, text, walk)):
+            at, token = walk.at, walk.token
+            end = min(len(text), at + 1 + NEXT_TOKENS)
+            kept = min(walk.target_kept, at - 1)
+            read = yield ReadRequest(sequence, kept, [*text[kept:at], token, *text[at + 1 : end]])
+            new: list[float] = read[at - 1 - kept :].tolist()
+            score = sum(new) - sum(base[at:end])
+            good = score > self.tau
+            mined.swaps.append(Swap(at - begin, good, [*text[begin:at], token], score))
+            walk.target_kept = at
+            if good:
+                text[at] = token
+                base[at:end] = new
+        mined.response = text[begin:]
+        return mined
+
+    def next_mismatch(
+        self, sequence: int, text: Sequence[int], walk: _Walk
+    ) -> Generator[Ask, Any, bool]:
+        """Let the draft propose along `text` from walk.next on; True with walk.at and walk.token
+        where it differs. As in serving, a round that is accepted whole skips the target's own next
+        token; and what `protect_end_ids` keeps from the judge is no mismatch."""
+        while walk.next < len(text):
+            k = min(self.draft_len, len(text) - walk.next)
+            proposal: Proposal = yield ProposeRequest(
+                sequence, walk.draft_kept, list(text[walk.draft_kept : walk.next]), k
+            )
+            n = 0
+            while n < len(proposal.tokens) and proposal.tokens[n] == text[walk.next + n]:
+                n += 1
+            walk.draft_kept = walk.next + min(n, len(proposal.tokens) - 1)
+            walk.at = walk.next + n
+            walk.next = walk.at + 1
+            if n < len(proposal.tokens) and proposal.tokens[n] not in self.end_ids:
+                walk.token = proposal.tokens[n]
+                return True
+        return False
+
+
+@dataclass
+class _Walk:
+    """Where the draft stands in the text.
+
+    next           the place it proposes for next
+    draft_kept, target_kept  positions of the caches that hold the text's beginning
+    at, token      the last mismatch
+    """
+
+    next: int
+    draft_kept: int = 0
+    target_kept: int = 10**9
+    at: int = 0
+    token: int = 0
+
+
+def run_all(
+    jobs: Iterable[tuple[Job, Callable[[int], Generator[Ask, Any, Mined]]]],
+    drafter: TorchDrafter,
+    target: ReadingTarget,
+) -> Iterator[tuple[Job, Mined]]:
+    """Run coroutines, as many at a time as the caches hold sequences, their passes batched."""
+    waiting = iter(jobs)
+    active: dict[int, tuple[Job, Generator[Ask, Any, Mined]]] = {}
+    asked: dict[int, Ask] = {}
+    number = 0
+    while True:
+        answers: dict[int, Any] = {}
+        while len(active) < target.max_sequences:
+            following = next(waiting, None)
+            if following is None:
+                break
+            active[number] = (following[0], following[1](number))
+            answers[number] = None
+            number += 1
+        if not active:
+            return
+        for kind, run in (
+            (ProposeRequest, drafter.propose),
+            (VerifyRequest, target.verify),
+            (ReadRequest, target.likelihood),
+        ):
+            mine = {n: a for n, a in asked.items() if isinstance(a, kind)}
+            if mine:
+                answers.update(zip(mine, run(list(mine.values())), strict=True))  # type: ignore
+        for n, answer in answers.items():
+            job, coroutine = active[n]
+            try:
+                asked[n] = coroutine.send(answer)
+            except StopIteration as finished:
+                del active[n]
+                asked.pop(n, None)
+                drafter.release(n)
+                target.release(n)
+                yield job, finished.value
+
+
+def records_of(
+    job: Job, mined: Mined, origin: str, decode: Callable[[Sequence[int]], str], seed: int, bad: int
+) -> list[LabelRecord]:
+    """The bad swaps' records, `bad` at most, then the answer with its good ones (or none)."""
+    common: dict[str, Any] = {
+        "group": job.group,
+        "domain": job.domain,
+        "prompt": job.prompt,
+        "split": split_of(job.group, seed),
+    }
+    wrong = [swap for swap in mined.swaps if not swap.good]
+    picked = random.Random(f"{seed} {job.prompt}").sample(wrong, min(bad, len(wrong)))
+    made = [
+        LabelRecord(
+            id=f"{job.name}-bad{swap.at}",
+            response=decode(swap.ids),
+            response_ids=swap.ids,
+            spans=[Span(start=swap.at, end=swap.at + 1, label="bad", origin=origin)],
+            **common,
+        )
+        for swap in sorted(picked, key=lambda swap: swap.at)
+    ]
+    good = [swap.at for swap in mined.swaps if swap.good and swap.at < len(mined.response)]
+    if mined.response:
+        made.append(
+            LabelRecord(
+                id=f"{job.name}{DONE}",
+                response=decode(mined.response),
+                response_ids=mined.response,
+                spans=[Span(start=at, end=at + 1, label="good", origin=origin) for at in good],
+                **common,
+            )
+        )
+    return made
+
+
+def fact_jobs(seed: int, split: str) -> list[Job]:
+    """`split`: train, heldout or all."""
+    rivals = rivals_by_domain()
+
+    def job(question: Any) -> Job:
+        return Job(
+            question.prompt,
+            question.group,
+            question.domain,
+            lambda text: said(question, text, rivals[question.domain]),
+        )
+
+    return [job(q) for q in questions(seed) if split in ("all", split_of(q.group, seed))]
+
+
+def file_jobs(path: Path, parser: str | None) -> list[Job]:
+    if parser is not None and parser not in PARSERS:
+        raise UserError(f"mine: parser {parser!r} is not one of {sorted(PARSERS)}")
+    if not path.is_file():
+        raise UserError(f"mine: no file {path}")
+    prompts = [r["prompt"] for r in read_text(path) if not r.get("held_out")]
+    parse = PARSERS[parser] if parser else None
+    return [Job(p, f"chat:{p}", "chat", parse) for p in dict.fromkeys(prompts)]
+
+
+def read_written(path: Path) -> list[LabelRecord]:
+    """Whole records of an earlier run; those of a prompt that was not finished are dropped."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            records.append(LabelRecord.model_validate_json(line))
+    done = {r.prompt for r in records if r.id.endswith(DONE)}
+    return [r for r in records if r.prompt in done]
+
+
+def main(
+    out: Annotated[str, typer.Option(help="JSONL file to write, or to go on with")],
+    deployment: Annotated[Path, typer.Option(help="YAML with target and draft")] = Path(
+        "configs/demo.yaml"
+    ),
+    task: Annotated[str, typer.Option(help="facts, or a JSONL file of prompts")] = "facts",
+    split: Annotated[str, typer.Option(help="of the facts: train, heldout or all")] = "train",
+    method: Annotated[str, typer.Option(help="search or likelihood")] = "search",
+    parser: Annotated[str | None, typer.Option(help="number, choice or exact")] = None,
+    tau: Annotated[float, typer.Option(help="likelihood: good above this, in nats")] = -6.0,
+    floor: Annotated[
+        float, typer.Option(help="search: tokens that the target finds less likely are left out")
+    ] = -7.0,
+    limit: Annotated[int, typer.Option(help="prompts, 0 for all")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=2)] = 24,
+    draft_len: Annotated[int, typer.Option(min=1)] = 4,
+    bad: Annotated[int, typer.Option(min=0, help="bad swaps kept a prompt")] = 8,
+    in_flight: Annotated[int, typer.Option(min=1, help="prompts at a time")] = 24,
+    seed: Annotated[int, typer.Option(help="the seed of build/court.py")] = 0,
+) -> None:
+    from rich.console import Console
+    from rich.progress import track
+
+    try:
+        if method not in ("search", "likelihood"):
+            raise UserError(f"mine: method {method!r} is not search or likelihood")
+        config = load_deployment(deployment)
+        if config.draft is None:
+            raise UserError(f"mine: {deployment} needs a draft")
+        jobs = fact_jobs(seed, split) if task == "facts" else file_jobs(Path(task), parser)
+        if method == "search" and any(job.parse is None for job in jobs):
+            raise UserError("mine: search on a file needs --parser number, choice or exact")
+        folder = config.target.model
+        bounds = {"max_sequences": in_flight, "max_context": 512}
+        target = load_reader(folder, dtype=config.dtype, **bounds)
+        drafter = load_drafter(config.draft.model, target=folder, dtype=config.dtype, **bounds)
+        tokenizer = Tokenizer(folder)
+    except UserError as error:
+        raise SystemExit(str(error)) from None
+    path = resolve(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = read_written(path)
+    known = {record.prompt for record in kept}
+    todo = [job for job in jobs[: limit or None] if job.prompt not in known]
+    miner = Miner(
+        end_ids=frozenset(target.end_ids),
+        stops=(lambda i: False) if task != "facts" else (lambda i: "\n" in tokenizer.decode([i])),
+        decode=tokenizer.decode,
+        max_tokens=max_tokens,
+        draft_len=draft_len,
+        tau=tau,
+        floor=floor,
+    )
+    mine = miner.search if method == "search" else miner.judge_likelihood
+
+    def start(job: Job) -> tuple[Job, Callable[[int], Generator[Ask, Any, Mined]]]:
+        prompt = tokenizer.chat([{"role": "user", "content": job.prompt}])
+        return job, lambda number: mine(number, prompt, job)
+
+    counts: Counter[str] = Counter()
+    began = time.monotonic()
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(record.model_dump_json() + "\n" for record in kept)
+        results = run_all(map(start, todo), drafter, target)
+        shown = track(results, method, total=len(todo), console=Console(stderr=True))
+        for job, mined in shown:
+            made = records_of(job, mined, f"mined_{method}", tokenizer.decode, seed, bad)
+            file.writelines(record.model_dump_json() + "\n" for record in made)
+            file.flush()
+            counts["prompts"] += 1
+            counts["tokens"] += len(mined.response)
+            counts["good"] += sum(swap.good for swap in mined.swaps)
+            counts["bad"] += sum(not swap.good for swap in mined.swaps)
+    seconds = time.monotonic() - began
+    forward = target.clock.forward + drafter.clock.forward
+    print(f"{dict(counts)} in {seconds:.0f} s, {forward:.0f} s of them in the models; {path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
