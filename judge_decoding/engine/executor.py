@@ -1,0 +1,179 @@
+"""TensorRT-LLM executors: how one is opened, and one batch of requests on it.
+
+    orchestrator  this process spawns the ranks of both models (MPI_Comm_spawn, one node)
+    leader        mpirun has started every rank of `ranks.layout`; each opens its group's executor,
+                  only the first of a group may enqueue, the others follow it
+    fast logits   orchestrator over ranks that mpirun has started
+
+Sources, NVIDIA/TensorRT-LLM v1.2.1: cpp/tensorrt_llm/nanobind/executor/executor.cpp and
+executorConfig.cpp (names), tensorrt_llm/runtime/model_runner_cpp.py (spawning),
+examples/cpp/executor/executorExampleFastLogits.cpp (ranks started beforehand).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from judge_decoding.config import Deployment
+from judge_decoding.errors import UserError
+from judge_decoding.manifest import Role, engine_folder
+from judge_decoding.ranks.layout import Layout
+from judge_decoding.trtllm_stack import check_tensorrt_llm
+
+SCORES = "judge_scores"
+"""The plugin's second output, float32 [B, max_draft_len]: |cell| is the judge's score of a drafted
+token, the sign bit is set where the plugin edited that row's logits, NaN is no draft."""
+
+
+class ExecutorError(RuntimeError):
+    """An executor failed or did not answer in time. The message names it; the job cannot go on."""
+
+
+class Executor:
+    """An open executor that this process may enqueue on.
+
+    handle     tensorrt_llm.bindings.executor.Executor
+    api        the module tensorrt_llm.bindings.executor
+    name       what errors call it: "draft executor (GPU 0)"
+    timeout_s  for any one batch of requests
+    """
+
+    def __init__(self, handle: Any, api: Any, *, name: str, timeout_s: float) -> None:
+        self.api, self.name = api, name
+        self.in_flight: set[int] = set()
+        self._handle, self._timeout_s = handle, timeout_s
+
+    def run(self, requests: Sequence[Any]) -> list[Any]:
+        """Enqueue all, await all: one Result a request, in order.
+
+        ExecutorError for a failed request, once the others have ended; after a time-out, when what
+        is still in flight has been cancelled.
+        """
+        if not requests:
+            return []
+        deadline = time.monotonic() + self._timeout_s
+        ids = self._handle.enqueue_requests(list(requests))
+        self.in_flight.update(ids)
+        results, failures = [], []
+        try:
+            for number in ids:
+                response = self._await(number, deadline)
+                self.in_flight.discard(number)
+                if response.has_error():
+                    failures.append(f"request {number}: {response.error_msg}")
+                else:
+                    results.append(response.result)
+        finally:
+            for number in self.in_flight:  # after a time-out or an interrupt only
+                self._handle.cancel_request(number)
+            self.in_flight.clear()
+        if failures:
+            raise ExecutorError(f"{self.name}: {failures[0]} ({len(failures)} of {len(ids)})")
+        return results
+
+    def _await(self, number: int, deadline: float) -> Any:
+        while (left := deadline - time.monotonic()) > 0:
+            for response in self._handle.await_responses(number, timedelta(seconds=left)):
+                if response.has_error() or response.result.is_final:
+                    return response
+        raise ExecutorError(
+            f"{self.name}: {len(self.in_flight)} requests without an answer after "
+            f"{self._timeout_s:g} s (ranks.timeout_s); one of its ranks is dead or stuck"
+        )
+
+    def close(self) -> None:
+        self._handle.shutdown()
+
+
+def open_executor(deployment: Deployment, role: Role, *, rank: int = 0) -> Executor:
+    """The executor of one model, opened by MPI rank `rank` (0: the process that drives both).
+
+    UserError where the library, the plugin or the engine does not load. A spawned rank does not
+    inherit what is loaded here: the plugin must also be in its environment (LD_PRELOAD) or image.
+    """
+    assert deployment.trtllm is not None and deployment.ranks is not None
+    check_tensorrt_llm()
+    api = importlib.import_module("tensorrt_llm.bindings.executor")
+    folder, plugin = engine_folder(deployment, role), deployment.trtllm.plugin
+    if role == "target" and deployment.acceptance.rule == "judge":
+        try:
+            ctypes.CDLL(str(plugin), ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            raise UserError(f"trtllm.plugin: {plugin} does not load ({error})") from None
+    config = executor_config(api, deployment, role, rank=rank)
+    try:
+        handle = api.Executor(folder, api.ModelType.DECODER_ONLY, config)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"engine: {folder} does not load ({reason})") from None
+    gpus = ", ".join(map(str, getattr(deployment.ranks, role).devices))
+    name = f"{role} executor (GPU {gpus})"
+    return Executor(handle, api, name=name, timeout_s=deployment.ranks.timeout_s)
+
+
+def follow(deployment: Deployment, rank: int) -> None:
+    """The life of a rank that mpirun has started and that drives nothing: open its group's
+    executor, and return when the group's leader has closed it."""
+    role = Layout.of(deployment).place(rank).role
+    assert role != "leader"
+    open_executor(deployment, role, rank=rank).close()
+
+
+def executor_config(api: Any, deployment: Deployment, role: Role, *, rank: int = 0) -> Any:
+    """Its ExecutorConfig. Block reuse is on: external drafts need it, and `keep` relies on it."""
+    assert deployment.trtllm is not None
+    build, drafts = deployment.trtllm, role == "draft"
+    fraction = getattr(build, role).kv_cache_free_gpu_memory_fraction
+    scores = None
+    if not drafts and deployment.acceptance.rule == "judge":
+        scores = [api.AdditionalModelOutput(SCORES, False)]
+    return api.ExecutorConfig(
+        max_beam_width=1,
+        max_batch_size=deployment.limits.max_sequences,
+        max_num_tokens=build.max_num_tokens,
+        enable_chunked_context=True,
+        kv_cache_config=api.KvCacheConfig(
+            enable_block_reuse=True, free_gpu_memory_fraction=fraction
+        ),
+        parallel_config=_parallel_config(api, deployment, role, rank),
+        spec_dec_config=api.SpeculativeDecodingConfig(build.fast_logits),
+        gather_generation_logits=drafts,
+        additional_model_outputs=scores,
+    )
+
+
+def _parallel_config(api: Any, deployment: Deployment, role: Role, rank: int) -> Any:
+    assert deployment.trtllm is not None and deployment.ranks is not None
+    build = deployment.trtllm
+    devices = [gpu for gpu in getattr(deployment.ranks, role).devices if gpu != "cpu"]
+    nodes = len({gpu // build.gpus_per_node for gpu in devices})
+    local = [gpu % build.gpus_per_node for gpu in devices]
+    if nodes > 1:  # the runtime wants one node's, and takes rank % gpus_per_node of them
+        local = sorted(set(local))
+    participants = list(getattr(Layout.of(deployment), role))
+    mpi, modes = api.CommunicationType.MPI, api.CommunicationMode
+    if build.mode == "leader":
+        return api.ParallelConfig(
+            mpi, modes.LEADER, device_ids=local, participant_ids=participants, num_nodes=nodes
+        )
+    if build.fast_logits:
+        orchestrator = api.OrchestratorConfig(rank == 0, "", None, False)
+        return api.ParallelConfig(
+            mpi,
+            modes.ORCHESTRATOR,
+            device_ids=local if rank else None,
+            participant_ids=participants,
+            orchestrator_config=orchestrator,
+        )
+    package = Path(str(importlib.import_module("tensorrt_llm").__file__)).parent
+    worker = package / "bin" / "executorWorker"
+    orchestrator = api.OrchestratorConfig(True, str(worker))
+    return api.ParallelConfig(
+        mpi, modes.ORCHESTRATOR, device_ids=local, orchestrator_config=orchestrator
+    )
