@@ -118,9 +118,10 @@ class RanksConfig(_Strict):
 class ServerConfig(_Strict):
     """Triton's ports and the bounds of what it takes in.
 
-    max_queue         requests that wait while all sequences are in use; one more is refused
-    max_prompt_bytes  of a request's text
-    drain_s           time that running requests get after SIGTERM
+    max_queue          requests that wait while all sequences are in use; one more is refused
+    max_prompt_bytes   of a request's text
+    drain_s            time that running requests get after SIGTERM
+    startup_timeout_s  until the warm-up request is answered, loading included
     """
 
     host: str = "127.0.0.1"
@@ -130,6 +131,7 @@ class ServerConfig(_Strict):
     max_queue: int = Field(default=64, ge=0)
     max_prompt_bytes: int = Field(default=1_000_000, ge=1)
     drain_s: float = Field(default=30.0, ge=0)
+    startup_timeout_s: float = Field(default=900.0, gt=0)
 
 
 class EngineConfig(_Strict):
@@ -182,7 +184,7 @@ class TrtLlmConfig(_Strict):
     max_num_tokens: int = Field(default=8192, ge=64)
     mode: Literal["orchestrator", "leader"] = "orchestrator"
     fast_logits: bool = False
-    plugin: ModelPath = Path("/opt/judge-decoding/lib/libjudge_accept.so")
+    plugin: ModelPath = Path("/opt/judge-decoding/lib/libjudge_accept_plugin.so")
 
 
 TRTLLM_RULES: tuple[RuleName, ...] = ("none", "strict", "rejection", "judge")

@@ -12,7 +12,7 @@ The loop owns the sequences, the engines own their caches (`engine.base`).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,10 +20,12 @@ from typing import NamedTuple
 from judge_decoding.engine.base import (
     NO_DRAFT,
     PROBABILITY_RULES,
+    Acceptance,
     Drafter,
     Proposal,
     ProposeRequest,
     Provenance,
+    Sampling,
     Target,
     Verdict,
     VerifyRequest,
@@ -40,12 +42,13 @@ from judge_decoding.text import TextStream, Tokenizer
 
 
 class Update(NamedTuple):
-    """What a round emitted for one sequence."""
+    """What a round emitted for one sequence, out of `drafted` proposed tokens."""
 
     sequence: int
     tokens: list[Token]
     text: str
     finish_reason: FinishReason | None
+    drafted: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,14 @@ class SpeculativeDecoder:
         draft_len_schedule: Mapping[int, int] | None = None,
         draft_min_prob: float = 0.0,
         prefill_chunk: int = 256,
+        check_engine: Callable[[Acceptance, Sampling], None] | None = None,
     ) -> None:
         """drafter             None: every rule but `none` is refused
         tokenizer           needed for text and stop strings; without one, ids alone
         draft_len_schedule  {active sequences up to: draft length}; above the last key it is 0
         draft_min_prob      a sequence's drafting stops once the draft is less sure than this
         prefill_chunk       tokens of a joining prompt read in one round
+        check_engine        UserError for what this target cannot verify with, besides
         """
         self.drafter = drafter
         self.target = target
@@ -103,6 +108,7 @@ class SpeculativeDecoder:
         self.draft_len_schedule = dict(sorted((draft_len_schedule or {}).items()))
         self.draft_min_prob = draft_min_prob
         self.prefill_chunk = prefill_chunk
+        self._check_engine = check_engine
         self.clock = LoopClock()
         self._active: dict[int, Sequence] = {}
         self._finished: dict[int, Sequence] = {}
@@ -112,8 +118,8 @@ class SpeculativeDecoder:
     def num_active(self) -> int:
         return len(self._active)
 
-    def add(self, request: Request) -> int:
-        """Take in a request: its sequence number. UserError where it cannot be served."""
+    def check(self, request: Request) -> None:
+        """UserError where a request cannot be served. Any thread may ask."""
         prompt, limit = request.prompt_ids, self.target.max_context
         if not prompt:
             raise UserError("prompt: it is empty; give at least one token")
@@ -136,6 +142,12 @@ class SpeculativeDecoder:
             raise UserError("rule judge: the deployment names no judge file")
         if request.stop and self.tokenizer is None:
             raise UserError("stop: stop strings need a tokenizer")
+        if self._check_engine is not None:
+            self._check_engine(request.acceptance, request.sampling)
+
+    def add(self, request: Request) -> int:
+        """Take in a request: its sequence number. UserError where it cannot be served."""
+        self.check(request)
         if len(self._active) >= self.target.max_sequences:
             raise UserError(
                 f"limits: {self.target.max_sequences} sequences are active already; wait for one "
@@ -144,12 +156,17 @@ class SpeculativeDecoder:
         number, self._next_id = self._next_id, self._next_id + 1
         self._active[number] = Sequence(
             request=request,
-            stream=TextStream(self.tokenizer, request.stop) if self.tokenizer else None,
+            stream=self._text_stream(request),
             end_ids=frozenset(self.target.end_ids),
-            max_context=limit,
-            text=list(prompt),
+            max_context=self.target.max_context,
+            text=list(request.prompt_ids),
         )
         return number
+
+    def _text_stream(self, request: Request) -> TextStream | None:
+        if self.tokenizer is None or not (request.text or request.stop):
+            return None
+        return TextStream(self.tokenizer, request.stop)
 
     def step(self) -> list[Update]:
         """One round for every active sequence: what each emitted (nothing while a prompt loads)."""
@@ -245,7 +262,7 @@ class SpeculativeDecoder:
         sequence.target_kept = length + verdict.accepted
         if sequence.finish_reason:
             self._retire(number)
-        return Update(number, emitted, text, sequence.finish_reason)
+        return Update(number, emitted, text, sequence.finish_reason, len(drafted))
 
     def _draft_len(self, sequence: Sequence) -> int:
         """k for this round: never past `max_tokens` or the context, which the bonus token fills."""

@@ -24,6 +24,14 @@ class Request:
     stop: tuple[str, ...] = ()
     ignore_end: bool = False
     """Go on after an end token: benchmarks that want a fixed number of tokens."""
+    min_tokens: int = 0
+    """An end token before so many others does not end the answer."""
+    text: bool = True
+    """False: ids alone come out, and the caller makes them text."""
+
+    def ends(self, token: int, position: int, end_ids: frozenset[int]) -> bool:
+        """Whether an emitted token, the `position`-th from 1, is an end token that counts."""
+        return token in end_ids and not self.ignore_end and position > self.min_tokens
 
 
 class Token(NamedTuple):
@@ -130,7 +138,7 @@ class Sequence:
             self.record.num_target_tokens += 1
         elif token.provenance == "judged":
             self.record.num_judged_tokens += 1
-        ended = token.id in self.end_ids and not self.request.ignore_end
+        ended = self.request.ends(token.id, len(self.tokens), self.end_ids)
         new = ""
         if self.stream is not None and not ended:
             new = self.stream.push(token.id)

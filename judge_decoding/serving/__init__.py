@@ -1,0 +1,1 @@
+"""The loop as a service: requests from plain values, the scheduler, replies, the launcher."""

@@ -1,0 +1,70 @@
+"""What the launcher tells the processes it starts, and what they tell it: two variables.
+
+JUDGE_DECODING_CONFIG   the deployment file
+JUDGE_DECODING_RUN_DIR  a private folder where each process of a running server leaves a note
+
+A process that was started by hand has no such folder and leaves nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from judge_decoding.config import Deployment, load_deployment
+from judge_decoding.errors import UserError
+
+CONFIG = "JUDGE_DECODING_CONFIG"
+RUN_DIR = "JUDGE_DECODING_RUN_DIR"
+SERVER = "tritonserver"
+"""The role of the process that SIGTERM goes to."""
+
+
+def deployment() -> Deployment:
+    """The deployment this process belongs to."""
+    path = os.environ.get(CONFIG)
+    if not path:
+        raise UserError(f"config: {CONFIG} is not set; start with `judge-decoding serve`")
+    return load_deployment(path)
+
+
+class Process(NamedTuple):
+    """A process of a running server: `role` is what a message calls it."""
+
+    role: str
+    pid: int
+    host: str
+
+
+def announce(role: str, *, pid: int | None = None) -> None:
+    """Tell the launcher who this process (or another) is."""
+    process = Process(role, os.getpid() if pid is None else pid, os.uname().nodename)
+    _leave(f"{process.host}-{process.pid}.process", process._asdict())
+
+
+def report_failure(message: str) -> None:
+    """Tell the launcher that this process can serve nothing more: it stops everything."""
+    _leave(f"{os.uname().nodename}-{os.getpid()}.failure", {"message": message})
+
+
+def processes(folder: Path) -> list[Process]:
+    """Who announced itself so far."""
+    return [Process(**json.loads(path.read_text())) for path in sorted(folder.glob("*.process"))]
+
+
+def failures(folder: Path) -> list[str]:
+    """What was reported so far."""
+    return [
+        str(json.loads(path.read_text())["message"]) for path in sorted(folder.glob("*.failure"))
+    ]
+
+
+def _leave(name: str, document: dict[str, object]) -> None:
+    folder = os.environ.get(RUN_DIR)
+    if not folder:
+        return
+    part = Path(folder) / f".{name}"
+    part.write_text(json.dumps(document))
+    part.rename(Path(folder) / name)  # whole or not at all

@@ -1,0 +1,254 @@
+"""`judge-decoding serve`: start everything, watch it, stop it. All of it runs, or none of it does.
+
+1. start     one command: tritonserver, or an mpiexec line with tritonserver as rank 0
+2. warm up   a whole round through the ensemble; only then is it ready
+3. watch     every process; the first that dies ends the rest, and is named
+4. stop      SIGTERM or SIGINT: running requests get `server.drain_s`; a second one ends at once
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from judge_decoding.config import Deployment, ServerConfig
+from judge_decoding.errors import UserError
+from judge_decoding.serving import environment, mpi
+from judge_decoding.serving.triton import find_triton
+from judge_decoding.serving.warmup import warm_up
+
+POLL_S = 0.1
+NOTICE_S = 1.0
+"""How long mpiexec's own word on who died is waited for."""
+STOP_MARGIN_S = 15.0
+"""Beyond `drain_s`: for the models to unload."""
+_SHM = Path("/dev/shm")
+
+
+def serve(
+    deployment: Deployment, config: Path, *, dry_run: bool = False, ready_file: Path | None = None
+) -> int:
+    """Serve until a signal (0) or a death (1); the exit code. UserError before anything started."""
+    folder = Path(tempfile.mkdtemp(prefix="judge-decoding-"))
+    try:
+        line, variables = _plan(deployment, config.resolve(), folder)
+        if dry_run:
+            print(shlex.join([*(f"{k}={v}" for k, v in variables.items()), *line]))
+            return 0
+        _check_ports(deployment.server)
+        return Server(deployment, folder, line, variables).run(ready_file)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for region in _SHM.glob(f"{folder.name}*"):
+            region.unlink(missing_ok=True)
+
+
+def _plan(deployment: Deployment, config: Path, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The command line, and the variables it needs."""
+    triton = find_triton(folder)
+    line = triton.command(deployment.server, shm_prefix=f"{folder.name}-")
+    variables = triton.environment | {
+        environment.CONFIG: str(config),
+        environment.RUN_DIR: str(folder),
+    }
+    if deployment.ranks is not None:
+        line = mpi.command(deployment, config, line, variables["PATH"])
+        variables |= {k: v for k, v in mpi.LOOPBACK.items() if k not in os.environ}
+    return line, variables
+
+
+def _check_ports(server: ServerConfig) -> None:
+    ports = {"http": server.http_port, "grpc": server.grpc_port, "metrics": server.metrics_port}
+    if len(set(ports.values())) < len(ports):
+        raise UserError(f"serve: the three ports must differ; they are {ports}")
+    for name, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((server.host, port))
+            except OSError as error:
+                raise UserError(
+                    f"serve: cannot listen on {server.host}:{port} ({error.strerror}); "
+                    f"choose another --{name}-port"
+                ) from None
+
+
+class Server:
+    """The processes of one run. `folder` is theirs to leave notes in (serving.environment)."""
+
+    def __init__(
+        self, deployment: Deployment, folder: Path, line: list[str], variables: dict[str, str]
+    ) -> None:
+        self._deployment = deployment
+        self._folder = folder
+        self._signals = 0
+        self._ready = threading.Event()
+        self._warmup_error: str | None = None
+        self._noticed: int | None = None  # the process mpiexec says ended the job
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        self._process = subprocess.Popen(
+            line,
+            env=os.environ | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+        self._reader = threading.Thread(target=self._forward, daemon=True)
+        self._reader.start()
+
+    def run(self, ready_file: Path | None) -> int:
+        threading.Thread(target=self._warm_up, daemon=True).start()
+        started, announced = time.monotonic(), False
+        try:
+            while not self._signals:
+                if culprit := self._death():
+                    _say(f"{culprit}; everything is stopped")
+                    return 1
+                if self._ready.is_set() and not announced:
+                    self._announce(ready_file)
+                    announced = True
+                limit = self._deployment.server.startup_timeout_s
+                if not announced and time.monotonic() - started > limit:
+                    _say(f"not ready after {limit:g} s (server.startup_timeout_s)")
+                    return 1
+                time.sleep(POLL_S)
+            self._drain()
+            return 0
+        finally:
+            if ready_file is not None:
+                ready_file.unlink(missing_ok=True)
+            self._kill()
+
+    def _warm_up(self) -> None:
+        server = self._deployment.server
+        try:
+            warm_up(self._deployment, f"{_reachable(server.host)}:{server.grpc_port}")
+            self._ready.set()
+        except Exception as error:
+            self._warmup_error = str(error)
+
+    def _announce(self, ready_file: Path | None) -> None:
+        server = self._deployment.server
+        host = _reachable(server.host)
+        addresses = {
+            "http": f"{host}:{server.http_port}",
+            "grpc": f"{host}:{server.grpc_port}",
+            "metrics": f"{host}:{server.metrics_port}",
+        }
+        shown = ", ".join(f"{name} {address}" for name, address in addresses.items())
+        print(f"ready: {self._deployment.name} at {shown}", flush=True)
+        if ready_file is not None:
+            part = ready_file.with_name(f".{ready_file.name}.part")
+            part.write_text(json.dumps(addresses | {"pid": os.getpid()}) + "\n")
+            part.rename(ready_file)
+
+    def _death(self) -> str | None:
+        """Who died or gave up, in words; None: all is well."""
+        if self._warmup_error is not None and self._process.poll() is None:
+            return self._warmup_error
+        gone = self._gone()
+        failures = environment.failures(self._folder)
+        code = self._process.poll()
+        if not gone and not failures and code is None:
+            return None
+        if self._deployment.ranks is not None:
+            _wait(lambda: self._noticed is not None, NOTICE_S)
+        if failures := failures or environment.failures(self._folder):
+            return failures[0]
+        if self._noticed is not None:
+            return f"{self._role(self._noticed)} died"
+        if gone:
+            return f"{gone[0].role} (pid {gone[0].pid}) died"
+        what = "mpiexec" if self._deployment.ranks is not None else "tritonserver"
+        return f"{what} ended with exit code {code}"
+
+    def _gone(self) -> list[environment.Process]:
+        here = os.uname().nodename
+        known = environment.processes(self._folder)
+        return [p for p in known if p.host == here and not _is_running(p.pid)]
+
+    def _role(self, pid: int) -> str:
+        for process in environment.processes(self._folder):
+            if process.pid == pid:
+                return f"{process.role} (pid {pid})"
+        return f"a process that had not come up yet (pid {pid})"
+
+    def _drain(self) -> None:
+        """Triton takes in nothing more, finishes what runs, unloads the models and ends."""
+        for process in environment.processes(self._folder):
+            if process.role == environment.SERVER and _is_running(process.pid):
+                os.kill(process.pid, signal.SIGTERM)
+                limit = self._deployment.server.drain_s + STOP_MARGIN_S
+                _wait(lambda: self._process.poll() is not None or self._signals > 1, limit)
+
+    def _kill(self) -> None:
+        """End whatever is left of the session."""
+        known = {p.pid for p in environment.processes(self._folder)}
+        for pid in known | set(_session(self._process.pid)):
+            if _is_running(pid):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        self._reader.join(timeout=1.0)
+
+    def _forward(self) -> None:
+        assert self._process.stdout is not None
+        for raw in self._process.stdout:
+            line = raw.decode(errors="replace")
+            print(line, end="", file=sys.stderr, flush=True)
+            if self._noticed is None:
+                self._noticed = mpi.dead_pid(line)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._signals += 1
+
+
+def _say(message: str) -> None:
+    print(f"judge-decoding: {message}", file=sys.stderr, flush=True)
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host == "0.0.0.0" else host
+
+
+def _wait(condition: Callable[[], bool], limit_s: float) -> None:
+    end = time.monotonic() + limit_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(POLL_S / 2)
+
+
+def _stat(pid: int) -> list[str]:
+    """A process's /proc stat: [state, parent, group, session, ...]; [] where it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return []
+    return text.rpartition(")")[2].split()
+
+
+def _is_running(pid: int) -> bool:
+    return _stat(pid)[:1] not in ([], ["Z"], ["X"])
+
+
+def _session(leader: int) -> list[int]:
+    pids = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]
+    return [pid for pid in pids if _stat(pid)[3:4] == [str(leader)]]
+
+
+def _die_with_parent() -> None:
+    """In the child: be told (SIGTERM) when the launcher is gone, however it went."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

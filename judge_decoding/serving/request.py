@@ -1,0 +1,182 @@
+"""From the plain values a client sends to a `Request`, every check with its message.
+
+The names are the wire's (docs/serving.md); values arrive as numpy arrays, as any transport has
+them. Nothing here knows Triton.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from judge_decoding.config import Deployment, describe
+from judge_decoding.engine.base import RuleName, Sampling
+from judge_decoding.errors import UserError
+from judge_decoding.sequence import Request
+from judge_decoding.text import Tokenizer
+
+DEFAULT_MAX_TOKENS = 128
+MAX_STOP_STRINGS = 32
+MAX_STOP_BYTES = 1024
+"""Of one stop string: text is held back while it may still become one."""
+
+
+class _Values(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Message(_Values):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+class Parameters(_Values):
+    """How to answer; None takes the deployment's. Unknown names are refused."""
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    min_tokens: int = Field(default=0, ge=0)
+    stop_words: list[str] = Field(default=[], max_length=MAX_STOP_STRINGS)
+    temperature: float = Field(default=0.0, ge=0, le=100)
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    max_draft_len: int | None = Field(default=None, ge=0)
+    acceptance_rule: RuleName | None = None
+    judge_threshold: float | None = Field(default=None, ge=0, le=1)
+    ignore_eos: bool = False
+    stream: bool = False
+    return_provenance: bool = False
+    return_judge_scores: bool = False
+    return_acceptance_record: bool = False
+    # Always sent by load generators and by Triton's OpenAI front end; the counts always return.
+    return_num_input_tokens: bool = True
+    return_num_output_tokens: bool = True
+    stop: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _aliases(cls, values: dict[str, Any]) -> dict[str, Any]:
+        values = dict(values)
+        for alias, name in (("min_length", "min_tokens"), ("num_draft_tokens", "max_draft_len")):
+            if alias in values:
+                values.setdefault(name, values.pop(alias))
+                values.pop(alias, None)
+        return values
+
+    @model_validator(mode="after")
+    def _stop_strings_are_short(self) -> Parameters:
+        if any(len(text.encode()) > MAX_STOP_BYTES for text in self.stop_words):
+            raise ValueError(f"stop_words: one is longer than {MAX_STOP_BYTES} bytes")
+        return self
+
+    def request(self, prompt_ids: list[int], deployment: Deployment) -> Request:
+        """The loop's request. It brings no text: who detokenizes is up to the caller."""
+        limit = deployment.limits.max_tokens
+        if self.max_tokens is not None and self.max_tokens > limit:
+            raise UserError(f"max_tokens: {self.max_tokens} is more than the limit of {limit}")
+        longest = deployment.max_draft_len
+        if self.max_draft_len is not None and self.max_draft_len > longest:
+            raise UserError(
+                f"max_draft_len: {self.max_draft_len} is more than the deployment's {longest}"
+            )
+        # Clients of TensorRT-LLM ask for greedy decoding by top_k 1.
+        temperature = 0.0 if self.top_k == 1 else self.temperature
+        rule = self.acceptance_rule
+        if rule is None and temperature > 0 and deployment.acceptance.rule == "strict":
+            rule = "rejection"  # strict is greedy; this is its lossless sampling counterpart
+        return Request(
+            prompt_ids=prompt_ids,
+            max_tokens=self.max_tokens or min(DEFAULT_MAX_TOKENS, limit),
+            min_tokens=self.min_tokens,
+            acceptance=deployment.default_acceptance(rule=rule, threshold=self.judge_threshold),
+            sampling=Sampling(temperature, self.top_k, self.top_p, self.seed),
+            max_draft_len=self.max_draft_len,
+            stop=tuple(text for text in self.stop_words if text),
+            ignore_end=self.ignore_eos,
+            text=False,
+        )
+
+
+def parameters(tensors: Mapping[str, np.ndarray[Any, Any]]) -> Parameters:
+    """Name -> array to checked parameters; all but `stop_words` hold one value."""
+    try:
+        return Parameters.model_validate(
+            {
+                name: [_text(name, item) for item in array.reshape(-1)]
+                if name == "stop_words"
+                else _one(name, array)
+                for name, array in tensors.items()
+            }
+        )
+    except ValidationError as error:
+        raise UserError(describe(error)) from None
+
+
+def prompt(
+    tensors: Mapping[str, np.ndarray[Any, Any]], tokenizer: Tokenizer, deployment: Deployment
+) -> tuple[list[int], str]:
+    """The prompt's ids and its text, from `text_input` or `messages`.
+
+    text_input  raw text; with `chat` true, one user turn for the chat template
+    messages    JSON list of {"role", "content"} for the chat template; text_input is then ignored
+    """
+    size = sum(len(array.item()) for name, array in tensors.items() if name in _TEXTS)
+    if size > deployment.server.max_prompt_bytes:
+        raise UserError(
+            f"prompt: {size} bytes are more than server.max_prompt_bytes "
+            f"{deployment.server.max_prompt_bytes}"
+        )
+    if "messages" in tensors and (conversation := _one("messages", tensors["messages"])):
+        ids = tokenizer.chat(_messages(conversation))
+        return ids, tokenizer.decode(ids)
+    text = _one("text_input", tensors["text_input"]) if "text_input" in tensors else ""
+    if not text:
+        raise UserError("prompt: text_input is empty; give a text or messages")
+    if "chat" in tensors and _one("chat", tensors["chat"]):
+        return tokenizer.chat([{"role": "user", "content": text}]), text
+    return tokenizer.encode(text), text
+
+
+_TEXTS = ("text_input", "messages")
+_CONVERSATION = TypeAdapter(list[Message])
+
+
+def _messages(text: str) -> list[dict[str, str]]:
+    try:
+        turns = _CONVERSATION.validate_json(text)
+    except ValidationError as error:
+        raise UserError(f"messages: {describe(error)}") from None
+    if not turns:
+        raise UserError("messages: the list is empty")
+    return [turn.model_dump() for turn in turns]
+
+
+def _one(name: str, array: np.ndarray[Any, Any]) -> Any:
+    """An array's only value as a plain one."""
+    if array.size != 1:
+        raise UserError(f"{name}: {array.size} values; give one")
+    value = array.reshape(-1)[0]
+    if isinstance(value, bytes):
+        return _text(name, value)
+    if isinstance(value, np.floating):
+        # The decimal that was meant: 0.99 and not float32's 0.9900000095.
+        return float(str(value))
+    return value.item()
+
+
+def _text(name: str, value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: not valid UTF-8 at byte {error.start}") from None
+
+
+def to_json(document: Any) -> bytes:
+    """One line, numbers that JSON has."""
+    return json.dumps(document, allow_nan=False).encode()

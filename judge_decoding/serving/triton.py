@@ -1,0 +1,113 @@
+"""Where the Triton server is, and what it is started with."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import shutil
+import sys
+import sysconfig
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from judge_decoding.config import ServerConfig
+from judge_decoding.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2] / "triton_repo"
+"""The model repository of a source checkout."""
+
+STUB = "triton_python_backend_stub"
+ENSEMBLE = "ensemble"
+
+
+@dataclass(frozen=True)
+class Triton:
+    """A server to start: `environment` is laid over the present one."""
+
+    binary: Path
+    backends: Path | None
+    environment: dict[str, str]
+
+    def command(self, server: ServerConfig, *, shm_prefix: str) -> list[str]:
+        """The server's command line. Shared memory of Python models is named `shm_prefix`*."""
+        if not REPOSITORY.is_dir():
+            raise UserError(f"serve: no model repository {REPOSITORY}; run from a source checkout")
+        backends = [f"--backend-directory={self.backends}"] if self.backends else []
+        return [
+            str(self.binary),
+            f"--model-repository={REPOSITORY}",
+            *backends,
+            f"--http-address={server.host}",
+            f"--http-port={server.http_port}",
+            f"--grpc-address={server.host}",
+            f"--grpc-port={server.grpc_port}",
+            f"--metrics-address={server.host}",
+            f"--metrics-port={server.metrics_port}",
+            # Complete configurations; completing them would start every model twice.
+            "--disable-auto-complete-config",
+            # After SIGTERM: how long running requests get, and the models to unload.
+            f"--exit-timeout-secs={math.ceil(server.drain_s) + 5}",
+            f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+            "--log-info=false",
+        ]
+
+
+def find_triton(folder: Path) -> Triton:
+    """The server on PATH (NVIDIA's containers), else the one inside the nvidia-pytriton wheel.
+
+    folder  private to this run: the wheel's backends and the stub of this Python are linked there,
+            so that nothing is written into site-packages
+    """
+    # Models run in the first python3 on PATH: this one.
+    scripts = Path(sys.prefix) / "bin"
+    environment = {"PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+    if binary := shutil.which("tritonserver"):
+        return Triton(Path(binary), None, environment)
+    spec = find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise UserError(
+            "serve: no tritonserver on PATH and no nvidia-pytriton in this environment; "
+            "pip install 'judge-decoding[serve]', or run in NVIDIA's Triton container"
+        )
+    wheel = Path(spec.origin).parent / "tritonserver"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = wheel / "python_backend_stubs" / version / STUB
+    if not stub.is_file():
+        known = ", ".join(sorted(p.name for p in stub.parents[1].glob("*")))
+        raise UserError(f"serve: nvidia-pytriton has no stub for Python {version}; it has {known}")
+    if library_path := find_libpython():
+        old = os.environ.get("LD_LIBRARY_PATH")
+        environment["LD_LIBRARY_PATH"] = library_path + (f"{os.pathsep}{old}" if old else "")
+    backend = folder / "backends" / "python"
+    backend.mkdir(parents=True)
+    for file in [*(wheel / "backends" / "python").glob("*.*"), stub]:
+        (backend / file.name).symlink_to(file)
+    return Triton(wheel / "bin" / "tritonserver", backend.parent, environment)
+
+
+def find_libpython() -> str:
+    """The folder of this Python's own shared library, "" where the system finds it by itself.
+
+    The stub of Python models links against it, and must not get another build's.
+    """
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    name = f"libpython{version}.so.1.0"
+    for folder in (sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib"):
+        if folder and (Path(folder) / name).is_file():
+            return str(folder)
+    if sys.base_prefix != "/usr":
+        raise UserError(
+            f"serve: {sys.base_prefix} holds a Python without its shared library {name}, which "
+            "Triton's Python models need; use a Python built with --enable-shared, or Debian's "
+            f"python{version} with libpython{version}"
+        )
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        raise UserError(
+            f"serve: {name} is missing, which Triton's Python models need; "
+            f"apt-get install libpython{version}"
+        ) from None
+    return ""

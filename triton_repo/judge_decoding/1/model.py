@@ -1,0 +1,102 @@
+"""The speculative loop behind Triton: `execute` enqueues, the scheduler's thread does the rest.
+
+That thread loads the pipeline (with ranks it is MPI rank 0, and MPI belongs to one thread), runs
+the rounds, sends the responses and touches the metrics.
+"""
+
+import os
+from itertools import count
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from metrics import Metrics
+
+from judge_decoding.errors import UserError
+from judge_decoding.pipeline import load_pipeline
+from judge_decoding.serving import environment
+from judge_decoding.serving.reply import Reply
+from judge_decoding.serving.request import parameters
+from judge_decoding.serving.scheduler import Scheduler, never_started
+
+NOTHING = np.array(b"", object)
+LAST = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        environment.announce("the judge_decoding model")
+        environment.announce(environment.SERVER, pid=os.getppid())
+        self.deployment = environment.deployment()
+        self.numbers = count(1)
+        self.scheduler = Scheduler(
+            self.load,
+            max_queue=self.deployment.server.max_queue,
+            observe=lambda statistics: self.metrics.update(statistics),
+            close=self.close,
+        )
+        try:
+            self.scheduler.start()
+        except UserError as error:
+            raise pb_utils.TritonModelException(str(error)) from None
+        self.end_ids = frozenset(self.scheduler.decoder.target.end_ids)
+
+    def load(self):
+        self.metrics = Metrics(self.deployment)
+        self.pipeline = load_pipeline(self.deployment)
+        return self.pipeline.decoder
+
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self.take_in(request, sender)
+            except UserError as error:
+                fail(sender, str(error), pb_utils.TritonError.INVALID_ARG)
+
+    def take_in(self, request, sender):
+        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        prompt_ids = tensors.pop("input_ids").reshape(-1).tolist()
+        before = tensors.pop("input_text", NOTHING).item()
+        asked = parameters(tensors)
+        name = request.request_id()
+        if asked.stop:
+            if not name:
+                raise UserError("stop: give it the request id of the request to cancel")
+            self.scheduler.cancel(name)
+            Stream(sender, Reply(next(self.numbers))).updated(*never_started())
+            return
+        wanted = asked.request(prompt_ids, self.deployment)
+        reply = Reply(next(self.numbers), wanted, asked, self.end_ids, before)
+        self.scheduler.submit(wanted, Stream(sender, reply), name)
+
+    def close(self):
+        if self.scheduler.dead:
+            environment.report_failure(self.scheduler.dead)
+
+    def finalize(self):
+        self.scheduler.stop(self.deployment.server.drain_s)
+
+
+class Stream:
+    """The scheduler's listener of one request: sends what its reply says."""
+
+    def __init__(self, sender, reply):
+        self.sender = sender
+        self.reply = reply
+
+    def updated(self, update, result):
+        arrays = self.reply.add(update, result)
+        if arrays is not None:
+            tensors = [pb_utils.Tensor(name, array[None]) for name, array in arrays.items()]
+            self.sender.send(pb_utils.InferenceResponse(tensors), flags=LAST if result else 0)
+
+    def failed(self, message):
+        fail(self.sender, message, pb_utils.TritonError.UNAVAILABLE)
+
+    def is_cancelled(self):
+        return self.sender.is_cancelled()
+
+
+def fail(sender, message, code):
+    error = pb_utils.TritonError(message, code)
+    sender.send(pb_utils.InferenceResponse(error=error), flags=LAST)
