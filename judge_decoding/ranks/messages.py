@@ -219,7 +219,7 @@ def _read_proposal(data: Reader) -> Proposal:
     probs = ids = None
     if has_probs:
         flat = data.array("<f4")
-        if rows * columns != flat.size or rows != len(tokens):
+        if rows * columns != flat.size or rows != len(tokens) or not rows:
             raise WireError(
                 f"{flat.size} draft probabilities for {len(tokens)} tokens do not make "
                 f"{rows} x {columns}"

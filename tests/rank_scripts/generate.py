@@ -6,7 +6,9 @@ python -m tests.rank_scripts.generate DEPLOYMENT.yaml REQUESTS.json
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,16 @@ def make_request(fields: dict[str, Any]) -> Request:
 
 
 def run(pipeline: Pipeline, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Request i joins in round `join` (0) and is cancelled in round `cancel` (never)."""
+    """Request i joins in round `join` (0), or the first after it with a free slot, and is cancelled
+    in round `cancel` (never). The caches are checked after every round."""
     decoder = pipeline.decoder
     numbers: dict[int, int] = {}
     done: dict[int, dict[str, Any]] = {}
     turn = 0
-    if pipeline.ranks is not None:
-        print("running", json.dumps(pipeline.ranks.pids), file=sys.stderr, flush=True)
     while len(done) < len(requests):
         for i, fields in enumerate(requests):
-            if fields.get("join", 0) <= turn and i not in numbers:
+            free = decoder.num_active < decoder.target.max_sequences
+            if fields.get("join", 0) <= turn and i not in numbers and free:
                 numbers[i] = decoder.add(make_request(fields))
             if fields.get("cancel") == turn:
                 decoder.cancel(numbers[i])
@@ -58,13 +60,35 @@ def run(pipeline: Pipeline, requests: list[dict[str, Any]]) -> list[dict[str, An
     return [done[i] for i in range(len(requests))]
 
 
+def idle_cpu(pipeline: Pipeline, seconds: float) -> dict[int, float]:
+    """Share of a core that each rank uses while it has nothing to do."""
+    assert pipeline.ranks is not None
+    pids = pipeline.ranks.pids
+    before = {rank: cpu_seconds(pid) for rank, pid in pids.items()}
+    time.sleep(seconds)
+    return {rank: (cpu_seconds(pid) - before[rank]) / seconds for rank, pid in pids.items()}
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> int:
     try:
         pipeline = load_pipeline(load_deployment(sys.argv[1]))
     except UserError as error:
         print(f"judge-decoding: {error}", file=sys.stderr)
         return 2
-    results = run(pipeline, json.loads(Path(sys.argv[2]).read_text()))
+    requests = json.loads(Path(sys.argv[2]).read_text())
+    assert pipeline.ranks is not None
+    print("running", json.dumps(pipeline.ranks.pids), file=sys.stderr, flush=True)
+    results = run(pipeline, requests)
+    while requests[0].get("repeat"):
+        run(pipeline, requests)
+    if "idle_s" in requests[0]:
+        results[0]["idle_cpu"] = idle_cpu(pipeline, requests[0]["idle_s"])
     pipeline.close()
     print(json.dumps(results))
     return 0
