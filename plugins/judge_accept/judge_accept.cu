@@ -61,8 +61,8 @@ int launch_all(JudgeAcceptArguments const& a, void* stream) {
     int64_t const blocks = copy_blocks(a.rows, a.columns, a.logits_type, a.threads);
     int const error = launch(judge::copy_rows<Logit>, blocks > 0 ? blocks : 1, threads, a, stream);
     // At threshold 1 nothing can be edited: what is left of the second kernel are the scores.
-    bool const judging = a.scores != nullptr || a.threshold < 1.0f;
-    if (error != 0 || a.rows < 2 || !judging) {
+    bool const judging = judge::may_edit(a) || (a.scores != nullptr && a.rows > a.requests);
+    if (error != 0 || !judging) {
         return error;
     }
     auto kernel = judge::judge_rows<Logit, judge::F32>;

@@ -135,6 +135,12 @@ __device__ inline bool has_successor(JudgeAcceptArguments const& a, int row) {
     return row + 1 < a.rows && a.last_token_ids[row + 1] == a.last_token_ids[row] + 1;
 }
 
+// Whether any row can be edited. Every request has at least one row and one more a draft token, so
+// R = B means that nothing was drafted: prompts and generation steps pay for the copy alone.
+inline __host__ __device__ bool may_edit(JudgeAcceptArguments const& a) {
+    return a.threshold < 1.0f && a.rows > a.requests;
+}
+
 // gridDim.x = max(1, R * chunks); block x takes chunk x % chunks of row x / chunks.
 template <typename Logit>
 __global__ void copy_rows(JudgeAcceptArguments const a) {
@@ -221,7 +227,7 @@ __global__ void copy_rows(JudgeAcceptArguments const a) {
         }
     }
 
-    if (a.threshold < 1.0f && has_successor(a, row)) {  // the same for the whole block
+    if (may_edit(a) && has_successor(a, row)) {  // the same for the whole block
         Key const key = block_maximum(key_of(best));
         if (thread == 0) {
             static_cast<Key*>(a.workspace)[blockIdx.x] = key;
@@ -404,7 +410,7 @@ __global__ void judge_rows(JudgeAcceptArguments const a) {
             a.scores[static_cast<int64_t>(segment.request) * a.max_draft_len + row - low] = score;
         }
     }
-    if (!(score > a.threshold && a.threshold < 1.0f)) {
+    if (!(score > a.threshold && may_edit(a))) {
         return;
     }
 

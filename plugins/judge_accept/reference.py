@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -36,10 +37,10 @@ def context_segments(context_lengths: Sequence[int], tokens: int) -> list[tuple[
     one token each: the smallest count of context requests that makes up `tokens` is the one.
     """
     lengths = [max(1, int(length)) for length in context_lengths]
+    bounds = [0, *accumulate(lengths)]
     for count in range(len(lengths) + 1):
-        if sum(lengths[:count]) + len(lengths) - count == tokens:
-            ends = np.cumsum(lengths[:count], dtype=np.int64).tolist()
-            return list(zip([0, *ends], ends, strict=False))
+        if bounds[count] + len(lengths) - count == tokens:
+            return list(pairwise(bounds[: count + 1]))
     return []
 
 
@@ -79,15 +80,14 @@ def judge_accept(
 ) -> tuple[np.ndarray, np.ndarray]:
     """logits [R, V] float32 or float16, hidden [R, H] float32 (a half type converted exactly)
     -> edited logits [R, V], scores float32 [B, max_draft_len]."""
-    rows = logits.shape[0]
     edited = logits.copy()
     scores = np.full((len(context_lengths), settings.max_draft_len), np.nan, dtype=np.float32)
     segments = context_segments(context_lengths, len(input_ids))
     for request, (start, end) in enumerate(segments):
-        # Row r scores packed position last_token_ids[r]; the request's rows are those whose own
-        # position, one less, lies in its segment.
-        mine = [r for r in range(rows) if start <= last_token_ids[r] - 1 < end]
-        for i, r in enumerate(mine[:-1]):
+        # Row r scores packed position last_token_ids[r] (ascending); the request's rows are those
+        # whose own position, one less, lies in its segment. Its last row scores no draft.
+        first, stop = np.searchsorted(last_token_ids, [start, end], side="right")
+        for i, r in enumerate(range(first, stop - 1)):
             q = int(last_token_ids[r])
             if last_token_ids[r + 1] != q + 1:
                 continue
@@ -114,6 +114,8 @@ def _raise(row: np.ndarray, draft: int, settings: Settings) -> None:
         return
     with np.errstate(over="ignore"):
         raised = max(own[choice], np.float32(0)) + np.float32(settings.boost)
-    raised = min(raised, np.float32(LARGEST_HALF) if row.dtype == np.float16 else np.finfo("f4").max)
+    raised = min(
+        raised, np.float32(LARGEST_HALF) if row.dtype == np.float16 else np.finfo("f4").max
+    )
     if raised > own[choice]:
         row[draft] = raised
