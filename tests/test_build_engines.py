@@ -47,7 +47,7 @@ class Site:
         self.folder, self.target, self.draft = folder, target, draft
         self.engines = folder / "engines"
         self.examples = folder / "examples"
-        self.plugin = folder / "libjudge_accept.so"
+        self.plugin = folder / "libjudge_accept_plugin.so"
         self.plugin.touch()
         self.judge = write_judge(folder / "judge.safetensors", target)
         self.config = folder / "deployment.yaml"

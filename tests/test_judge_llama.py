@@ -55,7 +55,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         Judge(torch.tensor(WEIGHT), -0.75, metadata).save(judge)
         values = {
             "judge": str(judge),
-            "plugin": "/lib/libjudge_accept.so",
+            "plugin": "/lib/libjudge_accept_plugin.so",
             "threshold": 0.8,
             "boost": 1e4,
             "vocab_size": 250,
@@ -108,7 +108,7 @@ def judged() -> Any:
 def test_post_norm_wires_the_lm_heads_input(graph: fake.Graph, build: Any) -> None:
     build("post_norm")
     model = judged()(config())
-    assert graph.loaded == ["/lib/libjudge_accept.so"]
+    assert graph.loaded == ["/lib/libjudge_accept_plugin.so"]
     assert graph.network.layers == []  # the plugin is there before the network is
     result = model(**inputs())
     assert graph.network.layers == [

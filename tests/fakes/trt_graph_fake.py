@@ -251,7 +251,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *, version: str = VERSION) -> Graph
 
     def cdll(path: str, mode: int = 0) -> object:
         assert mode == ctypes.RTLD_GLOBAL
-        if not path.endswith("libjudge_accept.so"):
+        if not path.endswith("libjudge_accept_plugin.so"):
             raise OSError(f"{path}: cannot open shared object file")
         loaded.append(path)
         registry.creators["JudgeAccept", "1", "judge"] = _Creator("JudgeAccept/1")
