@@ -20,7 +20,7 @@ needs_gxx = pytest.mark.skipif(
 )
 needs_nvcc = pytest.mark.skipif(
     shutil.which("nvcc") is None,
-    reason="nvcc (CUDA 13) is not installed: the plugin is not compiled",
+    reason="nvcc (CUDA 13) is not installed: no plugin",
 )
 
 

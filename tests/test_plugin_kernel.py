@@ -376,7 +376,7 @@ def test_kernel_equals_reference(
 def test_score_bits_do_not_depend_on_launch_or_alignment(
     library: ctypes.CDLL, kind: str, size: int
 ) -> None:
-    """The same accept bits on every tensor-parallel rank, whatever its buffers and its block size."""
+    """The same accept bits on every tensor-parallel rank, whatever its buffers and block size."""
     rng = np.random.default_rng(size)
     batch = batch_of(verify(2, 20, 21, 22))
     logits, _ = example(batch)

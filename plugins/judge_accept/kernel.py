@@ -59,11 +59,10 @@ class BuildError(RuntimeError):
 def build_host(folder: Path, *flags: str) -> Path:
     """The kernel's own source as a CPU library, by g++."""
     library = folder / "libjudge_accept_host.so"
-    _compile(
-        ["g++", "-std=c++17", "-O2", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-        + ["-ffp-contract=off", "-fPIC", "-shared", "-DJUDGE_ACCEPT_HOST_BUILD", *flags]
-        + ["-x", "c++", str(HERE / "judge_accept.cu"), "-o", str(library)]
-    )
+    options = "-std=c++17 -O2 -Wall -Wextra -Wno-unknown-pragmas -ffp-contract=off -fPIC -shared"
+    define = "-DJUDGE_ACCEPT_HOST_BUILD"
+    source = str(HERE / "judge_accept.cu")
+    _compile(["g++", *options.split(), define, *flags, "-x", "c++", source, "-o", str(library)])
     return library
 
 
@@ -71,19 +70,16 @@ def build_cuda(folder: Path, arch: str = "90", tensorrt_include: Path | None = N
     """The kernel for one GPU architecture, by nvcc; with the TensorRT shell where its headers are
     given."""
     library = folder / "libjudge_accept_plugin.so"
-    sources = [str(HERE / "judge_accept.cu")]
-    includes = []
-    if tensorrt_include is not None:
-        sources.append(str(HERE / "judge_accept_plugin.cpp"))
-        includes = ["-isystem", str(tensorrt_include)]
-    _compile(
-        ["nvcc", "-std=c++17", "-O2", "-shared", "-cudart", "static"]
-        + ["-Xcompiler", "-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden,-Wall,-Wextra"]
-        + ["-Xlinker", "-z,nodelete"]
-        + ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
-        + ["-gencode", f"arch=compute_{arch},code=compute_{arch}"]
-        + [*includes, *sources, "-o", str(library)]
+    options = (
+        "-std=c++17 -O2 -shared -cudart static -Xlinker -z,nodelete "
+        "-Xcompiler -fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden,-Wall,-Wextra "
+        f"-gencode arch=compute_{arch},code=sm_{arch} "
+        f"-gencode arch=compute_{arch},code=compute_{arch}"
     )
+    sources = [str(HERE / "judge_accept.cu")]
+    if tensorrt_include is not None:
+        sources += [str(HERE / "judge_accept_plugin.cpp"), "-isystem", str(tensorrt_include)]
+    _compile(["nvcc", *options.split(), *sources, "-o", str(library)])
     return library
 
 

@@ -12,7 +12,6 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-LARGEST_HALF = 65504.0
 _LANES, _GROUP = 256, 8  # kDotLanes, kDotGroup of judge_accept.cuh
 
 
@@ -114,8 +113,6 @@ def _raise(row: np.ndarray, draft: int, settings: Settings) -> None:
         return
     with np.errstate(over="ignore"):
         raised = max(own[choice], np.float32(0)) + np.float32(settings.boost)
-    raised = min(
-        raised, np.float32(LARGEST_HALF) if row.dtype == np.float16 else np.finfo("f4").max
-    )
+    raised = min(raised, np.float32(np.finfo(row.dtype).max))
     if raised > own[choice]:
         row[draft] = raised
