@@ -11,13 +11,13 @@ search      AutoJudge (arXiv 2504.20039): the target goes on greedily from the d
             the final answer stays the same the token is good, and stays (the search is
             semi-greedy); else it is bad, and the target's own is put back.
 likelihood  SelfJudge (arXiv 2510.02329): s = dlogP(token) + dlogP(the target's next 20 tokens),
-            read after the swap; good, and kept, where s > tau. One pass a mismatch, no generation.
+            read after the swap; good where s > tau. One pass a mismatch, no generation.
 
 Tasks: `facts` (court_facts.py; the answer is checked against its kind), or a JSONL file of
 {"prompt": ...} with a `--parser` for `search`. Many prompts are in flight at once, each a coroutine
 that asks the engines for a pass; passes of all are batched, and a swap costs no prompt, since both
 caches roll back to it. Writes the records of judge_decoding/labels.py: one answer with its good
-swaps, and one that ends in the mismatch for each bad one. An interrupted run goes on.
+swaps, and for each swap that is not in it one that ends there. An interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -154,31 +154,25 @@ class Miner:
     def judge_likelihood(
         self, sequence: int, prompt: Sequence[int], job: Job
     ) -> Generator[Ask, Any, Mined]:
-        """SelfJudge's score; a kept swap's readings are the base of later ones."""
+        """SelfJudge's score; each swap by itself, none is kept."""
         begin = len(prompt)
         text = list(prompt)
         text += yield from self.go_on(sequence, text, 0, self.max_tokens)
         mined = Mined(text[begin:])
         if len(text) - begin < 2:
             return mined
-        base: list[float] = [0.0] * len(text)
         found: torch.Tensor = yield ReadRequest(sequence, begin - 1, text[begin - 1 :])
-        base[begin:] = found.tolist()
+        base = [0.0] * begin + found.tolist()
         walk = _Walk(begin)
         while (yield from self.next_mismatch(sequence, text, walk)):
             at, token = walk.at, walk.token
             end = min(len(text), at + 1 + NEXT_TOKENS)
             kept = min(walk.target_kept, at - 1)
             read = yield ReadRequest(sequence, kept, [*text[kept:at], token, *text[at + 1 : end]])
-            new: list[float] = read[at - 1 - kept :].tolist()
-            score = sum(new) - sum(base[at:end])
-            good = score > self.tau
-            mined.swaps.append(Swap(at - begin, good, [*text[begin:at], token], score))
             walk.target_kept = at
-            if good:
-                text[at] = token
-                base[at:end] = new
-        mined.response = text[begin:]
+            score = float(read[at - 1 - kept :].sum()) - sum(base[at:end])
+            ids = [*text[begin:at], token]
+            mined.swaps.append(Swap(at - begin, score > self.tau, ids, score))
         return mined
 
     def next_mismatch(
@@ -262,35 +256,42 @@ def run_all(
 
 
 def records_of(
-    job: Job, mined: Mined, origin: str, decode: Callable[[Sequence[int]], str], seed: int, bad: int
+    job: Job,
+    mined: Mined,
+    origin: str,
+    decode: Callable[[Sequence[int]], str],
+    seed: int,
+    most: int,
 ) -> list[LabelRecord]:
-    """The bad swaps' records, `bad` at most, then the answer with its good ones (or none)."""
+    """`most` records of swaps that were not kept, then the answer with those that were."""
     common: dict[str, Any] = {
         "group": job.group,
         "domain": job.domain,
         "prompt": job.prompt,
         "split": split_of(job.group, seed),
     }
-    wrong = [swap for swap in mined.swaps if not swap.good]
-    picked = random.Random(f"{seed} {job.prompt}").sample(wrong, min(bad, len(wrong)))
-    made = [
-        LabelRecord(
-            id=f"{job.name}-bad{swap.at}",
-            response=decode(swap.ids),
-            response_ids=swap.ids,
-            spans=[Span(start=swap.at, end=swap.at + 1, label="bad", origin=origin)],
-            **common,
+    kept = [s for s in mined.swaps if s.good and s.ids == mined.response[: s.at + 1]]
+    alone = [s for s in mined.swaps if s not in kept]
+    picked = random.Random(f"{seed} {job.prompt}").sample(alone, min(most, len(alone)))
+    made = []
+    for swap in sorted(picked, key=lambda swap: swap.at):
+        label = "good" if swap.good else "bad"
+        made.append(
+            LabelRecord(
+                id=f"{job.name}-{label}{swap.at}",
+                response=decode(swap.ids),
+                response_ids=swap.ids,
+                spans=[Span(start=swap.at, end=swap.at + 1, label=label, origin=origin)],
+                **common,
+            )
         )
-        for swap in sorted(picked, key=lambda swap: swap.at)
-    ]
-    good = [swap.at for swap in mined.swaps if swap.good and swap.at < len(mined.response)]
     if mined.response:
         made.append(
             LabelRecord(
                 id=f"{job.name}{DONE}",
                 response=decode(mined.response),
                 response_ids=mined.response,
-                spans=[Span(start=at, end=at + 1, label="good", origin=origin) for at in good],
+                spans=[Span(start=s.at, end=s.at + 1, label="good", origin=origin) for s in kept],
                 **common,
             )
         )
@@ -343,14 +344,14 @@ def main(
     split: Annotated[str, typer.Option(help="of the facts: train, heldout or all")] = "train",
     method: Annotated[str, typer.Option(help="search or likelihood")] = "search",
     parser: Annotated[str | None, typer.Option(help="number, choice or exact")] = None,
-    tau: Annotated[float, typer.Option(help="likelihood: good above this, in nats")] = -6.0,
+    tau: Annotated[float, typer.Option(help="likelihood: good above this, in nats")] = -15.0,
     floor: Annotated[
         float, typer.Option(help="search: tokens that the target finds less likely are left out")
     ] = -7.0,
     limit: Annotated[int, typer.Option(help="prompts, 0 for all")] = 0,
     max_tokens: Annotated[int, typer.Option(min=2)] = 24,
     draft_len: Annotated[int, typer.Option(min=1)] = 4,
-    bad: Annotated[int, typer.Option(min=0, help="bad swaps kept a prompt")] = 8,
+    most: Annotated[int, typer.Option(min=0, help="labels of swaps not kept, a prompt")] = 12,
     in_flight: Annotated[int, typer.Option(min=1, help="prompts at a time")] = 24,
     seed: Annotated[int, typer.Option(help="the seed of build/court.py")] = 0,
 ) -> None:
@@ -400,7 +401,7 @@ def main(
         results = run_all(map(start, todo), drafter, target)
         shown = track(results, method, total=len(todo), console=Console(stderr=True))
         for job, mined in shown:
-            made = records_of(job, mined, f"mined_{method}", tokenizer.decode, seed, bad)
+            made = records_of(job, mined, f"mined_{method}", tokenizer.decode, seed, most)
             file.writelines(record.model_dump_json() + "\n" for record in made)
             file.flush()
             counts["prompts"] += 1

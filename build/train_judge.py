@@ -62,8 +62,13 @@ def main(
         check_choice("--train-on", train_on, ("all", "mismatch"))
         check_choice("--class-weight", class_weight, ("balanced", "none"))
         folder = resolve(target)
-        records = read_labels([resolve(p) for p in labels or ["cache:court.jsonl"]])
-        hidden = hidden_of(records, folder, resolve(cache), dtype=dtype, block=block)
+        paths = [resolve(p) for p in labels or ["cache:court.jsonl"]]
+        records = read_labels(paths)  # all together: no id twice, no fact in both splits
+        parts = [
+            hidden_of(read_labels([path]), folder, resolve(cache), dtype=dtype, block=block)
+            for path in paths
+        ]
+        hidden = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     except UserError as error:
         raise SystemExit(f"train_judge: {error}") from None
     sets = {

@@ -16,7 +16,7 @@ for package in ("countryinfo", "periodictable", "inflect", "num2words"):
     pytest.importorskip(package, reason="facts come from the build extra")
 
 import court  # noqa: E402
-import judged_facts  # noqa: E402
+import court_answers  # noqa: E402
 from court_facts import DOMAINS, questions  # noqa: E402
 
 from judge_decoding.errors import UserError  # noqa: E402
@@ -103,7 +103,7 @@ def test_sums_are_right(asked):
     checked = 0
     for q in asked:
         if q.domain == "arithmetic":
-            words = q.prompt.removeprefix("What is ").rstrip("?")
+            words = q.prompt.removeprefix("What is ").removeprefix("Please work out ").rstrip("?.")
             for word, sign in (("plus", "+"), ("minus", "-"), ("times", "*")):
                 words = words.replace(word, sign)
             assert eval(words) == int(q.answer)
@@ -252,9 +252,9 @@ def by_prompt(asked, prompt):
 def test_answers_are_checked_against_the_fact(asked, prompt, text, right):
     question = by_prompt(asked, prompt)
     rivals = [q.answer for q in asked if q.domain == question.domain]
-    assert judged_facts.is_right(question, text, rivals) is right
+    assert court_answers.is_right(question, text, rivals) is right
 
 
 def test_accents_do_not_matter(asked):
     question = next(q for q in asked if q.answer == "Brasília")
-    assert judged_facts.is_right(question, "The capital of Brazil is Brasilia.", [])
+    assert court_answers.is_right(question, "The capital of Brazil is Brasilia.", [])

@@ -21,6 +21,7 @@ from judge_decoding.text import Tokenizer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "build"))
 import distil_data
 import distil_draft
+import distil_eval
 import distil_text
 
 LIMITS = {"dtype": "float32", "max_sequences": 4, "max_context": 128}
@@ -200,3 +201,22 @@ def test_too_little_text_is_one_clear_line(tiny_target: Path, tmp_path: Path) ->
     done = CliRunner().invoke(app, [str(text), "--out", "x", "--target", str(tiny_target)])
     assert done.exit_code == 2
     assert "1 answers are too few" in done.output
+
+
+def test_a_draft_is_measured_without_a_loop_as_the_loop_would(
+    tiny_target: Path, tiny_draft: Path
+) -> None:
+    tokenizer = Tokenizer(tiny_target)
+    [answer] = distil_eval.answers_to(["Hi"], tiny_target, tokenizer, 24)
+    drafter = load_drafter(tiny_draft, target=tiny_target, **LIMITS)
+    reader = distil_eval.ReadingDrafter(drafter.model, max_sequences=1, max_context=128)
+    hits = reader.foresees(answer.prompt, answer.response)
+    assert len(hits) == len(answer.response)
+    for i in range(len(hits)):
+        text = answer.prompt + answer.response[:i]
+        [proposal] = drafter.propose([ProposeRequest(i, 0, text, 1)])
+        drafter.release(i)
+        assert hits[i] == (proposal.tokens == [answer.response[i]])
+    assert len(set(hits)) == 2
+    measured = distil_data.figures([hits], (1,))
+    assert measured["agreement"] == sum(hits) / len(hits)

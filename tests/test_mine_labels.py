@@ -138,11 +138,12 @@ def test_the_likelihood_score_is_that_of_a_fresh_pass(tiny_target, tiny_draft, o
     assert checked > 5
 
 
-def test_a_good_swap_stays_in_the_text(tiny_target, tiny_draft):
-    for _, found in mine(tiny_draft, tiny_target, "judge_likelihood", tau=-1e9):
-        assert all(swap.good for swap in found.swaps)
-        for swap in found.swaps:
-            assert found.response[: swap.at + 1] == swap.ids
+def test_likelihood_labels_by_tau_and_keeps_no_swap(tiny_target, tiny_draft, own):
+    mined = mine(tiny_draft, tiny_target, "judge_likelihood", tau=-5.0)
+    assert [m.response for _, m in mined] == own
+    labels = [(s.score, s.good) for _, m in mined for s in m.swaps]
+    assert all(good == (score > -5.0) for score, good in labels)
+    assert {good for _, good in labels} == {True, False}
 
 
 def test_records_say_what_was_found():
@@ -151,11 +152,13 @@ def test_records_say_what_was_found():
         mine_labels.Swap(1, True, [4, 9]),
         mine_labels.Swap(3, False, [4, 9, 6, 8]),
         mine_labels.Swap(2, False, [4, 9, 7]),
+        mine_labels.Swap(0, True, [3]),
     ]
     mined = mine_labels.Mined([4, 9, 6, 5], swaps)
     made = mine_labels.records_of(job, mined, "mined_search", str, 0, 8)
-    assert [r.response_ids for r in made] == [[4, 9, 7], [4, 9, 6, 8], [4, 9, 6, 5]]
+    assert [r.response_ids for r in made] == [[3], [4, 9, 7], [4, 9, 6, 8], [4, 9, 6, 5]]
     assert [[(s.start, s.label) for s in r.spans] for r in made] == [
+        [(0, "good")],
         [(2, "bad")],
         [(3, "bad")],
         [(1, "good")],

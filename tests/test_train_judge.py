@@ -13,24 +13,26 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "build"))
 pytest.importorskip("sklearn", reason="training needs the build extra")
 pytest.importorskip("matplotlib", reason="figures need the build extra")
 
+import judge_features
+import judge_head
+import judge_report
 import judged_facts
 import numpy as np
 import torch
-import train_judge
 
 from judge_decoding.judge import Judge, JudgeMetadata
 from judge_decoding.labels import LabelRecord, Span
 from judge_decoding.sequence import AcceptanceRecord
 
 
-def tokens(n: int = 400, width: int = 12, noise: float = 0.3) -> train_judge.Tokens:
+def tokens(n: int = 400, width: int = 12, noise: float = 0.3) -> judge_features.Tokens:
     """Good where the first feature is positive; features far from standard scale."""
     rng = np.random.default_rng(0)
     good = rng.random(n) < 0.7
     hidden = rng.normal(size=(n, width)).astype(np.float32)
     hidden[:, 0] = np.where(good, 1.0, -1.0) + noise * hidden[:, 0]
     hidden = (hidden * np.linspace(1, 500, width) + 30).astype(np.float32)
-    return train_judge.Tokens(
+    return judge_features.Tokens(
         hidden=hidden,
         good=good,
         mismatch=rng.random(n) < 0.5,
@@ -49,14 +51,14 @@ def test_folding_the_scaler_is_exact():
     hidden = data.hidden.astype(np.float64)  # scikit-learn predicts in its input's precision
     scaler = StandardScaler().fit(hidden)
     model = LogisticRegression(C=0.01).fit(scaler.transform(hidden), data.good)
-    head = train_judge.fold(model.coef_[0], model.intercept_[0], scaler.mean_, scaler.scale_)
+    head = judge_head.fold(model.coef_[0], model.intercept_[0], scaler.mean_, scaler.scale_)
     expected = model.predict_proba(scaler.transform(hidden))[:, 1]
     np.testing.assert_allclose(head.score(hidden), expected, atol=1e-9)
 
 
 def test_the_judge_file_scores_like_the_regression(tmp_path):
     data = tokens()
-    head = train_judge.fit(data, 0.1, "balanced")
+    head = judge_head.fit(data, 0.1, "balanced")
     meta = JudgeMetadata(
         feature="pre_norm",
         hidden_size=12,
@@ -73,24 +75,24 @@ def test_the_judge_file_scores_like_the_regression(tmp_path):
 
 def test_separable_features_are_separated():
     data = tokens(noise=0.1)
-    assert train_judge.cross_validate(data, 1.0, "balanced") == 1.0
-    head = train_judge.fit(data, 1.0, None)
-    report = train_judge.report_on(head, data)
+    assert judge_head.cross_validate(data, 1.0, "balanced") == 1.0
+    head = judge_head.fit(data, 1.0, None)
+    report = judge_head.report_on(head, data)
     assert report["all"]["auc"] == 1.0
     assert report["all"]["good"] == int((data.good & data.mismatch).sum())
-    unseen = train_judge.held_out_domains(data, data, 1.0, None)
+    unseen = judge_head.held_out_domains(data, data, 1.0, None)
     assert unseen == {"chat": 1.0, "facts": 1.0}
 
 
 def test_threshold_curve_is_exact():
     scores = np.array([0.1, 0.4, 0.6, 0.9, 0.2, 0.5, 0.7, 0.8])
     good = np.array([False, False, False, False, True, True, True, True])
-    curve = train_judge.threshold_curve(scores, good, (0.05, 0.4, 0.65, 0.95))
+    curve = judge_head.threshold_curve(scores, good, (0.05, 0.4, 0.65, 0.95))
     assert [p["bad_rejected"] for p in curve] == [0.0, 0.5, 0.75, 1.0]
     assert [p["good_accepted"] for p in curve] == [1.0, 0.75, 0.5, 0.0]
-    assert train_judge.pick_threshold(curve, 0.75) == 0.65
-    assert train_judge.pick_threshold(curve, 0.9) == 0.95
-    assert train_judge.pick_threshold(curve[:2], 0.9) == 1.0
+    assert judge_head.pick_threshold(curve, 0.75) == 0.65
+    assert judge_head.pick_threshold(curve, 0.9) == 0.95
+    assert judge_head.pick_threshold(curve[:2], 0.9) == 1.0
 
 
 def test_gather_follows_the_labels():
@@ -112,13 +114,13 @@ def test_gather_follows_the_labels():
         "pre_norm": torch.arange(8.0).view(4, 2).bfloat16(),
         "argmax": torch.tensor([5, 0, 0, 8]),
     }
-    found = train_judge.gather([record], hidden, "pre_norm", None)
+    found = judge_features.gather([record], hidden, "pre_norm", None)
     assert found.good.tolist() == [True, True, False]
     assert found.mismatch.tolist() == [False, True, True]
     assert found.hidden.tolist() == [[0, 1], [2, 3], [4, 5]]
     assert found.heldout.all()
     assert list(found.origin) == ["before_error", "before_error", "error"]
-    assert train_judge.gather([record], hidden, "pre_norm", "negative").good.tolist() == [
+    assert judge_features.gather([record], hidden, "pre_norm", "negative").good.tolist() == [
         True,
         True,
         False,
@@ -127,17 +129,44 @@ def test_gather_follows_the_labels():
 
 
 def test_paired_difference():
-    same = judged_facts.difference([True, False, True], [True, False, True])
-    assert same == {"difference": 0.0, "low": 0.0, "high": 0.0, "lost": 0, "won": 0}
-    worse = judged_facts.difference([True] * 90 + [False] * 10, [True] * 100)
+    same = judged_facts.difference([True, False, True], [True, False, True], ["a", "b", "c"])
+    assert {k: same[k] for k in ("difference", "low", "high", "lost", "won")} == {
+        "difference": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+        "lost": 0,
+        "won": 0,
+    }
+    groups = [str(n) for n in range(100)]
+    worse = judged_facts.difference([True] * 90 + [False] * 10, [True] * 100, groups)
     assert worse["difference"] == pytest.approx(-0.1)
+    assert worse["accuracy"] == pytest.approx(0.9)
     assert -0.18 < worse["low"] < -0.12
     assert worse["lost"] == 10
 
 
+def test_questions_about_one_fact_are_drawn_together():
+    """Ten facts asked ten times each are ten independent observations, not a hundred."""
+    right, alone = [n >= 10 for n in range(100)], [True] * 100
+    apart = judged_facts.difference(right, alone, [str(n) for n in range(100)])
+    together = judged_facts.difference(right, alone, [str(n // 10) for n in range(100)])
+    assert together["difference"] == apart["difference"]
+    assert together["low"] <= -0.2 < apart["low"]
+
+
+def test_the_halves_share_no_fact_and_are_of_like_size():
+    halves = [judged_facts.half_of(f"country:{n}") for n in range(1000)]
+    assert 450 < halves.count("choose") < 550
+    assert judged_facts.half_of("country:1") == halves[1]
+
+
 def test_the_smallest_threshold_that_holds_from_there_on():
     def rows(*gaps):
-        return [{"threshold": t, "difference": g} for t, g in zip((0.5, 0.7, 0.9), gaps)]  # noqa: B905
+        pairs = zip((0.5, 0.7, 0.9), gaps, strict=True)
+        return [
+            {"threshold": t, "choose": {"difference": g}, "report": {"difference": -1}}
+            for t, g in pairs
+        ]
 
     assert judged_facts.smallest_passing(rows(-0.05, -0.02, 0.01)) == 0.7
     assert judged_facts.smallest_passing(rows(0.0, -0.05, 0.0)) == 0.9
@@ -170,10 +199,10 @@ def test_the_gate_writes_threshold_and_card(tmp_path):
     row = {
         "system": "judge 0.9",
         "threshold": 0.9,
-        "accuracy": 0.5,
-        "difference": -0.01,
-        "low": -0.02,
-        "high": 0.0,
+        **{
+            part: {"accuracy": 0.5, "difference": gap, "low": -0.02, "high": 0.0}
+            for part, gap in (("choose", 0.01), ("report", -0.01), ("both", 0.0))
+        },
         "mean_acceptance_length": 1.7,
     }
     for _ in range(2):  # a second run replaces the section
@@ -186,11 +215,12 @@ def test_the_gate_writes_threshold_and_card(tmp_path):
     text = path.with_suffix(".md").read_text()
     assert text.startswith("# Card\n")
     assert text.count("## The gate") == 1
+    assert "| judge 0.9 | 0.500 | +1.0 [-2.0, +0.0] | -1.0 [-2.0, +0.0] | 1.70 |" in text
 
 
 def test_figures_and_card_are_written(tmp_path):
     data = tokens(noise=1.0)
-    head = train_judge.fit(data, 0.1, None)
+    head = judge_head.fit(data, 0.1, None)
     scores = head.score(data.hidden)
     document = {
         "feature": "pre_norm",
@@ -201,12 +231,12 @@ def test_figures_and_card_are_written(tmp_path):
         "cross_validation": {"0.001": 0.9},
         "threshold": 0.8,
         "training_tokens": {"good": 3, "bad": 2},
-        "heldout": train_judge.report_on(head, data),
+        "heldout": judge_head.report_on(head, data),
         "auc_on_unseen_domain": {"chat": 0.7},
     }
     json.dumps(document)
-    train_judge.draw(tmp_path, scores, data.good, data.domain == "chat", document)
-    train_judge.write_card(tmp_path / "card.md", document)
+    judge_report.draw(tmp_path, scores, data.good, data.domain == "chat", document)
+    judge_report.write_card(tmp_path / "card.md", document)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "card.md",
         "judge_roc.png",
