@@ -110,16 +110,22 @@ def check_script(path: Path) -> None:
         )
 
 
+def check_a_gpu() -> None:
+    """Any at all: TensorRT-LLM does not import without a driver, FP8 is calibrated on a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            "no GPU is visible; start the container with --gpus all (nvidia-smi must list them)"
+        )
+
+
 def check_gpus(deployment: Deployment, *, wanted: int) -> None:
     """`wanted` GPUs of the deployment's kind, with room for what shares one of them."""
     import torch
 
+    check_a_gpu()
     kind = sections(deployment).gpu
-    if not torch.cuda.is_available():
-        raise UserError(
-            f"no GPU is visible; engines for {kind} are built on {kind}: start the container "
-            "with --gpus all (nvidia-smi must list them)"
-        )
     if (count := torch.cuda.device_count()) < wanted:
         raise UserError(
             f"{count} GPUs are visible, {wanted} are needed (ranks.*.tp); use a machine with "

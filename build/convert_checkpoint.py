@@ -18,8 +18,8 @@ from typing import Annotated
 
 import typer
 from _preflight import (
+    check_a_gpu,
     check_disk,
-    check_gpus,
     check_models,
     check_script,
     sizes,
@@ -197,7 +197,7 @@ def preflight(deployment: Deployment, todo: list[Role], examples: Path) -> None:
     for role in todo:
         part = build.target if role == "target" else build.draft
         check_script((converter if part.quantization == "none" else quantizer)(examples))
-    check_gpus(deployment, wanted=1)
+    check_a_gpu()  # of any kind: a checkpoint is not tied to one
     total = sum(sizes(deployment, role).total for role in todo)
     check_disk(build.engines, total, "the checkpoints")
 

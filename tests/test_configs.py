@@ -103,7 +103,7 @@ def test_weights_fit_the_gpus(name: str, tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
-    """405B in bf16 on 8 H100: 94 GiB of weights on each rank."""
+    """405B in bf16 on 8 H100: 98 GiB of weights on each rank."""
     deployment = load_deployment(ROOT / "configs" / "llama-8b-405b-h100x8.yaml")
     assert deployment.trtllm is not None
     build = deployment.trtllm.model_dump() | {"target": {"quantization": "none"}}

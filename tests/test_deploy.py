@@ -5,13 +5,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.core import TyperGroup
 
+from judge_decoding import cli
 from judge_decoding.config import TrtLlmConfig, load_deployment
 from judge_decoding.ranks.layout import Layout
 from judge_decoding.trtllm_stack import CONTAINER
@@ -129,3 +135,35 @@ def test_a_rank_outside_a_world(bin: Path) -> None:
 
 def test_scripts_are_executable() -> None:
     assert os.access(DEPLOY / "rank.sh", os.X_OK)
+
+
+def documented() -> list[list[str]]:
+    """The commands of docs/h100.md that are ours, one list of words each."""
+    text = (ROOT / "docs" / "h100.md").read_text()
+    blocks = "\n".join(re.findall(r"```\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True) for line in blocks.splitlines()]
+    ours = ("judge-decoding", "build/")
+    return [w for w in lines if "docker" not in w and any(x.startswith(ours) for x in w)]
+
+
+@pytest.mark.parametrize("words", documented(), ids=lambda words: " ".join(words)[:60])
+def test_documented_commands_and_their_options_exist(words: list[str]) -> None:
+    given = {word for word in words if word.startswith("--") and "root" not in word}
+    if "judge-decoding" in words:
+        group = typer.main.get_command(cli.app)
+        assert isinstance(group, TyperGroup)
+        command = group.commands[words[words.index("judge-decoding") + 1]]
+    else:
+        script = next(word for word in words if word.startswith("build/"))
+        sys.path.insert(0, str(ROOT / "build"))
+        app = typer.Typer()
+        app.command()(importlib.import_module(Path(script).stem).main)
+        command = typer.main.get_command(app)
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert given - {"--help"} <= known
+
+
+def test_the_documented_commands_are_found() -> None:
+    scripts = {w for words in documented() for w in words if w.startswith("build/")}
+    assert {"build/convert_checkpoint.py", "build/build_engines.py"} <= scripts
+    assert {"plan", "generate", "serve"} <= {w for words in documented() for w in words}
