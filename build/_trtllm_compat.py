@@ -18,6 +18,7 @@ from typing import Any
 
 from judge_decoding.errors import UserError
 from judge_decoding.trtllm_stack import (
+    PLUGIN_ABI,
     PLUGIN_NAME,
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
@@ -41,30 +42,36 @@ __all__ = ["LLaMAForCausalLM", "Tensor", "add_judge", "cast", "gather_rows", "lo
 
 
 def load_plugin(library: Path) -> None:
-    """Load the judge's plugin library into this process and its global plugin registry.
+    """Load the judge's plugin library into this process and TensorRT's registry, which is global.
 
-    The library registers its creator from a static constructor, so loading is enough; RTLD_GLOBAL
-    as in examples/openai_triton/manual_plugin/plugin.py.
+    A library that is linked with libnvinfer registers itself when it is loaded (RTLD_GLOBAL as in
+    examples/openai_triton/manual_plugin/plugin.py); any other is handed to the registry.
     """
     try:
-        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        loaded = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise UserError(
             f"plugin: cannot load {library} ({error}); build it against this container's "
             "TensorRT (plugins/judge_accept/README.md)"
         ) from None
-    _creator(library)
-
-
-def _creator(library: Path | None = None) -> Any:
-    """The plugin's creator. `get_creator` is TensorRT 10's; `get_plugin_creator` finds V2 alone."""
-    creator = trt.get_plugin_registry().get_creator(PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE)
-    if creator is None:
+    abi = getattr(loaded, "judge_accept_abi_version", lambda: None)()
+    if abi != PLUGIN_ABI:
         raise UserError(
-            f"plugin: {library or 'the loaded library'} does not register {PLUGIN_NAME} version "
-            f"{PLUGIN_VERSION}; build it from this release's plugins/judge_accept"
+            f"plugin: {library} has ABI {abi}, this release {PLUGIN_ABI}; build it from this "
+            "release's plugins/judge_accept"
         )
-    return creator
+    if _creator() is None:
+        trt.get_plugin_registry().load_library(str(library))
+    if _creator() is None:
+        raise UserError(
+            f"plugin: {library} does not register {PLUGIN_NAME} version {PLUGIN_VERSION}; build it "
+            "from this release's plugins/judge_accept"
+        )
+
+
+def _creator() -> Any:
+    """The plugin's creator, or None. `get_creator` is TensorRT 10's name for V3 plugins."""
+    return trt.get_plugin_registry().get_creator(PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE)
 
 
 def gather_rows(hidden: Tensor, last_token_ids: Tensor) -> Tensor:

@@ -19,7 +19,13 @@ from judge_decoding.config import Deployment, TrtLlmConfig
 from judge_decoding.engine.weights import fingerprint, read_config, tokenizer_hash
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
-from judge_decoding.trtllm_stack import CONTAINER, PLUGIN_NAME, PLUGIN_VERSION, Runtime
+from judge_decoding.trtllm_stack import (
+    CONTAINER,
+    PLUGIN_ABI,
+    PLUGIN_NAME,
+    PLUGIN_VERSION,
+    Runtime,
+)
 
 Role = Literal["draft", "target"]
 FILE = "manifest.json"
@@ -28,7 +34,7 @@ FILE = "manifest.json"
 class EngineManifest(BaseModel):
     """sm: compute capability times ten; vocabulary: hash of the tokenizer; max_draft_len: 0 for a
     draft; model_fingerprint: of the engine's own model; judge: hash of the judge's file, None for
-    an engine without one, and then plugin, threshold and protect_end_ids are None too."""
+    an engine without one, and then plugin, its ABI, threshold and protect_end_ids are None."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,6 +44,7 @@ class EngineManifest(BaseModel):
     tensorrt_llm: str = Field(min_length=1)
     sm: int = Field(gt=0)
     plugin: str | None = None
+    plugin_abi: int | None = None
     vocabulary: str = Field(min_length=1)
     vocab_size: int = Field(gt=0)
     hidden_size: int = Field(gt=0)
@@ -118,6 +125,7 @@ def manifest_for(deployment: Deployment, role: Role, runtime: Runtime) -> Engine
         loaded.check_target(identity, vocabulary, config.hidden_size)
         judge = {
             "plugin": f"{PLUGIN_NAME}/{PLUGIN_VERSION}",
+            "plugin_abi": PLUGIN_ABI,
             "judge": judge_hash(deployment.judge.path),
             "threshold": wanted_threshold(deployment, loaded),
             "protect_end_ids": deployment.acceptance.protect_end_ids,
@@ -262,6 +270,7 @@ def _judge_mismatches(
     meta = judge.metadata
     wanted = [
         ("plugin", f"{PLUGIN_NAME}/{PLUGIN_VERSION}", again),
+        ("plugin_abi", PLUGIN_ABI, again),
         ("judge", judge_hash(deployment.judge.path), again),
         (
             "threshold",

@@ -12,6 +12,8 @@ TENSORRT_LLM = "1.2.1"
 CONTAINER = "nvcr.io/nvidia/tritonserver:26.04-trtllm-python-py3"
 PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE = "JudgeAccept", "1", "judge"
 """The version is raised whenever inputs, fields or serialised form of the plugin change."""
+PLUGIN_ABI = 1
+"""JUDGE_ACCEPT_ABI_VERSION of plugins/judge_accept/judge_accept.h."""
 
 SM = {"h100": 90, "h200": 90, "b200": 100}
 """Compute capability by GPU kind, times ten."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -13,13 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from plugin_builds import LEAN_VERSIONS, lean_runtime, needs_nvcc, plugin_library
 
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge, JudgeMetadata
 from tests.fakes import trt_graph_fake as fake
 
-BUILD = Path(__file__).parent.parent / "build"
-sys.path.insert(0, str(BUILD))
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "build"))
 
 WEIGHT = [0.5, -1.0, 0.25, 2.0]
 INPUTS = "input_ids, last_token_ids, context_lengths"
@@ -102,6 +105,7 @@ def inputs() -> dict[str, Any]:
 
 
 def judged() -> Any:
+    """The class, from a module that was imported over the fake."""
     return import_module("judge_llama").JudgeLlamaForCausalLM
 
 
@@ -109,6 +113,7 @@ def test_post_norm_wires_the_lm_heads_input(graph: fake.Graph, build: Any) -> No
     build("post_norm")
     model = judged()(config())
     assert graph.loaded == ["/lib/libjudge_accept_plugin.so"]
+    assert graph.registry.handed == []  # it has registered itself
     assert graph.network.layers == []  # the plugin is there before the network is
     result = model(**inputs())
     assert graph.network.layers == [
@@ -245,8 +250,19 @@ def test_a_library_that_does_not_load_or_is_another(
     build(plugin="/lib/other.so")
     with pytest.raises(UserError, match=r"cannot load /lib/other\.so .*build it against"):
         judged()(config())
-    monkeypatch.setattr(ctypes, "CDLL", lambda path, mode=0: object())  # registers nothing
+    library = types.SimpleNamespace(judge_accept_abi_version=lambda: 1)
+    monkeypatch.setattr(ctypes, "CDLL", lambda path, mode=0: library)
     with pytest.raises(UserError, match=r"other\.so does not register JudgeAccept version 1"):
+        judged()(config())
+    build(plugin="/lib/unlinked.so")  # registers when it is handed to the registry
+    judged()(config())
+    assert graph.registry.handed == ["/lib/other.so", "/lib/unlinked.so"]
+    build(plugin="/lib/other.so")
+    library.judge_accept_abi_version = lambda: 2
+    with pytest.raises(UserError, match=r"other\.so has ABI 2, this release 1; build it from this"):
+        judged()(config())
+    del library.judge_accept_abi_version
+    with pytest.raises(UserError, match=r"other\.so has ABI None"):
         judged()(config())
 
 
@@ -269,3 +285,46 @@ def test_another_release_stops_at_import(monkeypatch: pytest.MonkeyPatch, versio
 def test_no_release_stops_at_import() -> None:
     with pytest.raises(UserError, match=r"not installed here; run inside the container nvcr\.io"):
         import_module("judge_llama")
+
+
+# --- the same graph with TensorRT's own registry and the real plugin ---
+
+REAL = """
+import json, sys
+import pytest
+import tensorrt_lean_bindings as trt
+from tests.fakes import trt_graph_fake as fake
+from tests import test_judge_llama as here
+
+with pytest.MonkeyPatch.context() as patch:
+    cdll = here.ctypes.CDLL
+    graph = fake.install(patch)
+    patch.setattr(here.ctypes, "CDLL", cdll)
+    patch.setitem(sys.modules, "tensorrt", trt)
+
+    def add_plugin_v3(inputs, shape_inputs, plugin):
+        core = plugin.get_capability_interface(trt.PluginCapabilityType.CORE)
+        print(json.dumps([core.plugin_name, core.plugin_version, core.plugin_namespace]))
+        outputs = [fake.Tensor("judged", "float32"), fake.Tensor("scores", "float32")]
+        return here.types.SimpleNamespace(get_output=outputs.__getitem__)
+
+    graph.network.add_plugin_v3 = add_plugin_v3
+    here.judged()(here.config())(**here.inputs())
+"""
+
+
+@needs_nvcc
+@pytest.mark.parametrize("version", LEAN_VERSIONS)
+def test_the_real_registry_and_plugin_take_what_the_model_gives(build: Any, version: str) -> None:
+    """TensorRT's registry, field and creator calls are real here; TensorRT-LLM's are the fake's."""
+    build(plugin=str(plugin_library()))
+    done = subprocess.run(
+        [sys.executable, "-c", REAL],
+        env=os.environ | {"PYTHONPATH": f"{lean_runtime(version)}:{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == ["JudgeAccept", "1", "judge"]

@@ -211,9 +211,16 @@ class _Registry:
 
     def __init__(self) -> None:
         self.creators: dict[tuple[str, str, str], _Creator] = {}
+        self.handed: list[str] = []
 
     def get_creator(self, type: str, version: str, plugin_namespace: str = "") -> Any:
         return self.creators.get((type, version, plugin_namespace))
+
+    def load_library(self, plugin_path: str) -> None:
+        """Of a library that has not registered itself; the fake knows one by its name."""
+        self.handed.append(plugin_path)
+        if plugin_path.endswith("unlinked.so"):
+            self.creators["JudgeAccept", "1", "judge"] = _Creator("JudgeAccept/1")
 
 
 @dataclass
@@ -255,7 +262,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *, version: str = VERSION) -> Graph
             raise OSError(f"{path}: cannot open shared object file")
         loaded.append(path)
         registry.creators["JudgeAccept", "1", "judge"] = _Creator("JudgeAccept/1")
-        return object()
+        return types.SimpleNamespace(judge_accept_abi_version=lambda: 1)
 
     monkeypatch.setattr(ctypes, "CDLL", cdll)
     real = metadata.version
