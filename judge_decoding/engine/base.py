@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
-import torch
+if TYPE_CHECKING:  # a process that only handles text never loads PyTorch
+    import torch
 
-from judge_decoding.judge import Judge
+    from judge_decoding.judge import Judge
 
 Provenance = Literal["aligned", "judged", "target"]
 """Where an emitted token comes from: `aligned` the standard rule accepted the draft token;

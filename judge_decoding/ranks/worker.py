@@ -43,6 +43,7 @@ def main() -> int:
     from judge_decoding.errors import UserError
     from judge_decoding.ranks.comm import Comm
     from judge_decoding.ranks.layout import Layout
+    from judge_decoding.serving.environment import announce
 
     comm = Comm()
     try:
@@ -52,7 +53,9 @@ def main() -> int:
             raise UserError("ranks: rank 0 leads; start workers as the ranks after it (mpiexec)")
         layout.check_world(comm.size)
         comm.layout = layout
-        _work(comm, layout.place(comm.rank), deployment)
+        place = layout.place(comm.rank)
+        announce(str(place))
+        _work(comm, place, deployment)
     except Exception as error:
         _last_words(comm, error)
         return 2 if isinstance(error, UserError) else 1

@@ -31,7 +31,7 @@ from judge_decoding.serving.warmup import warm_up
 
 POLL_S = 0.1
 NOTICE_S = 1.0
-"""How long mpiexec's own word on who died is waited for."""
+"""How long the output of an ended job is waited for."""
 STOP_MARGIN_S = 15.0
 """Beyond `drain_s`: for the models to unload."""
 _SHM = Path("/dev/shm")
@@ -96,7 +96,7 @@ class Server:
         self._signals = 0
         self._ready = threading.Event()
         self._warmup_error: str | None = None
-        self._noticed: int | None = None  # the process mpiexec says ended the job
+        self._cause: str | None = None  # why the job ends, by its own output
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._process = subprocess.Popen(
@@ -159,34 +159,28 @@ class Server:
 
     def _death(self) -> str | None:
         """Who died or gave up, in words; None: all is well."""
-        if self._warmup_error is not None and self._process.poll() is None:
-            return self._warmup_error
         gone = self._gone()
         failures = environment.failures(self._folder)
         code = self._process.poll()
         if not gone and not failures and code is None:
-            return None
-        if self._deployment.ranks is not None:
-            _wait(lambda: self._noticed is not None, NOTICE_S)
-        if failures := failures or environment.failures(self._folder):
-            return failures[0]
-        if self._noticed is not None:
-            return f"{self._role(self._noticed)} died"
+            return self._warmup_error
+        # Its output says more than a death; it may be still on its way.
+        _wait(lambda: self._cause is not None, 0.0 if gone and code is None else NOTICE_S)
+        if said := [*failures, *environment.failures(self._folder)]:
+            return said[0]
+        if self._cause is not None:
+            return self._cause
         if gone:
-            return f"{gone[0].role} (pid {gone[0].pid}) died"
-        what = "mpiexec" if self._deployment.ranks is not None else "tritonserver"
+            # The server takes its models with it.
+            first = [p for p in gone if p.role == environment.SERVER] or gone
+            return " and ".join(f"{p.role} (pid {p.pid}) died" for p in first)
+        what = "mpiexec" if self._deployment.ranks is not None else environment.SERVER
         return f"{what} ended with exit code {code}"
 
     def _gone(self) -> list[environment.Process]:
         here = os.uname().nodename
         known = environment.processes(self._folder)
         return [p for p in known if p.host == here and not _is_running(p.pid)]
-
-    def _role(self, pid: int) -> str:
-        for process in environment.processes(self._folder):
-            if process.pid == pid:
-                return f"{process.role} (pid {pid})"
-        return f"a process that had not come up yet (pid {pid})"
 
     def _drain(self) -> None:
         """Triton takes in nothing more, finishes what runs, unloads the models and ends."""
@@ -210,8 +204,7 @@ class Server:
         for raw in self._process.stdout:
             line = raw.decode(errors="replace")
             print(line, end="", file=sys.stderr, flush=True)
-            if self._noticed is None:
-                self._noticed = mpi.dead_pid(line)
+            self._cause = self._cause or mpi.cause(line)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._signals += 1

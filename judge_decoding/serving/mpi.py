@@ -33,27 +33,25 @@ def command(deployment: Deployment, config: Path, server: list[str], path: str) 
 
 
 def _flags(mpiexec: str) -> list[str]:
-    """Hydra (MPICH) needs none; Open MPI must be told what is passed on, and about root."""
     done = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, check=False)
     if "Open MPI" not in done.stdout + done.stderr:
-        return []
+        # Hydra (MPICH). It would kill all ranks as soon as one is dead, and then nobody could
+        # tell which was the first: the launcher does that itself.
+        return ["-disable-auto-cleanup"]
     names = ("PATH", "LD_LIBRARY_PATH", environment.CONFIG, environment.RUN_DIR)
     exports = [part for name in names for part in ("-x", name)]
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
     return [*root, "--oversubscribe", *exports]
 
 
-_DEATHS = (
-    # MPICH: "=   PID 4711 RUNNING AT host" below "BAD TERMINATION"
-    re.compile(r"^=\s+PID (\d+) RUNNING AT"),
-    # Open MPI: "... rank 2 with PID 4711 on node host exited on signal 9 (Killed)."
-    re.compile(r"with PID (\d+) on node .* exited"),
-)
+_ABORT = re.compile(r"^judge-decoding: ending the job: (.*)")  # ranks.leader
+_DEATH = re.compile(r"with (PID \d+) on node \S+ exited on (.*?)\.?$")  # Open MPI's mpiexec
 
 
-def dead_pid(line: str) -> int | None:
-    """The process that mpiexec's message says ended the job, or None: another line."""
-    for pattern in _DEATHS:
-        if found := pattern.search(line):
-            return int(found[1])
+def cause(line: str) -> str | None:
+    """Why the job ends, where a line of its output says so."""
+    if found := _ABORT.search(line):
+        return found[1]
+    if found := _DEATH.search(line):
+        return f"{found[1]} exited on {found[2]}"
     return None

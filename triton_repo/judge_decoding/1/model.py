@@ -37,6 +37,7 @@ class TritonPythonModel:
         try:
             self.scheduler.start()
         except UserError as error:
+            environment.report_failure(str(error))
             raise pb_utils.TritonModelException(str(error)) from None
         self.end_ids = frozenset(self.scheduler.decoder.target.end_ids)
 
@@ -72,6 +73,7 @@ class TritonPythonModel:
     def close(self):
         if self.scheduler.dead:
             environment.report_failure(self.scheduler.dead)
+        self.pipeline.close()
 
     def finalize(self):
         self.scheduler.stop(self.deployment.server.drain_s)

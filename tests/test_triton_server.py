@@ -1,0 +1,380 @@
+"""The real Triton server on tiny models, in fp32, against the same loop in this process."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tritonclient.utils import InferenceServerException
+
+from judge_decoding.config import load_deployment
+from judge_decoding.decoding import Result
+from judge_decoding.engine.base import Sampling
+from judge_decoding.engine.weights import fingerprint, tokenizer_hash
+from judge_decoding.judge import Judge, JudgeMetadata
+from judge_decoding.pipeline import Pipeline, load_pipeline
+from judge_decoding.sequence import Request
+from tests.triton_world import Response, Serving, Stream, ask, ids, text, wait_for
+
+PROMPTS = [f"Prompt number {i}: what is {i} times {i + 3}?" for i in range(16)]
+
+
+@pytest.fixture(scope="module")
+def config(tiny_target: Path, tiny_draft: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A deployment of the tiny pair, with a judge of random direction."""
+    folder = tmp_path_factory.mktemp("deployment")
+    metadata = JudgeMetadata(
+        feature="pre_norm",
+        hidden_size=64,
+        target_fingerprint=fingerprint(tiny_target),
+        tokenizer_hash=tokenizer_hash(tiny_target),
+        threshold=0.5,
+        training_data_hash="",
+    )
+    weight = 0.02 * torch.randn(64, generator=torch.Generator().manual_seed(4))
+    Judge(weight, 0.0, metadata).save(folder / "judge.safetensors")
+    document = {
+        "name": "tiny",
+        "dtype": "float32",
+        "target": {"model": str(tiny_target)},
+        "draft": {"model": str(tiny_draft)},
+        "judge": {"path": "judge.safetensors"},
+        "max_draft_len": 5,
+        "limits": {"max_sequences": 4, "max_context": 512, "max_tokens": 400},
+        "server": {"max_queue": 16, "max_prompt_bytes": 2000, "drain_s": 5},
+    }
+    path = folder / "deployment.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    with Serving(config, tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def loop(config: Path) -> Pipeline:
+    return load_pipeline(load_deployment(config))
+
+
+def here(
+    loop: Pipeline, prompt: str, tokens: int, rule: str | None = None, **changes: Any
+) -> Result:
+    """The in-process loop's answer."""
+    threshold = changes.pop("threshold", None)
+    return loop.decoder.generate(
+        [
+            Request(
+                loop.tokenizer.encode(prompt),
+                tokens,
+                loop.deployment.default_acceptance(rule=rule, threshold=threshold),
+                **changes,
+            )
+        ]
+    )[0]
+
+
+def assert_same(responses: list[Response], expected: Result) -> None:
+    assert ids(responses) == expected.token_ids
+    assert text(responses) == expected.text
+    last = responses[-1]
+    assert last["finish_reason"][0].decode() == expected.finish_reason
+    assert last["num_output_tokens"][0] == len(expected.token_ids)
+    assert last["total_draft_tokens"][0] == expected.record.num_draft_tokens
+    assert last["total_accepted_draft_tokens"][0] == expected.record.num_accepted_draft_tokens
+    assert last["acceptance_rate"][0] == np.float32(expected.record.draft_acceptance_rate)
+
+
+@pytest.mark.parametrize(
+    ("rule", "temperature"), [("strict", 0.0), ("judge", 0.0), ("rejection", 0.9)]
+)
+def test_a_stream_is_the_loops_answer_in_order(
+    server: Serving, loop: Pipeline, rule: str, temperature: float
+) -> None:
+    expected = here(
+        loop, PROMPTS[0], 60, rule, sampling=Sampling(temperature, seed=7), ignore_end=True
+    )
+    responses = ask(
+        server,
+        text_input=PROMPTS[0],
+        max_tokens=60,
+        stream=True,
+        acceptance_rule=rule,
+        temperature=temperature,
+        seed=7,
+        ignore_eos=True,
+        return_provenance=True,
+        return_judge_scores=True,
+        return_acceptance_record=True,
+    )
+    assert_same(responses, expected)
+    assert len(responses) > 10
+    counts = [int(r["num_output_tokens"][0]) for r in responses]
+    assert counts == sorted(set(counts))
+    assert all(set(r) == set(responses[0]) for r in responses)
+    assert all(r["num_input_tokens"][0] == len(PROMPTS[0]) for r in responses)
+    assert [r["finish_reason"][0] for r in responses[:-1]] == [b""] * (len(responses) - 1)
+    sources = [p.decode() for r in responses for p in r["provenance"]]
+    assert sources == expected.provenance
+    assert b"".join(t for r in responses for t in r["token_texts"]).decode() == expected.text
+    scores = np.concatenate([r["judge_scores"] for r in responses])
+    wanted = [np.nan if s is None else s for s in expected.judge_scores]
+    np.testing.assert_allclose(scores, wanted, rtol=1e-5)
+    record = json.loads(responses[-1]["speculative_decoding"][0])
+    assert record == expected.record.to_dict()
+    assert all(r["speculative_decoding"][0] == b"" for r in responses[:-1])
+
+
+def test_without_stream_there_is_one_response(server: Serving, loop: Pipeline) -> None:
+    responses = ask(server, text_input=PROMPTS[1], max_tokens=40)
+    assert len(responses) == 1
+    assert_same(responses, here(loop, PROMPTS[1], 40))
+    assert responses[0]["provenance"].size == responses[0]["judge_scores"].size == 0
+    assert responses[0]["speculative_decoding"][0] == b""
+
+
+def test_sixteen_streams_at_once_are_all_complete_and_right(
+    server: Serving, loop: Pipeline
+) -> None:
+    """Four slots, so twelve of them wait."""
+    expected = [here(loop, prompt, 40) for prompt in PROMPTS]
+
+    def one(prompt: str) -> list[Response]:
+        return ask(server, text_input=prompt, max_tokens=40, stream=True)
+
+    with ThreadPoolExecutor(16) as pool:
+        for responses, result in zip(pool.map(one, PROMPTS), expected, strict=True):
+            assert_same(responses, result)
+
+
+def test_http_generate_and_generate_stream(server: Serving, loop: Pipeline) -> None:
+    expected = here(loop, PROMPTS[2], 30)
+    body = {"text_input": PROMPTS[2], "max_tokens": 30}
+    url = "/v2/models/ensemble/generate"
+    assert json.loads(server.http(url, json.dumps(body).encode()))["text_output"] == expected.text
+    events = server.http(f"{url}_stream", json.dumps(body | {"stream": True}).encode())
+    pieces = [json.loads(e.removeprefix("data: ")) for e in events.strip().split("\n\n")]
+    assert len(pieces) > 5
+    assert "".join(piece["text_output"] for piece in pieces) == expected.text
+
+
+def test_none_and_strict_write_the_same_text(server: Serving) -> None:
+    for prompt in PROMPTS[:4]:
+        none, strict = (
+            ask(server, text_input=prompt, max_tokens=100, acceptance_rule=rule)
+            for rule in ("none", "strict")
+        )
+        assert text(none) == text(strict)
+        assert none[0]["total_draft_tokens"][0] == 0 < strict[0]["total_draft_tokens"][0]
+
+
+def test_rule_threshold_and_draft_length_are_a_requests_own(
+    server: Serving, loop: Pipeline
+) -> None:
+    """Side by side in one batch: exact, everything, half; another draft length."""
+    asked = [
+        {"acceptance_rule": "judge", "judge_threshold": 1.0},
+        {"acceptance_rule": "judge", "judge_threshold": 0.0, "max_draft_len": 2},
+        {"acceptance_rule": "judge", "judge_threshold": 0.6, "num_draft_tokens": 3},
+        {"acceptance_rule": "topk"},
+    ]
+    expected = [
+        here(loop, PROMPTS[3], 48, "judge", threshold=1.0, ignore_end=True),
+        here(loop, PROMPTS[3], 48, "judge", threshold=0.0, max_draft_len=2, ignore_end=True),
+        here(loop, PROMPTS[3], 48, "judge", threshold=0.6, max_draft_len=3, ignore_end=True),
+        here(loop, PROMPTS[3], 48, "topk", ignore_end=True),
+    ]
+
+    def one(values: dict[str, Any]) -> list[Response]:
+        return ask(server, text_input=PROMPTS[3], max_tokens=48, ignore_eos=True, **values)
+
+    with ThreadPoolExecutor(4) as pool:
+        for responses, result in zip(pool.map(one, asked), expected, strict=True):
+            assert_same(responses, result)
+    assert expected[0].token_ids != expected[1].token_ids != expected[2].token_ids
+
+
+def test_stop_strings_cut_the_text_as_the_loop_does(server: Serving, loop: Pipeline) -> None:
+    whole = here(loop, PROMPTS[4], 120, ignore_end=True).text
+    letters = [i for i, c in enumerate(whole) if c.isascii() and c.isprintable()]
+    at = letters[len(letters) // 2]
+    words = (whole[at : at + 2], "never in it")
+    expected = here(loop, PROMPTS[4], 120, stop=words, ignore_end=True)
+    assert expected.finish_reason == "stop"
+    assert 0 < len(expected.text) < len(whole)
+    for stream in (True, False):
+        responses = ask(
+            server,
+            text_input=PROMPTS[4],
+            max_tokens=120,
+            stop_words=[*words, ""],
+            ignore_eos=True,
+            stream=stream,
+        )
+        assert_same(responses, expected)
+
+
+def test_the_prompt_can_be_a_conversation_or_a_turn_and_can_be_returned(
+    server: Serving, loop: Pipeline
+) -> None:
+    turn = [{"role": "user", "content": "Hi there"}]
+    prompt = loop.tokenizer.chat(turn)
+    request = Request(prompt, 20, loop.deployment.default_acceptance())
+    expected = loop.decoder.generate([request])[0]
+    assert_same(ask(server, text_input="Hi there", chat=True, max_tokens=20), expected)
+    talk = {"text_input": "ignored", "messages": json.dumps(turn)}
+    assert_same(ask(server, **talk, max_tokens=20), expected)
+    echoed = ask(server, **talk, max_tokens=20, exclude_input_in_output=False, stream=True)
+    assert text(echoed) == "[user] Hi there\n[assistant] " + expected.text
+    raw = ask(server, text_input=PROMPTS[0], max_tokens=20, exclude_input_in_output=False)
+    assert text(raw) == PROMPTS[0] + here(loop, PROMPTS[0], 20).text
+
+
+def test_an_end_token_has_no_text_and_min_tokens_passes_it_over(
+    server: Serving, loop: Pipeline
+) -> None:
+    """Prompts until one ends by itself: the tiny model's end token is an ordinary byte."""
+    ended = next(
+        (p, r)
+        for p in (f"{a}{b}" for a in "abcdefghijklm" for b in "nopqrstuvwxyz")
+        if (r := here(loop, p, 200, "none")).finish_reason == "stop" and len(r.token_ids) > 3
+    )
+    prompt, expected = ended
+    assert_same(ask(server, text_input=prompt, max_tokens=200, acceptance_rule="none"), expected)
+    longer = here(loop, prompt, 200, "none", min_tokens=len(expected.token_ids))
+    assert len(longer.token_ids) > len(expected.token_ids)
+    responses = ask(
+        server,
+        text_input=prompt,
+        max_tokens=200,
+        acceptance_rule="none",
+        min_length=len(expected.token_ids),
+    )
+    assert_same(responses, longer)
+
+
+def test_load_generators_and_openai_clients_inputs_are_accepted(
+    server: Serving, loop: Pipeline
+) -> None:
+    responses = ask(
+        server,
+        text_input=PROMPTS[5],
+        max_tokens=16,
+        min_length=0,
+        stream=True,
+        top_k=1,
+        top_p=1.0,
+        temperature=1.0,
+        seed=3,
+        stop_words=[""],
+        exclude_input_in_output=True,
+        return_num_input_tokens=True,
+        return_num_output_tokens=True,
+    )
+    assert_same(responses, here(loop, PROMPTS[5], 16))
+    warm = ask(server, text_input=PROMPTS[5], max_tokens=16, temperature=1.0, seed=3)
+    sampled = here(loop, PROMPTS[5], 16, "rejection", sampling=Sampling(1.0, seed=3))
+    assert_same(warm, sampled)
+
+
+LONG = {"max_tokens": 400, "stream": True, "ignore_eos": True, "acceptance_rule": "none"}
+
+
+def test_a_cancel_frees_the_slot_within_two_rounds(server: Serving, loop: Pipeline) -> None:
+    before = server.metric("cancel_rounds_total")
+    cancelled = server.metric("requests_total", reason="cancelled")
+    with Stream(server) as stream:
+        stream.send(text_input=PROMPTS[6], request_id="mine", **LONG)
+        first = stream.next()
+        stream.send(text_input="", stop=True, request_id="mine")
+        last = list(stream.responses())
+        if last[-1]["num_output_tokens"][0] == 0:  # the answer to the cancel itself came first
+            last = list(stream.responses())
+        assert last[-1]["finish_reason"][0] == b"cancelled"
+        assert 0 < last[-1]["num_output_tokens"][0] < 400
+        assert first["id"] == last[-1]["id"] == "mine"
+    wait_for(
+        lambda: server.metric("requests_total", reason="cancelled") == cancelled + 1, "the metric"
+    )
+    assert server.metric("cancel_rounds_total") - before <= 2
+    assert server.metric("active_sequences") == 0
+    assert_same(ask(server, text_input=PROMPTS[6], max_tokens=9), here(loop, PROMPTS[6], 9))
+
+
+def test_a_client_of_the_core_that_leaves_is_cancelled(server: Serving, loop: Pipeline) -> None:
+    cancelled = server.metric("requests_total", reason="cancelled")
+    with Stream(server) as stream:
+        prompt = loop.tokenizer.encode(PROMPTS[7])
+        stream.send(model="judge_decoding", input_ids=prompt, **LONG)
+        stream.next()
+    wait_for(
+        lambda: server.metric("requests_total", reason="cancelled") == cancelled + 1, "the cancel"
+    )
+    assert server.metric("active_sequences") == 0
+
+
+def test_a_full_queue_refuses_and_says_so(server: Serving) -> None:
+    with Stream(server) as stream:
+        for _ in range(4 + 16 + 1):
+            stream.send(text_input="Hi", request_id="many", **LONG)
+        endless = (stream.next() for _ in range(100_000))
+        with pytest.raises(InferenceServerException, match="server: busy, 16 requests"):
+            deque(endless, maxlen=0)
+        stream.send(text_input="", stop=True, request_id="many")
+        wait_for(
+            lambda: server.metric("active_sequences") + server.metric("waiting_requests") == 0,
+            "the queue to empty",
+        )
+
+
+BAD = [
+    ({"text_input": ""}, "text_input is empty"),
+    ({"text_input": "x" * 600}, "600 tokens do not fit the context of 512"),
+    ({"text_input": "x" * 2001}, "2001 bytes are more than server.max_prompt_bytes 2000"),
+    ({"text_input": "x" * 10_000_000}, "10000000 bytes"),
+    ({"text_input": b"ab\xff"}, "text_input: not valid UTF-8 at byte 2"),
+    ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
+    ({"max_tokens": -3}, r"max_tokens: .*\(got -3\)"),
+    ({"max_tokens": 2**31 - 1}, "max_tokens: 2147483647 is more than the limit of 400"),
+    ({"judge_threshold": 1.5}, "judge_threshold: Input should be less than or equal to 1"),
+    ({"judge_threshold": -0.1}, "judge_threshold: Input should be greater than or equal to 0"),
+    ({"temperature": float("nan")}, "temperature: Input should be a finite number"),
+    ({"temperature": -1.0}, "temperature: "),
+    ({"top_p": 0.0}, "top_p: "),
+    ({"acceptance_rule": "best"}, r"acceptance_rule: Input should be 'none', .*got 'best'"),
+    ({"acceptance_rule": "strict", "temperature": 0.5}, "rule strict: it is greedy"),
+    ({"max_draft_len": 6}, "max_draft_len: 6 is more than the deployment's 5"),
+    ({"messages": "[{]"}, "messages: "),
+    ({"stop": True}, "stop: give it the request id"),
+    ({"max_tokens": np.array([[3.5]], np.float32)}, "max_tokens"),
+    ({"max_tokens": np.array([[3, 4]], np.int32)}, "max_tokens"),
+    ({"max_tokens": np.array([3], np.int32)}, "max_tokens"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), BAD, ids=[next(iter(v)) for v, _ in BAD])
+def test_bad_input_is_an_error_with_a_message(
+    server: Serving, loop: Pipeline, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InferenceServerException, match=message):
+        ask(server, **({"text_input": "Hi"} | values))
+    assert_same(ask(server, text_input="Hi", max_tokens=3), here(loop, "Hi", 3))
+
+
+def test_a_port_in_use_is_one_clear_line(server: Serving, config: Path, tmp_path: Path) -> None:
+    second = Serving(config, tmp_path, server.ports)
+    assert second.wait() == 2
+    assert second.output.strip().splitlines() == [
+        f"judge-decoding: serve: cannot listen on 127.0.0.1:{server.ports[0]} "
+        "(Address already in use); choose another --http-port"
+    ]

@@ -1,0 +1,194 @@
+"""A real server for tests: `judge-decoding serve` on free ports, and the plainest of clients."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import numpy as np
+from tritonclient import grpc
+
+from judge_decoding.serving import environment
+
+LIMIT_S = 180.0
+COMMAND = Path(sys.executable).parent / "judge-decoding"
+KINDS = {
+    "text_input": ("BYTES", object),
+    "messages": ("BYTES", object),
+    "acceptance_rule": ("BYTES", object),
+    "stop_words": ("BYTES", object),
+    "temperature": ("FP32", np.float32),
+    "top_p": ("FP32", np.float32),
+    "judge_threshold": ("FP32", np.float32),
+    "seed": ("UINT64", np.uint64),
+    "input_ids": ("INT32", np.int32),
+}
+"""Of the inputs that are neither BOOL nor, by default, INT32."""
+
+
+def wait_for(condition: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
+    end = time.monotonic() + limit_s
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited {limit_s} s for {what}"
+        time.sleep(0.02)
+    return value
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Serving:
+    """`with Serving(config, folder) as server:` started, ready, and stopped behind itself."""
+
+    def __init__(self, config: Path, folder: Path, ports: list[int] | None = None) -> None:
+        self.ports = ports or free_ports(3)
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir(parents=True, exist_ok=True)
+        self.ready_file = folder / "ready.json"
+        self.log = folder / "log"
+        names = ("--http-port", "--grpc-port", "--metrics-port")
+        options = [part for pair in zip(names, map(str, self.ports), strict=True) for part in pair]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [COMMAND, "serve", "--config", config, *options, "--ready-file", self.ready_file],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"},
+            )
+
+    def __enter__(self) -> Serving:
+        try:
+            wait_for(lambda: self.ready_file.exists() or self.process.poll() is not None, "ready")
+            assert self.process.poll() is None, self.output
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> int:
+        """SIGTERM; the launcher's exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self) -> int:
+        try:
+            return self.process.wait(LIMIT_S)
+        finally:
+            self.process.kill()
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def url(self) -> str:
+        return f"127.0.0.1:{self.ports[1]}"
+
+    def processes(self) -> dict[str, int]:
+        """Role -> pid."""
+        (folder,) = self.temporary.glob("judge-decoding-*")
+        return {p.role: p.pid for p in environment.processes(folder)}
+
+    def http(self, path: str, body: bytes | None = None, port: int = 0) -> str:
+        url = f"http://127.0.0.1:{self.ports[port]}{path}"
+        with urllib.request.urlopen(url, body, timeout=LIMIT_S) as answer:
+            return str(answer.read().decode())
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of judge_decoding_NAME; 0 where it was never set."""
+        text = self.http("/metrics", port=2)
+        for line in text.splitlines():
+            found = re.match(rf"judge_decoding_{name}\{{(.*)\}} (\S+)$", line)
+            if found and all(f'{k}="{v}"' in found[1] for k, v in labels.items()):
+                return float(found[2])
+        return 0.0
+
+
+Response = dict[str, np.ndarray]
+
+
+class Stream:
+    """A gRPC stream: `send` requests, take `responses`."""
+
+    def __init__(self, server: Serving) -> None:
+        self._answers: Queue[tuple[Any, Any]] = Queue()
+        self._client = grpc.InferenceServerClient(server.url)
+        self._client.start_stream(lambda result, error: self._answers.put((result, error)))
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.stop_stream(cancel_requests=True)
+        self._client.close()
+
+    def send(self, *, model: str = "ensemble", request_id: str = "", **values: Any) -> None:
+        inputs = [tensor(name, value) for name, value in values.items()]
+        self._client.async_stream_infer(model, inputs, request_id=request_id)
+
+    def next(self, limit_s: float = LIMIT_S) -> Response:
+        """The next response; InferenceServerException where it is an error."""
+        result, error = self._answers.get(timeout=limit_s)
+        if error is not None:
+            raise error
+        names = [output.name for output in result.get_response().outputs]
+        return {"id": result.get_response().id} | {n: result.as_numpy(n)[0] for n in names}
+
+    def responses(self) -> Iterator[Response]:
+        """Up to one that has a finish reason."""
+        while True:
+            response = self.next()
+            yield response
+            if response["finish_reason"][0]:
+                return
+
+
+def tensor(name: str, value: Any) -> grpc.InferInput:
+    array = value
+    if not isinstance(value, np.ndarray):
+        values = value if isinstance(value, list) else [value]
+        kind, dtype = KINDS.get(name, ("INT32", np.int32))
+        if isinstance(values[0], bool):
+            kind, dtype = "BOOL", np.dtype(bool)
+        values = [v.encode() if isinstance(v, str) else v for v in values]
+        array = np.array([values], dtype)
+    else:
+        kind = {"i": "INT32", "f": "FP32", "O": "BYTES", "l": "INT64"}[array.dtype.kind]
+    made = grpc.InferInput(name, list(array.shape), kind)
+    made.set_data_from_numpy(array)
+    return made
+
+
+def ask(server: Serving, **values: Any) -> list[Response]:
+    """All responses to one request."""
+    with Stream(server) as stream:
+        stream.send(**values)
+        return list(stream.responses())
+
+
+def text(responses: list[Response]) -> str:
+    return b"".join(r["text_output"][0] for r in responses).decode()
+
+
+def ids(responses: list[Response]) -> list[int]:
+    return [int(i) for r in responses for i in r["output_ids"]]
