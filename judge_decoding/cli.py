@@ -1,4 +1,4 @@
-"""The `judge-decoding` command: generate, chat, bench.
+"""The `judge-decoding` command: generate, chat, bench, plan.
 
 A user's mistake, whoever finds it, is one line on stderr and exit code 2. With `--json` the last
 line of stdout is one JSON document.
@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from judge_decoding.engine.base import RULES, Acceptance, Sampling
 from judge_decoding.errors import UserError
+from judge_decoding.planner.cli import plan
 
 if TYPE_CHECKING:
     from judge_decoding.config import Deployment
@@ -200,6 +201,9 @@ def serve(
     deployment = _deployment(config, server=deployment.server.model_dump() | chosen)
     code = launch(deployment, config, dry_run=dry_run, ready_file=ready_file)
     raise typer.Exit(code)
+
+
+app.command()(plan)
 
 
 @app.command(hidden=True)

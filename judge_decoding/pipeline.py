@@ -8,6 +8,8 @@ from judge_decoding.config import Deployment
 from judge_decoding.decoding import SpeculativeDecoder
 from judge_decoding.engine.loading import deployed_drafter, deployed_judge, deployed_target
 from judge_decoding.engine.torch_engine import TorchDrafter, TorchTarget
+from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
+from judge_decoding.engine.trtllm_loading import load_engines
 from judge_decoding.engine.weights import read_config, tokenizer_hash
 from judge_decoding.errors import UserError
 from judge_decoding.ranks.comm import under_mpiexec
@@ -22,14 +24,17 @@ class Pipeline:
     deployment: Deployment
     tokenizer: Tokenizer
     decoder: SpeculativeDecoder
-    target: TorchTarget | RemoteTarget
-    drafter: TorchDrafter | RemoteDrafter | None
+    target: TorchTarget | RemoteTarget | TrtTarget
+    drafter: TorchDrafter | RemoteDrafter | TrtDrafter | None
     ranks: Ranks | None = None
 
     def close(self) -> None:
-        """End the ranks in good order, where there are any."""
+        """End the ranks or executors in good order, where there are any."""
         if self.ranks is not None:
             self.ranks.close()
+        for engine in (self.drafter, self.target):
+            if isinstance(engine, (TrtDrafter, TrtTarget)):
+                engine.close()
 
 
 def load_pipeline(deployment: Deployment) -> Pipeline:
@@ -40,17 +45,20 @@ def load_pipeline(deployment: Deployment) -> Pipeline:
     """
     read_config(deployment.target.model)  # what the engine cannot run is refused first
     tokenizer = Tokenizer(deployment.target.model)
-    judge = deployed_judge(deployment)
     if deployment.draft is not None:
         check_vocabulary(deployment)
-    ranks = None
-    target: TorchTarget | RemoteTarget
-    drafter: TorchDrafter | RemoteDrafter | None
-    if deployment.ranks is not None and under_mpiexec():
-        ranks = lead(deployment, judge)
+    ranks, check_engine = None, None
+    target: TorchTarget | RemoteTarget | TrtTarget
+    drafter: TorchDrafter | RemoteDrafter | TrtDrafter | None
+    if deployment.engine == "trtllm":  # whose judge and weights are in engines, with manifests
+        drafter, target = load_engines(deployment)
+        check_engine = target.check
+    elif deployment.ranks is not None and under_mpiexec():
+        ranks = lead(deployment, deployed_judge(deployment))
         target, drafter = ranks.target, ranks.drafter
     else:
-        target, drafter = deployed_target(deployment, judge), deployed_drafter(deployment)
+        target = deployed_target(deployment, deployed_judge(deployment))
+        drafter = deployed_drafter(deployment)
     decoder = SpeculativeDecoder(
         drafter,
         target,
@@ -59,6 +67,7 @@ def load_pipeline(deployment: Deployment) -> Pipeline:
         draft_len_schedule=deployment.draft_len_schedule,
         draft_min_prob=deployment.draft_min_prob,
         prefill_chunk=deployment.limits.prefill_chunk,
+        check_engine=check_engine,
     )
     return Pipeline(deployment, tokenizer, decoder, target, drafter, ranks)
 

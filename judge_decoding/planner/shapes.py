@@ -1,0 +1,72 @@
+"""The sizes of a Llama: from its folder, or by a known name where the folder is not at hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from judge_decoding.config import ModelConfig
+from judge_decoding.engine.weights import read_config
+from judge_decoding.errors import UserError
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What memory and time follow from. Counts are parameters."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+
+    @property
+    def layer_parameters(self) -> int:
+        """All layers: q, k, v, o, gate, up, down. Norms are left out (0.01 %)."""
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+    @property
+    def head_parameters(self) -> int:
+        """The LM head; the embedding has as many (an engine holds both, tied or not)."""
+        return self.vocab * self.hidden
+
+    def kv_bytes(self, element_bytes: int, tp: int = 1) -> float:
+        """Of one token on one of `tp` ranks; a KV head is the least that a rank holds."""
+        heads = max(self.kv_heads / tp, 1)
+        return 2 * self.layers * heads * self.head_dim * element_bytes
+
+
+_70B = Shape(80, 8192, 28672, 64, 8, 128, 128256)
+SHAPES = {
+    "llama-3.2-1b": Shape(16, 2048, 8192, 32, 8, 64, 128256),
+    "llama-3.2-3b": Shape(28, 3072, 8192, 24, 8, 128, 128256),
+    "llama-3.1-8b": Shape(32, 4096, 14336, 32, 8, 128, 128256),
+    "llama-3.1-70b": _70B,
+    "llama-3.3-70b": _70B,
+    "llama-3.1-405b": Shape(126, 16384, 53248, 128, 8, 128, 128256),
+}
+"""config.json of meta-llama's releases."""
+
+
+def shape_of(model: ModelConfig) -> Shape:
+    """The folder's config.json where there is one, else the known shape that the file names."""
+    if (model.model / "config.json").is_file():
+        config = read_config(model.model)
+        return Shape(
+            config.num_layers,
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            config.vocab_size,
+        )
+    if model.shape is None:
+        raise UserError(
+            f"model: no {model.model}/config.json; give its `shape`: {', '.join(SHAPES)}"
+        )
+    if model.shape not in SHAPES:
+        raise UserError(f"model: unknown shape {model.shape!r}; known are {', '.join(SHAPES)}")
+    return SHAPES[model.shape]
