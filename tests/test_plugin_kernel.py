@@ -341,12 +341,13 @@ def test_kernel_equals_reference(
     rng = np.random.default_rng(seed)
     batch = pack(parts)
     rows = len(batch.last_token_ids)
-    # Few distinct values, so that ties are common; some rows where the draft is the choice.
-    logits = rng.integers(-20, 20, (rows, columns)).astype(logits_type)
+    # Few distinct values, so that ties are common; no two rows alike; some drafts are the choice.
+    logits = rng.integers(-20, 20, (rows, columns)) + rng.integers(-99, 99, (rows, 1))
+    logits = logits.astype(logits_type)
     for row in range(rows - 1):
         following = int(batch.input_ids[min(batch.last_token_ids[row], len(batch.input_ids) - 1)])
         if rng.random() < 0.3 and following < columns:
-            logits[row, following] = 30
+            logits[row, following] = logits[row].max() + rng.integers(2)
     hidden = rng.standard_normal((rows, size)).astype(np.float32)
     plugin = Settings(
         weight=rng.standard_normal(size).astype(np.float32),
