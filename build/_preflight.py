@@ -16,7 +16,7 @@ from judge_decoding.engine.weights import (
 )
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
-from judge_decoding.manifest import Role, model_folder, sections
+from judge_decoding.manifest import Role, engine_config, model_folder, rank_group, sections
 from judge_decoding.pipeline import check_vocabulary
 from judge_decoding.trtllm_stack import CONTAINER, SM
 
@@ -49,11 +49,11 @@ def size(config: LlamaConfig, *, quantization: str, tp: int) -> Size:
 
 
 def sizes(deployment: Deployment, role: Role) -> Size:
-    build, ranks = sections(deployment), deployment.ranks
-    assert ranks is not None
-    part = build.target if role == "target" else build.draft
-    tp = (ranks.target if role == "target" else ranks.draft).tp
-    return size(read_config(model_folder(deployment, role)), quantization=part.quantization, tp=tp)
+    return size(
+        read_config(model_folder(deployment, role)),
+        quantization=engine_config(deployment, role).quantization,
+        tp=rank_group(deployment, role).tp,
+    )
 
 
 def check_models(deployment: Deployment) -> None:
@@ -143,10 +143,8 @@ def check_gpus(deployment: Deployment, *, wanted: int) -> None:
 
 def check_memory(deployment: Deployment, memory: int) -> None:
     """The weights of every rank on one GPU, and something to run in, within `memory` bytes."""
-    ranks = deployment.ranks
-    assert ranks is not None
     roles: Sequence[Role] = ("draft", "target")
-    groups = {"draft": ranks.draft.devices, "target": ranks.target.devices}
+    groups = {role: rank_group(deployment, role).devices for role in roles}
     taken = {role: sizes(deployment, role).rank for role in roles}
     for gpu in sorted({*groups["draft"], *groups["target"]}, key=str):
         on_it = [role for role in roles if gpu in groups[role]]

@@ -37,8 +37,10 @@ from judge_decoding.judge import Judge
 from judge_decoding.manifest import (
     Role,
     check_engine,
+    engine_config,
     manifest_for,
     model_folder,
+    rank_group,
     sections,
     wanted_threshold,
 )
@@ -65,6 +67,12 @@ class Engine:
     @property
     def judged(self) -> bool:
         return self.role == "target" and self.deployment.acceptance.rule == "judge"
+
+    @property
+    def processes(self) -> int:
+        """That build it at the same time, each on a GPU of its own."""
+        tp = rank_group(self.deployment, self.role).tp
+        return min(tp, sections(self.deployment).gpus_per_node)
 
 
 def engines(deployment: Deployment, only: str, baseline: bool) -> list[Engine]:
@@ -93,11 +101,8 @@ def command(engine: Engine, checkpoint: Path, output: Path) -> tuple[str, ...]:
     `parallel_build`: rank r takes the engines r, r + n, ...).
     """
     deployment = engine.deployment
-    build, ranks, limits = sections(deployment), deployment.ranks, deployment.limits
-    assert ranks is not None
-    target = engine.role == "target"
-    part = build.target if target else build.draft
-    tp = (ranks.target if target else ranks.draft).tp
+    build, limits = sections(deployment), deployment.limits
+    part = engine_config(deployment, engine.role)
     timing = build.engines / "timing.cache"
     options = [
         f"--checkpoint_dir={checkpoint}",
@@ -115,15 +120,14 @@ def command(engine: Engine, checkpoint: Path, output: Path) -> tuple[str, ...]:
         f"--output_timing_cache={timing}",
         "--workers=1",
     ]
-    if target:
+    if engine.role == "target":
         options += [
             "--speculative_decoding_mode=draft_tokens_external",
-            f"--max_draft_len={deployment.max_draft_len}",
+            f"--max_draft_len={deployment.longest_draft}",
         ]
     if engine.judged:
         options += [f"--model_cls_file={MODEL_CLASS_FILE}", f"--model_cls_name={MODEL_CLASS}"]
-    processes = min(tp, build.gpus_per_node)
-    if processes == 1:
+    if (processes := engine.processes) == 1:
         return ("trtllm-build", *options)
     exported = ("-x", VARIABLE) if engine.judged else ()
     mpirun = ("mpirun", "--allow-run-as-root", "-n", str(processes), *exported)
@@ -143,7 +147,7 @@ def judge_build(engine: Engine) -> JudgeBuild:
         vocab_size=config.vocab_size,
         end_ids=config.end_ids,
         protect_end_ids=deployment.acceptance.protect_end_ids,
-        max_draft_len=deployment.max_draft_len,
+        max_draft_len=deployment.longest_draft,
     )
 
 
@@ -205,24 +209,20 @@ def main(
 
 
 def preflight(deployment: Deployment, todo: list[Engine], calibration: str) -> None:
-    build, ranks = sections(deployment), deployment.ranks
-    assert ranks is not None
-    processes = 1
     for engine in todo:
-        tp = (ranks.target if engine.role == "target" else ranks.draft).tp
-        processes = max(processes, min(tp, build.gpus_per_node))
         if not is_ready(deployment, engine.role, calibration):
             raise UserError(
                 f"checkpoint: no {checkpoint_folder(deployment, engine.role)}; run "
                 "build/convert_checkpoint.py with this config first"
             )
+    processes = max(engine.processes for engine in todo)
     check_tool("trtllm-build")
     if processes > 1:
         check_tool("mpirun")
     check_plugin(deployment)
     check_gpus(deployment, wanted=processes)
     total = sum(sizes(deployment, engine.role).total for engine in todo)
-    check_disk(build.engines, total, "the engines")
+    check_disk(sections(deployment).engines, total, "the engines")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,13 @@ from _steps import Step, describe, partial, run_steps
 from judge_decoding.config import Deployment, load_deployment
 from judge_decoding.engine.weights import fingerprint
 from judge_decoding.errors import UserError
-from judge_decoding.manifest import Role, model_folder, sections
+from judge_decoding.manifest import (
+    Role,
+    engine_config,
+    model_folder,
+    rank_group,
+    sections,
+)
 from judge_decoding.trtllm_stack import check_tensorrt_llm
 
 EXAMPLES = Path("/app/examples")
@@ -57,13 +64,11 @@ def checkpoint_folder(deployment: Deployment, role: Role) -> Path:
 
 def source(deployment: Deployment, role: Role, calibration: str) -> dict[str, object]:
     """Identity of a checkpoint."""
-    build, ranks = sections(deployment), deployment.ranks
-    assert ranks is not None
-    part = build.target if role == "target" else build.draft
+    part = engine_config(deployment, role)
     found: dict[str, object] = {
         "model_fingerprint": fingerprint(model_folder(deployment, role)),
         "dtype": deployment.dtype,
-        "tp": (ranks.target if role == "target" else ranks.draft).tp,
+        "tp": rank_group(deployment, role).tp,
         "quantization": part.quantization,
         "kv_cache_dtype": part.kv_cache_dtype,
     }
@@ -88,9 +93,8 @@ def is_ready(deployment: Deployment, role: Role, calibration: str) -> bool:
                 f"checkpoint: {folder} has {key} {has.get(key)}, but {value} is wanted; remove it, "
                 f"or pass --only {role} --again"
             )
-    tp = wanted["tp"]
-    assert isinstance(tp, int)
-    for name in ("config.json", *(f"rank{rank}.safetensors" for rank in range(tp))):
+    ranks = range(rank_group(deployment, role).tp)
+    for name in ("config.json", *(f"rank{rank}.safetensors" for rank in ranks)):
         if not (folder / name).is_file():
             raise UserError(
                 f"checkpoint: {folder} lacks {name}; pass --only {role} --again to convert it anew"
@@ -98,37 +102,52 @@ def is_ready(deployment: Deployment, role: Role, calibration: str) -> bool:
     return True
 
 
-def command(
-    deployment: Deployment,
-    role: Role,
-    *,
-    output: Path,
-    examples: Path = EXAMPLES,
-    calibration: str = "cnn_dailymail",
-    calibration_size: int = 512,
-    workers: int = 1,
-) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Options:
+    """What the command line adds to the deployment; see `main`."""
+
+    examples: Path = EXAMPLES
+    calibration: str = "cnn_dailymail"
+    calibration_size: int = 512
+    workers: int = 1
+
+
+def command(deployment: Deployment, role: Role, output: Path, given: Options) -> tuple[str, ...]:
     """The script and its options."""
-    build, ranks = sections(deployment), deployment.ranks
-    assert ranks is not None
-    part = build.target if role == "target" else build.draft
-    tp = (ranks.target if role == "target" else ranks.draft).tp
+    part = engine_config(deployment, role)
     common = [
         f"--model_dir={model_folder(deployment, role)}",
         f"--output_dir={output}",
         f"--dtype={deployment.dtype}",
-        f"--tp_size={tp}",
+        f"--tp_size={rank_group(deployment, role).tp}",
     ]
     if part.quantization == "none":
-        return (sys.executable, str(converter(examples)), *common, f"--workers={workers}")
+        script = str(converter(given.examples))
+        return (sys.executable, script, *common, f"--workers={given.workers}")
     options = [
         "--qformat=fp8",
-        f"--calib_dataset={calibration}",
-        f"--calib_size={calibration_size}",
+        f"--calib_dataset={given.calibration}",
+        f"--calib_size={given.calibration_size}",
     ]
     if part.kv_cache_dtype == "fp8":
         options.append("--kv_cache_dtype=fp8")
-    return (sys.executable, str(quantizer(examples)), *common, *options)
+    return (sys.executable, str(quantizer(given.examples)), *common, *options)
+
+
+def step(deployment: Deployment, role: Role, given: Options) -> Step:
+    folder = checkpoint_folder(deployment, role)
+    identity = json.dumps(source(deployment, role, given.calibration), indent=2) + "\n"
+
+    def finish(half: Path) -> None:
+        (half / SOURCE).write_text(identity, encoding="utf-8")
+
+    return Step(
+        name=f"convert {role}",
+        command=command(deployment, role, partial(folder), given),
+        output=folder,
+        log=sections(deployment).engines / "logs" / f"convert-{role}.log",
+        finish=finish,
+    )
 
 
 def converter(examples: Path) -> Path:
@@ -154,29 +173,10 @@ def main(
     try:
         deployment = load_deployment(config)
         check_models(deployment)
+        given = Options(examples, calibration, calibration_size, workers)
         ready = [r for r in roles(only) if not again and is_ready(deployment, r, calibration)]
         todo = [role for role in roles(only) if role not in ready]
-        steps = []
-        for role in todo:
-            folder = checkpoint_folder(deployment, role)
-            text = json.dumps(source(deployment, role, calibration), indent=2) + "\n"
-            steps.append(
-                Step(
-                    name=f"convert {role}",
-                    command=command(
-                        deployment,
-                        role,
-                        output=partial(folder),
-                        examples=examples,
-                        calibration=calibration,
-                        calibration_size=calibration_size,
-                        workers=workers,
-                    ),
-                    output=folder,
-                    log=sections(deployment).engines / "logs" / f"convert-{role}.log",
-                    finish=lambda half, text=text: (half / SOURCE).write_text(text) and None,
-                )
-            )
+        steps = [step(deployment, role, given) for role in todo]
         done = [checkpoint_folder(deployment, role) for role in ready]
         if dry_run:
             print(describe(steps, done))
@@ -195,8 +195,8 @@ def preflight(deployment: Deployment, todo: list[Role], examples: Path) -> None:
     check_tensorrt_llm()
     build = sections(deployment)
     for role in todo:
-        part = build.target if role == "target" else build.draft
-        check_script((converter if part.quantization == "none" else quantizer)(examples))
+        plain = engine_config(deployment, role).quantization == "none"
+        check_script((converter if plain else quantizer)(examples))
     check_a_gpu()  # of any kind: a checkpoint is not tied to one
     total = sum(sizes(deployment, role).total for role in todo)
     check_disk(build.engines, total, "the checkpoints")

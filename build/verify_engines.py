@@ -28,7 +28,7 @@ from convert_checkpoint import EXAMPLES
 
 from judge_decoding.config import Deployment, load_deployment
 from judge_decoding.errors import UserError
-from judge_decoding.manifest import check_engine, model_folder, sections
+from judge_decoding.manifest import check_engine, model_folder, rank_group, sections
 from judge_decoding.trtllm_stack import this_runtime
 
 PROMPTS = (
@@ -44,10 +44,9 @@ def command(
     deployment: Deployment, target: Path, output: Path, examples: Path = EXAMPLES
 ) -> tuple[str, ...]:
     """examples/run.py with a draft: all prompts in one batch, greedy, token mode."""
-    build, ranks = sections(deployment), deployment.ranks
-    assert ranks is not None
-    draft_gpus, target_gpus = list(ranks.draft.devices), list(ranks.target.devices)
-    layout = f"[{deployment.max_draft_len},{draft_gpus},{target_gpus},False]".replace(" ", "")
+    build = sections(deployment)
+    draft, target_gpus = (list(rank_group(deployment, r).devices) for r in ("draft", "target"))
+    layout = f"[{deployment.max_draft_len},{draft},{target_gpus},False]".replace(" ", "")
     fraction = min(
         build.draft.kv_cache_free_gpu_memory_fraction,
         build.target.kv_cache_free_gpu_memory_fraction,
@@ -162,23 +161,23 @@ def main(
         raise typer.Exit(1)
 
 
+def gpus(deployment: Deployment) -> set[int]:
+    groups = (rank_group(deployment, "draft"), rank_group(deployment, "target"))
+    return {gpu for group in groups for gpu in group.devices if gpu != "cpu"}
+
+
 def check_one_node(deployment: Deployment) -> None:
-    build, ranks = sections(deployment), deployment.ranks
-    assert ranks is not None
-    gpus = [gpu for gpu in (*ranks.draft.devices, *ranks.target.devices) if gpu != "cpu"]
-    if max(gpus) >= build.gpus_per_node:
+    if max(gpus(deployment)) >= sections(deployment).gpus_per_node:
         raise UserError(
-            f"verify: examples/run.py runs on one node, but GPU {max(gpus)} is on another; use "
-            "--manifests-only there, and generate as docs/h100.md says for two nodes"
+            f"verify: examples/run.py runs on one node, but GPU {max(gpus(deployment))} is on "
+            "another; use --manifests-only there, and generate as docs/h100.md says for two nodes"
         )
 
 
 def preflight(deployment: Deployment, examples: Path) -> None:
-    ranks = deployment.ranks
-    assert ranks is not None
     check_script(examples / "run.py")
     check_tool("mpirun")
-    check_gpus(deployment, wanted=len({*ranks.draft.devices, *ranks.target.devices}))
+    check_gpus(deployment, wanted=max(gpus(deployment)) + 1)
 
 
 if __name__ == "__main__":

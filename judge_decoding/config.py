@@ -88,7 +88,7 @@ class RankGroup(_Strict):
     """The ranks of one model: `tp` of them, tensor-parallel.
 
     devices  one a rank: `cpu` or a GPU number; none given: all on the CPU
-    threads  CPU threads a rank; 0 is PyTorch's default
+    threads  CPU threads a rank; 0 shares PyTorch's default among the group
     """
 
     tp: int = Field(default=1, ge=1, le=64)
@@ -103,7 +103,7 @@ class RankGroup(_Strict):
 
 
 class RanksConfig(_Strict):
-    """MPI ranks: rank 0 leads, then the draft's, then the target's.
+    """MPI ranks: rank 0 leads, then the draft's, then the target's (docs/ranks.md).
 
     timeout_s          any one answer of a rank; past it the whole job ends
     startup_timeout_s  loading included
@@ -245,7 +245,7 @@ class Deployment(_Strict):
                 f"engine trtllm has no acceptance.rule {self.acceptance.rule}; "
                 f"it has {', '.join(TRTLLM_RULES)}"
             )
-        rows = self.limits.max_sequences * (self.max_draft_len + 1)
+        rows = self.limits.max_sequences * (self.longest_draft + 1)
         if build.max_num_tokens < rows:
             raise ValueError(
                 f"trtllm.max_num_tokens must hold limits.max_sequences x (max_draft_len + 1) = "
@@ -272,6 +272,11 @@ class Deployment(_Strict):
             )
         if build.fast_logits and build.mode != "orchestrator":
             raise ValueError("trtllm.fast_logits needs trtllm.mode orchestrator")
+
+    @property
+    def longest_draft(self) -> int:
+        """Tokens of the longest draft that `max_draft_len` or the schedule asks for."""
+        return max(self.max_draft_len, *self.draft_len_schedule.values(), 0)
 
     def default_acceptance(self, **changes: Any) -> Acceptance:
         """The deployment's acceptance parameters, with a request's changes that are not None."""

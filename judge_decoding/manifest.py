@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from judge_decoding.config import Deployment, TrtLlmConfig
+from judge_decoding.config import Deployment, EngineConfig, RankGroup, TrtLlmConfig
 from judge_decoding.engine.weights import fingerprint, read_config, tokenizer_hash
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
@@ -102,6 +102,17 @@ def model_folder(deployment: Deployment, role: Role) -> Path:
     return model.model
 
 
+def engine_config(deployment: Deployment, role: Role) -> EngineConfig:
+    build = sections(deployment)
+    return build.target if role == "target" else build.draft
+
+
+def rank_group(deployment: Deployment, role: Role) -> RankGroup:
+    ranks = deployment.ranks
+    assert ranks is not None  # engine trtllm has them
+    return ranks.target if role == "target" else ranks.draft
+
+
 def engine_folder(deployment: Deployment, role: Role) -> Path:
     return sections(deployment).engines / role
 
@@ -112,11 +123,9 @@ def manifest_for(deployment: Deployment, role: Role, runtime: Runtime) -> Engine
     Reads the model's folder (weights included) and the judge. UserError where judge and target do
     not belong together.
     """
-    build, ranks = sections(deployment), deployment.ranks
-    assert ranks is not None
+    build, part = sections(deployment), engine_config(deployment, role)
     folder = model_folder(deployment, role)
     config = read_config(folder)
-    part = build.target if role == "target" else build.draft
     identity, vocabulary = fingerprint(folder), vocabulary_of(deployment, role)
     judge: dict[str, object] = {}
     if role == "target" and deployment.acceptance.rule == "judge":
@@ -139,11 +148,11 @@ def manifest_for(deployment: Deployment, role: Role, runtime: Runtime) -> Engine
             "vocabulary": vocabulary,
             "vocab_size": config.vocab_size,
             "hidden_size": config.hidden_size,
-            "tp": (ranks.target if role == "target" else ranks.draft).tp,
+            "tp": rank_group(deployment, role).tp,
             "quantization": part.quantization,
             "kv_cache_dtype": part.kv_cache_dtype,
             "logits_dtype": build.logits_dtype,
-            "max_draft_len": deployment.max_draft_len if role == "target" else 0,
+            "max_draft_len": deployment.longest_draft if role == "target" else 0,
             "max_sequences": deployment.limits.max_sequences,
             "max_context": deployment.limits.max_context,
             "max_num_tokens": build.max_num_tokens,
@@ -208,9 +217,8 @@ def mismatches(
     manifest: EngineManifest, deployment: Deployment, runtime: Runtime
 ) -> Iterator[Mismatch]:
     """Everything that forbids loading the engine, in the order in which a person would fix it."""
-    role, build, ranks = manifest.role, sections(deployment), deployment.ranks
-    assert ranks is not None
-    part = build.target if role == "target" else build.draft
+    role, build = manifest.role, sections(deployment)
+    part = engine_config(deployment, role)
     folder = model_folder(deployment, role)
     config = read_config(folder)
     again = _again(role)
@@ -224,7 +232,7 @@ def mismatches(
         ("hidden_size", config.hidden_size, again),
         (
             "tp",
-            (ranks.target if role == "target" else ranks.draft).tp,
+            rank_group(deployment, role).tp,
             f"set ranks.{role}.tp to {manifest.tp}, or {again}",
         ),
         ("quantization", part.quantization, again),
@@ -242,8 +250,8 @@ def mismatches(
         ("max_num_tokens", build.max_num_tokens, "trtllm.max_num_tokens"),
     ]
     if role == "target":
-        lengths = [deployment.max_draft_len, *deployment.draft_len_schedule.values()]
-        least.append(("max_draft_len", max(lengths), "max_draft_len (and its schedule)"))
+        key = "max_draft_len (and its schedule)"
+        least.append(("max_draft_len", deployment.longest_draft, key))
     for name, needs, key in least:
         if (has := getattr(manifest, name)) < needs:
             yield Mismatch(name, has, needs, f"lower {key} to {has}, or {again}")
