@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+# One thread a process, those that tests start included: the models are tiny, and threads of several
+# processes that spin for each other on two cores are a hundred times slower, not faster.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
