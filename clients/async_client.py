@@ -7,6 +7,7 @@ async with AsyncJudgeClient("127.0.0.1:8001") as client:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
@@ -41,6 +42,7 @@ class AsyncJudgeClient:
         self.url = check_url(url)
         self.model = model
         self.timeout = timeout
+        self._closed = False
         self._channel = grpc.aio.insecure_channel(url, options=CHANNEL)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
@@ -51,6 +53,7 @@ class AsyncJudgeClient:
         await self.close()
 
     async def close(self) -> None:
+        self._closed = True
         await self._channel.close()
 
     async def generate(self, request: Request, *, request_id: str | None = None) -> Answer:
@@ -108,15 +111,27 @@ class AsyncJudgeClient:
                 grpc.StatusCode.CANCELLED,
             )
             raise call_error(error, self.url, self.timeout) from None
+        except asyncio.CancelledError:
+            if not self._closed:
+                raise
+            # grpc's word for it, which would look like a cancelled task.
+            raise JudgeClientError(f"{self.url}: the client was closed", "CANCELLED") from None
         finally:
+            await self._end(call, number, running=running)
+
+    async def _end(self, call: Any, request_id: str, *, running: bool) -> None:
+        """See `JudgeClient._end`."""
+        import grpc
+
+        if self._closed:
+            return
+
+        async def read() -> None:
+            async for _ in call:
+                pass
+
+        # The server has gone; the stream does not end.
+        with suppress(JudgeClientError, grpc.RpcError, asyncio.TimeoutError):
             if running:
-                await self._abandon(number)
-            call.cancel()
-
-    async def _abandon(self, request_id: str) -> None:
-        """Cancel where nobody waits for the answer any more: what ended it is what is reported."""
-        import grpc.aio
-
-        # The server has gone; the client is closed.
-        with suppress(JudgeClientError, grpc.aio.UsageError):
-            await self.cancel(request_id)
+                await self.cancel(request_id)
+            await asyncio.wait_for(read(), CONTROL_S)

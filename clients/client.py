@@ -17,6 +17,7 @@ import re
 import uuid
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from threading import Timer
 from typing import Any
 
 from clients.wire import (
@@ -132,14 +133,27 @@ class JudgeClient:
             )
             raise call_error(error, self.url, self.timeout) from None
         finally:
-            if running:
-                self._abandon(number)
-            call.cancel()
+            self._end(call, number, running=running)
 
-    def _abandon(self, request_id: str) -> None:
-        """Cancel where nobody waits for the answer any more: what ended it is what is reported."""
-        with suppress(JudgeClientError, ValueError):  # the server has gone; the client is closed
-            self.cancel(request_id)
+    def _end(self, call: Any, request_id: str, *, running: bool) -> None:
+        """Leave nothing behind on the server; what ended the stream is what is reported.
+
+        A stream is read to its end and not cut: Triton counts a request whose stream was cut in the
+        moment of its last response as running, and waits for it when it shuts down.
+        """
+        import grpc
+
+        # The server has gone; the client is closed.
+        with suppress(JudgeClientError, grpc.RpcError, ValueError):
+            if running:
+                self.cancel(request_id)
+            limit = Timer(CONTROL_S, call.cancel)
+            limit.start()
+            try:
+                for _ in call:
+                    pass
+            finally:
+                limit.cancel()
 
 
 def collect(chunks: Iterator[Chunk]) -> Answer:

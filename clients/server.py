@@ -102,7 +102,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def tail(log: Path) -> str:
     """The last line that says something."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return last.removeprefix("judge-decoding: ")
 
 
 def free_ports(count: int) -> list[int]:

@@ -255,11 +255,15 @@ class _Tensors:
 
 
 def _tokens(tensors: _Tensors) -> Iterator[Token]:
-    """One token an entry of `provenance`; the tensors beside it are as long, or empty."""
+    """One token an entry of `provenance`, none where it was not asked for.
+
+    The tensors beside it are as long, or empty; ids are sent in any case.
+    """
     origins = tensors.texts("provenance")
-    ids: list[int | None] = tensors.array("output_ids") or [None] * len(origins)
-    texts = tensors.texts("token_texts") or [""] * len(origins)
-    scores = tensors.array("judge_scores") or [np.nan] * len(origins)
+    count = len(origins)
+    ids = tensors.array("output_ids")[:count] or [None] * count
+    texts = tensors.texts("token_texts") or [""] * count
+    scores = tensors.array("judge_scores")[:count] or [np.nan] * count
     for number, text, origin, score in zip(ids, texts, origins, scores, strict=True):
         yield Token(number, text, origin, None if np.isnan(score) else float(score))
 

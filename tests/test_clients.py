@@ -203,8 +203,15 @@ def test_a_response_with_everything() -> None:
 
 
 def test_a_response_with_text_alone() -> None:
+    """Ids come with every response; without their provenance they are of no use here."""
     chunk, final = read_response(
-        response(text_output=("BYTES", ["a"]), finish_reason=("BYTES", [""]))
+        response(
+            text_output=("BYTES", ["a"]),
+            finish_reason=("BYTES", [""]),
+            output_ids=("INT32", [7]),
+            provenance=("BYTES", []),
+            judge_scores=("FP32", [0.5]),
+        )
     )
     assert not final
     assert chunk == Chunk("a", [], None, None, None, None)

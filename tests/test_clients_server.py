@@ -45,6 +45,17 @@ LONG = Request("On and on", rule="none", max_tokens=900, ignore_eos=True)
 """Takes seconds: one token a round."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models are faster so, by far where the cores are shared; here and in what is started."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def deployment(
     tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_draft: Path
@@ -82,7 +93,6 @@ def running(deployment: Path) -> Iterator[server.Server]:
 
 @pytest.fixture(scope="module")
 def pipeline(deployment: Path) -> Pipeline:
-    torch.set_num_threads(1)
     return load_pipeline(load_deployment(deployment))
 
 
@@ -127,7 +137,8 @@ def assert_same(answer: Answer, expected: Result) -> None:
     assert [token.provenance for token in answer.tokens] == expected.provenance
     scores = [math.nan if s is None else s for s in expected.judge_scores]
     got = [math.nan if token.score is None else token.score for token in answer.tokens]
-    assert got == pytest.approx(scores, abs=1e-6, nan_ok=True)
+    # Rounding differs with how many share a pass.
+    assert got == pytest.approx(scores, abs=1e-4, nan_ok=True)
     assert answer.text == expected.text
     assert "".join(token.text for token in answer.tokens) == expected.text
     assert answer.finish_reason == expected.finish_reason
@@ -158,6 +169,7 @@ def until_idle(running: server.Server) -> None:
     until(idle, "sequences are active still")
 
 
+RULES = ["none", "strict", "rejection", "judge"]
 EVERYTHING = {"provenance": True, "judge_scores": True, "record": True}
 REQUESTS = [
     Request("The sea", max_tokens=40, **EVERYTHING),
@@ -399,6 +411,11 @@ class Terminal:
         return self.process.wait(WAIT_S)
 
 
+def visible(text: str) -> str:
+    """Without colours, and without what a terminal may change: all but plain characters."""
+    return re.sub(r"[^!-~]", "", re.sub(r"\x1b\[[0-9;]*m", "", text))
+
+
 def test_a_chat_on_a_terminal(running: server.Server, pipeline: Pipeline) -> None:
     """Two turns in colour, an answer cut by Ctrl-C, a fresh start, /quit."""
     chat = Terminal(running, "--max-tokens", "12", "--rule", "strict")
@@ -412,8 +429,7 @@ def test_a_chat_on_a_terminal(running: server.Server, pipeline: Pipeline) -> Non
         expected = in_process(pipeline, Request(messages=history, max_tokens=12, rule="strict"))
         history.append({"role": "assistant", "content": expected.text})
         assert f"{len(expected.token_ids)} tokens, " in shown
-        plain = re.sub(r"\x1b\[[0-9;]*m", "", shown).replace("\r\n", "\n")
-        assert expected.text.replace("\r", "") in plain
+        assert visible(expected.text) in visible(shown)
         assert "\x1b[3" in shown
     chat.type("/new")
     chat.wait_for(r"\n> ")
@@ -438,13 +454,27 @@ def test_ctrl_c_in_a_chat_cancels_the_answer_alone(running: server.Server) -> No
     chat.close()
 
 
+@pytest.mark.parametrize("kind", soak.WEIGHTS)
+def test_every_kind_of_the_soaks_load(running: server.Server, kind: str) -> None:
+    async def once(load: soak.Load) -> None:
+        async with AsyncJudgeClient(running.url, timeout=WAIT_S) as client:
+            for _ in range(3):
+                request = soak.draw(load.random, load.rules)
+                await getattr(load, f"_{kind}")(client, request)
+
+    asyncio.run(once(soak.Load(running.url, RULES, Random(kind))))
+    until_idle(running)
+
+
 def test_a_short_soak_leaves_nothing_behind(running: server.Server) -> None:
-    """Every kind of request, against this server; how memory grows takes longer to tell."""
-    load = soak.Load(running.url, ["none", "strict", "rejection", "judge"], Random(0))
+    """How memory grows takes longer to tell."""
+    load = soak.Load(running.url, RULES, Random(0))
     results = asyncio.run(soak.measure(running, load, clients=6, seconds=8.0))
     assert results["first_failures"] == []
-    assert results["stuck"] == 0
-    assert set(results["requests"]) == set(soak.WEIGHTS)
+    assert (results["failures"], results["stuck"]) == (0, 0)
+    assert sum(results["requests"].values()) >= 6
+    assert results["memory"]["warm_mb"] > 50
+    assert len(results["memory"]["processes"]) >= 5  # launcher, Triton, three models
 
 
 def test_the_server_benchmark_runs_through(

@@ -1,0 +1,141 @@
+"""The demo: a real server, three prompts streamed by `none`, `strict` and `judge`, a clean stop.
+
+    make demo            (python -m clients.demo --config configs/demo.yaml)
+
+Starts `judge-decoding serve` on free ports of loopback: the deployment's MPI ranks and a Triton
+server. The figures are of these three prompts alone; `judge-decoding bench` measures properly.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clients import terminal
+from clients.client import JudgeClient
+from clients.server import Server, descendants, read_metrics, serving
+from clients.wire import Answer, JudgeClientError, Request
+
+PROMPTS = (
+    "What is the capital of France, and what is it famous for?",
+    "Give me three tips for sleeping better.",
+    "Write a short email to my team: the meeting moves from Monday to Tuesday at 10 am.",
+)
+RULES = ("none", "strict", "judge")
+MAX_TOKENS = 96
+WARM_UP_TOKENS = 32
+
+
+class Timed(NamedTuple):
+    """An answer, its seconds as the client sees them, and those to its first text."""
+
+    answer: Answer
+    seconds: float
+    first_s: float
+
+
+def demo(config: Annotated[Path, typer.Option(help="Deployment file.")]) -> int:
+    """Serve, stream three prompts by every rule, compare, stop."""
+    out = terminal.console()
+    out.print("Starting the ranks and the server (loading two models) ...", style="dim")
+    with serving(config) as server:
+        show_processes(server, out)
+        with JudgeClient(server.url) as client:
+            answers = ask(client, out)
+        out.print("\nEvery token says where it comes from:")
+        terminal.print_legend(out)
+        out.print()
+        out.print(table(answers))
+        show_counters(server, out)
+    code = server.process.returncode
+    if code != 0:
+        raise JudgeClientError(f"serve: it exited with {code} after SIGTERM, not 0")
+    out.print("The server drained and stopped.", style="dim")
+    return 0
+
+
+def ask(client: JudgeClient, out: Console) -> dict[str, list[Timed]]:
+    """Every prompt by every rule, streamed to the screen."""
+    for rule in RULES:
+        client.generate(request(PROMPTS[0], rule, WARM_UP_TOKENS))
+    answers: dict[str, list[Timed]] = {rule: [] for rule in RULES}
+    for prompt in PROMPTS:
+        out.print(f"\n> {prompt}", style="bold", soft_wrap=True)
+        for rule in RULES:
+            out.rule(rule, align="left", style="dim")
+            timed = stream(client, request(prompt, rule, MAX_TOKENS), out)
+            answers[rule].append(timed)
+            out.print(terminal.speed_line([timed.answer], timed.seconds), style="dim")
+    return answers
+
+
+def request(prompt: str, rule: str, max_tokens: int) -> Request:
+    return Request(
+        prompt, chat=True, rule=rule, max_tokens=max_tokens, provenance=True, record=True
+    )
+
+
+def stream(client: JudgeClient, asked: Request, out: Console) -> Timed:
+    painter, answer = terminal.Painter(colour=terminal.has_colour(out)), Answer()
+    began, first = time.perf_counter(), 0.0
+    for chunk in client.stream(asked):
+        first = first or time.perf_counter() - began
+        answer.add(chunk)
+        out.print(painter.paint(chunk), end="", soft_wrap=True)
+        out.file.flush()
+    seconds = time.perf_counter() - began
+    out.print(painter.close())
+    return Timed(answer, seconds, first)
+
+
+def show_processes(server: Server, out: Console) -> None:
+    """What runs now: the launcher and everything below it, by name."""
+    names = [name for name, _ in descendants(server.process.pid).values()]
+    counts = ", ".join(f"{names.count(name)} {name}" for name in sorted(set(names)))
+    out.print(f"Ready at {server.url} (gRPC). Processes: {counts}.", style="dim")
+
+
+def table(answers: dict[str, list[Timed]]) -> Table:
+    made = Table(title=f"{len(PROMPTS)} prompts, streamed over gRPC, one at a time", box=None)
+    made.add_column("rule")
+    for title in ("tok/s", "acceptance length", "judged", "first token, ms"):
+        made.add_column(title, justify="right")
+    for rule, timed in answers.items():
+        tokens = sum(one.answer.num_output_tokens for one in timed)
+        records = [one.answer.record or {} for one in timed]
+        steps = sum(int(record.get("num_spec_steps", 0)) for record in records)
+        accepted = sum(int(record.get("num_accepted_draft_tokens", 0)) for record in records)
+        judged = sum(int(record.get("num_judged_tokens", 0)) for record in records)
+        first = sorted(one.first_s for one in timed)[len(timed) // 2]
+        made.add_row(
+            rule,
+            f"{tokens / sum(one.seconds for one in timed):.1f}",
+            f"{1 + accepted / steps if steps else 1:.2f}",
+            str(judged),
+            f"{1000 * first:.0f}",
+        )
+    return made
+
+
+def show_counters(server: Server, out: Console) -> None:
+    """The server's own counts, as Prometheus would read them."""
+    own = {
+        name: value
+        for name, value in read_metrics(server.metrics_url).items()
+        if name.startswith("judge_decoding_")
+    }
+    line = ", ".join(
+        f"{name.removeprefix('judge_decoding_').removesuffix('_total')} {value:g}"
+        for name, value in own.items()
+    )
+    out.print(Text("\nServer's counters: ").append(line), style="dim", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    terminal.run(demo, "demo")
