@@ -212,11 +212,13 @@ class TorchTarget(TorchEngine):
             if not request.sampling.greedy or request.acceptance.rule == "synthetic":
                 generator = self._generator(request.sequence, request.sampling, 0)
             part = slice(row, row + count)
+            # A request beside one that is judged is not judged for that.
+            judged = request.acceptance.rule == "judge"
             verdict = decide(
                 request,
                 logits[part],
                 choices[part],
-                None if scores is None else scores[row + 1 : row + count],
+                scores[row + 1 : row + count] if scores is not None and judged else None,
                 self._threshold(request),
                 self.end_ids,
                 generator,
