@@ -64,6 +64,8 @@ def run(command: Callable[..., Any], name: str) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # text that the terminal cannot show
             stream.reconfigure(errors="replace")
+    # As an exception, so that a server that was started for the command is stopped with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     try:
