@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from judge_decoding import cli
 from judge_decoding.config import TrtLlmConfig, load_deployment
 from judge_decoding.ranks.layout import Layout
+from judge_decoding.serving import mpi
 from judge_decoding.trtllm_stack import CONTAINER
 
 ROOT = Path(__file__).parent.parent
@@ -34,8 +35,9 @@ def bin(tmp_path: Path) -> Path:
         "scontrol": 'echo "node-a"; echo "node-b"',
         "srun": f'printf "%s\\n" "$@" > {tmp_path}/srun; cp "$SLURM_HOSTFILE" {tmp_path}/hosts\n'
         f'echo "$CONFIG" > {tmp_path}/config',
-        "tritonserver": 'echo "tritonserver $@; config $JUDGE_DECODING_CONFIG"',
-        "python3": 'echo "python3 $@"',
+        "tritonserver": 'echo "tritonserver $@; $JUDGE_DECODING_CONFIG $MPI4PY_RC_THREAD_LEVEL"',
+        "python3": 'echo "python3 $@; $MPI4PY_RC_THREAD_LEVEL"',
+        "mpiexec": 'echo "mpiexec (Open MPI) 5.0.9"',
     }
     for name, body in fakes.items():
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")
@@ -121,10 +123,23 @@ def test_a_rank_is_what_its_number_says(bin: Path, variable: str) -> None:
     assert leader.stdout == (
         "tritonserver --model-repository=/opt/judge-decoding/triton_repo "
         "--disable-auto-complete-config --exit-timeout-secs=35 --http-port=8000 "
-        "--grpc-port=8001 --metrics-port=8002; config /c.yaml\n"
+        "--grpc-port=8001 --metrics-port=8002; /c.yaml multiple\n"
     )
     worker = run("rank.sh", bin, CONFIG="/c.yaml", **{variable: "3"})
-    assert worker.stdout == "python3 -m judge_decoding.ranks.worker --config /c.yaml\n"
+    assert worker.stdout == "python3 -m judge_decoding.ranks.worker --config /c.yaml; multiple\n"
+
+
+def test_serve_starts_one_rank_where_tensorrt_llm_spawns_the_others(bin: Path) -> None:
+    """And all of them where it does not."""
+    ranks = {}
+    for name in ("llama-8b-70b-h100x2", "llama-8b-405b-bf16-h100x16"):
+        config = ROOT / "configs" / f"{name}.yaml"
+        line = mpi.command(load_deployment(config), config, ["tritonserver"], str(bin))
+        ranks[name] = [line[i + 1] for i, word in enumerate(line) if word == "-n"]
+    assert ranks == {
+        "llama-8b-70b-h100x2": ["1"],
+        "llama-8b-405b-bf16-h100x16": ["1", "8", "16"],
+    }
 
 
 def test_a_rank_outside_a_world(bin: Path) -> None:

@@ -27,31 +27,36 @@ def command(deployment: Deployment, config: Path, server: list[str], path: str) 
         raise UserError("serve: the deployment has ranks, and there is no mpiexec on PATH")
     worker = [sys.executable, "-m", "judge_decoding.ranks.worker", "--config", str(config)]
     line = [mpiexec, *_flags(mpiexec), "-n", "1", *server]
+    build = deployment.trtllm if deployment.engine == "trtllm" else None
+    if build is not None and build.mode == "orchestrator" and not build.fast_logits:
+        return line  # TensorRT-LLM spawns the ranks from there
     if deployment.draft is not None:
         line += [":", "-n", str(deployment.ranks.draft.tp), *worker]
     return [*line, ":", "-n", str(deployment.ranks.target.tp), *worker]
 
 
 def _flags(mpiexec: str) -> list[str]:
+    """Hydra (MPICH) needs none; Open MPI must be told what is passed on, and about root."""
     done = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, check=False)
     if "Open MPI" not in done.stdout + done.stderr:
-        # Hydra (MPICH). It would kill all ranks as soon as one is dead, and then nobody could
-        # tell which was the first: the launcher does that itself.
-        return ["-disable-auto-cleanup"]
+        return []
     names = ("PATH", "LD_LIBRARY_PATH", environment.CONFIG, environment.RUN_DIR)
     exports = [part for name in names for part in ("-x", name)]
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
     return [*root, "--oversubscribe", *exports]
 
 
-_ABORT = re.compile(r"^judge-decoding: ending the job: (.*)")  # ranks.leader
-_DEATH = re.compile(r"with (PID \d+) on node \S+ exited on (.*?)\.?$")  # Open MPI's mpiexec
+def first_death(folder: Path) -> tuple[int, int] | None:
+    """The rank that ended first, other than in good order, and its exit code as a shell has it."""
+    notes = sorted(folder.glob("*.ended"), key=lambda path: path.stat().st_mtime_ns)
+    codes = [(int(path.stem), path.read_text().strip()) for path in notes]
+    return next(((rank, int(code)) for rank, code in codes if code not in ("", "0")), None)
+
+
+_CAUSE = re.compile(r"^judge-decoding: ending the job: (.*)")
 
 
 def cause(line: str) -> str | None:
-    """Why the job ends, where a line of its output says so."""
-    if found := _ABORT.search(line):
-        return found[1]
-    if found := _DEATH.search(line):
-        return f"{found[1]} exited on {found[2]}"
-    return None
+    """What the leader (ranks.leader) says of why it ends the job, where the line is that."""
+    found = _CAUSE.search(line)
+    return found[1] if found else None
