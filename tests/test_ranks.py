@@ -16,13 +16,17 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from judge_decoding.config import load_deployment
-from judge_decoding.engine.weights import fingerprint, tokenizer_hash
+from judge_decoding.engine.tensor_parallel import Shard
+from judge_decoding.engine.weights import fingerprint, read_config, tokenizer_hash
+from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge, JudgeMetadata
 from judge_decoding.pipeline import load_pipeline
+from judge_decoding.ranks.layout import Layout
 from tests.conftest import perturb, write_llama, write_tokenizer
 from tests.rank_scripts.generate import run
-from tests.rank_world import World
+from tests.rank_world import ROOT, World
 
+CONFIG = ROOT / "configs" / "demo.yaml"
 TIMEOUT_S = 3
 
 
@@ -231,3 +235,34 @@ def test_idle_ranks_cost_almost_nothing(models: Models) -> None:
         shares = world.results()[0]["idle_cpu"]
     assert sorted(shares) == ["1", "2"]
     assert max(shares.values()) < 0.05, shares
+
+
+def test_what_the_ranks_cannot_do_is_refused(models: Models) -> None:
+    devices = {"draft": {"tp": 1, "devices": [1]}}
+    config = load_deployment(models.deployment(1, 1, ranks=devices, name="gpu"))
+    with pytest.raises(UserError, match=r"ranks.draft.devices: \[1\], but .* run on the CPU"):
+        Layout.of(config)
+    shard = read_config(models.target)
+    with pytest.raises(UserError, match="tp 4 is more than the model's 3 key-value heads"):
+        Shard.of(shard, 3, 4)
+
+
+@pytest.mark.demo
+def test_the_demo_target_on_two_ranks_writes_what_it_writes_on_one(tmp_path: Path) -> None:
+    """SmolLM2-135M in fp32: nine heads over three key heads, so 6 + 3 heads on the ranks."""
+    base = load_deployment(CONFIG).override(dtype="float32")
+    pipeline = load_pipeline(base)
+    asked: dict[str, Any] = {
+        "prompt": pipeline.tokenizer.chat([{"role": "user", "content": "Name three metals."}]),
+        "tokens": 24,
+    }
+    own = run(pipeline, [asked | {"acceptance": {"rule": "none"}}])[0]["ids"]
+    config = tmp_path / "demo.yaml"
+    values = base.model_dump(mode="json") | {"ranks": {"target": {"tp": 2}}}
+    config.write_text(yaml.safe_dump(values))
+    requests = tmp_path / "requests.json"
+    requests.write_text(json.dumps([asked]))
+    with World(config, 3, requests) as world:
+        result = world.results()[0]
+    assert result["ids"] == own
+    assert result["record"]["num_accepted_draft_tokens"] > 0

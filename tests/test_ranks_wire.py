@@ -86,7 +86,6 @@ every_message = st.one_of(
     st.builds(m.Release, st.lists(numbers, max_size=5)),
     st.builds(m.CheckIntegrity, st.dictionaries(numbers, tokens, max_size=4), st.booleans()),
     st.just(m.Ping()),
-    st.just(m.Clock()),
     st.builds(m.Done, clocks),
     st.builds(m.Digest, st.integers(0, 2**64 - 1)),
     st.builds(m.Error, texts, texts, numbers),

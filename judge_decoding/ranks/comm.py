@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from judge_decoding.ranks import messages
 from judge_decoding.ranks.bell import Bell
@@ -60,7 +60,8 @@ class Comm:
         # We finalize ourselves: at interpreter exit it would be another thread, and after an
         # error it would wait for ranks that wait for us.
         mpi4py.rc.finalize = False
-        mpi4py.rc.thread_level = "serialized"
+        # TensorRT-LLM's threads need more than we do (deploy/rank.sh).
+        mpi4py.rc.thread_level = os.environ.get("MPI4PY_RC_THREAD_LEVEL", "serialized")
         from mpi4py import MPI
 
         self._mpi = MPI
@@ -153,7 +154,7 @@ class Comm:
             rank = (late or peers)[0]
             raise RankTimeout(rank, f"no part of a sum within {timeout:g} s from rank {rank}")
 
-    def abort(self, code: int) -> None:
+    def abort(self, code: int) -> NoReturn:
         """End every process of the job now, this one included."""
         self._world.Abort(code)
         os._exit(code)  # an Abort that returned

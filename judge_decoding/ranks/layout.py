@@ -43,6 +43,13 @@ class Layout:
         ranks = deployment.ranks
         if ranks is None:
             raise UserError("ranks: the deployment has no `ranks` section; give it one")
+        for name, group in (("draft", ranks.draft), ("target", ranks.target)):
+            gpus = [device for device in group.devices if device != "cpu"]
+            if gpus and deployment.engine == "torch":
+                raise UserError(
+                    f"ranks.{name}.devices: {gpus}, but the ranks of engine torch run on the CPU; "
+                    "leave devices out"
+                )
         return cls(ranks.draft.tp if deployment.draft else 0, ranks.target.tp)
 
     def place(self, rank: int) -> Place:

@@ -67,19 +67,23 @@ class Ranks:
         self._layout = layout
         self._timeout_s = ranks.timeout_s
         self._call = 0
+        self._waiting = True  # for an answer
         self._closed = False
         self.pids: dict[int, int] = {}
         """Process id of every rank but this one, each on its own host."""
         atexit.register(self._at_exit)
         ready = self._greet(deployment, ranks.startup_timeout_s)
+        self._waiting = False
         everyone = range(layout.size)
         bells = {0: comm.bell} | comm.bells
         welcome = m.Welcome([comm.hosts[r] for r in everyone], [bells[r] for r in everyone])
         self.tell(everyone[1:], welcome)
-        self.target = RemoteTarget(self, layout.target, ready[layout.target[0]], judge)
+        # TensorRT-LLM's ranks talk among themselves: ours go to the first of each group.
+        asked = slice(1 if deployment.engine == "trtllm" else None)
+        self.target = RemoteTarget(self, layout.target[asked], ready[layout.target[0]], judge)
         self.drafter = None
         if layout.draft:
-            self.drafter = RemoteDrafter(self, layout.draft, ready[layout.draft[0]])
+            self.drafter = RemoteDrafter(self, layout.draft[asked], ready[layout.draft[0]])
 
     @property
     def hosts(self) -> Mapping[int, str]:
@@ -108,11 +112,18 @@ class Ranks:
         _say(f"ending the job: {reason}")
         sys.stdout.flush()
         self._comm.abort(code)
-        raise AssertionError("unreachable")
 
     def tell(self, ranks: Iterable[int], message: m.Message) -> None:
-        """Send a message that has no answer."""
-        self._send(ranks, message)
+        """Send a message and wait for no answer."""
+        if self._closed:
+            raise RuntimeError("ranks: they were shut down already")
+        self._call += 1
+        data = m.encode(message, self._call)
+        try:
+            for rank in ranks:
+                self._comm.send(rank, data, f"{m.name(message)} {self._call}", self._timeout_s)
+        except RankTimeout as error:
+            self.abort(f"{error} by {self._comm.describe(error.rank)}")
 
     def call(
         self, ranks: Sequence[int], message: m.Message, answer: type[_Answer]
@@ -121,7 +132,8 @@ class Ranks:
 
         AssertionError where a rank found its cache wrong; whatever else goes wrong ends the job.
         """
-        self._send(ranks, message)
+        self._waiting = True
+        self.tell(ranks, message)
         deadline = time.monotonic() + self._timeout_s
         answers: dict[int, _Answer | m.Digest] = {}
         findings = []
@@ -137,20 +149,10 @@ class Ranks:
                     answers[rank] = m.Digest(0)
                     continue
             self._fail(rank, got)
+        self._waiting = False
         if findings:
             raise AssertionError("; ".join(findings))
         return [answers[rank] for rank in ranks]
-
-    def _send(self, ranks: Iterable[int], message: m.Message) -> None:
-        if self._closed:
-            raise RuntimeError("ranks: they were shut down already")
-        self._call += 1
-        data = m.encode(message, self._call)
-        try:
-            for rank in ranks:
-                self._comm.send(rank, data, f"{m.name(message)} {self._call}", self._timeout_s)
-        except RankTimeout as error:
-            self.abort(f"{error} by {self._comm.describe(error.rank)}")
 
     def _receive(
         self, deadline: float, waiting: Sequence[int], allowed_s: float
@@ -169,7 +171,9 @@ class Ranks:
         if isinstance(got, m.Error):
             who = f"{self._layout.place(rank)} on host {self._comm.hosts.get(rank, 'unknown')}"
             if got.about >= 0:
-                self.abort(f"{self._comm.describe(got.about)}: seen by {who}: {got.text}")
+                self.abort(
+                    f"no answer from {self._comm.describe(got.about)} (seen by {who}: {got.text})"
+                )
             user = got.kind == UserError.__name__
             text = got.text if user else f"{got.kind}: {got.text}"
             self.abort(f"{who} failed: {text}", 2 if user else 1)
@@ -215,10 +219,10 @@ class Ranks:
     def _at_exit(self) -> None:
         if self._closed:
             return
-        if self._comm.on_owner_thread:
+        if self._comm.on_owner_thread and not self._waiting:
             self.close()
         else:
-            self.abort("rank 0 exits without closing the ranks")
+            self.abort("rank 0 exits in the middle of a call or of the start")
 
 
 def _say(text: str) -> None:

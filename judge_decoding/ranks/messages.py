@@ -1,9 +1,9 @@
 """What ranks say to each other: the messages, and how each is written and read.
 
-The leader asks (`Prefill`, `Propose`, `Verify`, `CheckIntegrity`, `Ping`, `Clock`, `Shutdown`) and
-every rank of the group asked answers once, under the same call number: the first with the result,
-the others with the digest of theirs. `Release` alone has no answer
-(and `Welcome`).
+The leader asks (`Prefill`, `Propose`, `Verify`, `CheckIntegrity`, `Ping`, `Shutdown`) and every
+rank that is asked answers once, under the same call number: a group's first with the result, the
+others with the digest of theirs. `Welcome` and `Release` have no answer. A rank starts with
+`Hello`, then `Ready`, unasked.
 """
 
 from __future__ import annotations
@@ -110,11 +110,6 @@ class Ping:
 
 
 @dataclass(frozen=True)
-class Clock:
-    """Ask for the engine's clock; it also comes with every result."""
-
-
-@dataclass(frozen=True)
 class Done:
     """The answer where there is no result to send."""
 
@@ -157,7 +152,6 @@ Message: TypeAlias = (
     | Release
     | CheckIntegrity
     | Ping
-    | Clock
     | Done
     | Digest
     | Error
@@ -410,7 +404,6 @@ _CODECS = [
     _Codec(Release, _write_release, _read_release),
     _Codec(CheckIntegrity, _write_check, _read_check),
     _Codec(Ping, _nothing, lambda _: Ping()),
-    _Codec(Clock, _nothing, lambda _: Clock()),
     _Codec(Done, _write_done, lambda data: Done(_read_clock(data))),
     _Codec(Digest, _write_digest, lambda data: Digest(*data.record(_U64))),
     _Codec(Error, _write_error, lambda data: Error(data.text(), data.text(), *data.record(_I64))),

@@ -17,9 +17,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from judge_decoding.config import Deployment
     from judge_decoding.engine.torch_engine import TorchDrafter, TorchTarget
+    from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
+    from judge_decoding.engine.trtllm_loading import Follower
     from judge_decoding.ranks.comm import Comm
     from judge_decoding.ranks.layout import Place
     from judge_decoding.ranks.messages import Message
+
+    Part = TorchDrafter | TorchTarget | TrtDrafter | TrtTarget | Follower
 
 _GROUP_SHARE = 0.8
 """Of `timeout_s`, for waits inside a group: the rank that waits there must report which peer it
@@ -28,8 +32,9 @@ _LAST_WORDS_S = 30.0
 
 
 def set_environment() -> None:
-    """Before PyTorch is loaded: an OpenMP thread that has nothing to do sleeps soon. By default
-    it spins for milliseconds after each parallel region, on the core another rank is waiting for.
+    """Before PyTorch is loaded: an OpenMP thread without work sleeps after 0.5 ms. By default it
+    spins for 14 ms after each parallel region, on the core that another rank now computes on.
+    Shorter than 0.5 ms it would sleep within a forward, between its regions (docs/ranks.md).
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
@@ -76,8 +81,7 @@ def _work(comm: Comm, place: Place, deployment: Deployment) -> None:
     )
     comm.send(0, messages.encode(hello), "hello", ranks.startup_timeout_s)
     group = ranks.draft if place.role == "draft" else ranks.target
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(group.threads or max(1, (cores or 1) // group.tp))
+    torch.set_num_threads(group.threads or max(1, torch.get_num_threads() // group.tp))
     engine, fingerprint = _load(comm, place, deployment)
     ready = messages.Ready(
         fingerprint,
@@ -88,12 +92,16 @@ def _work(comm: Comm, place: Place, deployment: Deployment) -> None:
     )
     comm.send(0, messages.encode(ready), "ready", ranks.timeout_s)
     _serve(comm, place, engine, ranks.timeout_s)
+    if deployment.engine == "trtllm":
+        engine.close()  # type: ignore[union-attr]
 
 
-def _load(
-    comm: Comm, place: Place, deployment: Deployment
-) -> tuple[TorchDrafter | TorchTarget, str]:
+def _load(comm: Comm, place: Place, deployment: Deployment) -> tuple[Part, str]:
     """This rank's shard of its model, and the fingerprint of the whole."""
+    if deployment.engine == "trtllm" and place.role != "leader":
+        from judge_decoding.engine.trtllm_loading import load_rank
+
+        return load_rank(deployment, place.role, place.index, place.rank)
     from judge_decoding.engine.loading import deployed_drafter, deployed_judge, deployed_target
     from judge_decoding.engine.weights import fingerprint
     from judge_decoding.ranks.group import MpiGroup
@@ -111,7 +119,7 @@ def _load(
     return target, fingerprint(deployment.target.model)
 
 
-def _serve(comm: Comm, place: Place, engine: TorchDrafter | TorchTarget, timeout_s: float) -> None:
+def _serve(comm: Comm, place: Place, engine: Part, timeout_s: float) -> None:
     """Answer the leader until it says `Shutdown`."""
     from judge_decoding.ranks import messages
 
@@ -138,15 +146,21 @@ def _serve(comm: Comm, place: Place, engine: TorchDrafter | TorchTarget, timeout
             return
 
 
-def _answer(engine: TorchDrafter | TorchTarget, message: Message) -> Message | None:
+def _answer(engine: Part, message: Message) -> Message | None:
     from judge_decoding.engine.torch_engine import TorchDrafter, TorchTarget
+    from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
+    from judge_decoding.engine.trtllm_loading import Follower
     from judge_decoding.ranks import messages as m
 
     match message:
-        case m.Propose(requests) if isinstance(engine, TorchDrafter):
+        case m.Propose(requests) if isinstance(engine, (TorchDrafter, TrtDrafter)):
             return m.Proposals(engine.propose(requests), engine.clock)
-        case m.Verify(requests) if isinstance(engine, TorchTarget):
+        case m.Verify(requests) if isinstance(engine, (TorchTarget, TrtTarget)):
             return m.Verdicts(engine.verify(requests), engine.clock)
+        case m.Ping() | m.Shutdown():
+            pass
+        case _ if isinstance(engine, Follower):
+            raise RuntimeError(f"no answer to {m.name(message)} here")
         case m.Prefill(sequence, keep, tokens):
             engine.prefill(sequence, keep, tokens)
         case m.Release(sequences):
@@ -155,8 +169,6 @@ def _answer(engine: TorchDrafter | TorchTarget, message: Message) -> Message | N
             return None
         case m.CheckIntegrity(expected, deep):
             engine.check_integrity(expected, deep=deep)
-        case m.Ping() | m.Clock() | m.Shutdown():
-            pass
         case _:
             raise RuntimeError(f"no answer to {m.name(message)} here")
     return m.Done(engine.clock)
