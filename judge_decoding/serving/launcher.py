@@ -25,6 +25,7 @@ from pathlib import Path
 
 from judge_decoding.config import Deployment, ServerConfig
 from judge_decoding.errors import UserError
+from judge_decoding.ranks.layout import Layout
 from judge_decoding.serving import environment, mpi
 from judge_decoding.serving.triton import find_triton
 from judge_decoding.serving.warmup import warm_up
@@ -170,12 +171,20 @@ class Server:
             return said[0]
         if self._cause is not None:
             return self._cause
+        if (death := mpi.first_death(self._folder)) is not None:
+            rank, code = death
+            role = str(Layout.of(self._deployment).place(rank)) if rank else environment.SERVER
+            return f"{self._named(role)} died ({_how(code)})"
         if gone:
             # The server takes its models with it.
-            first = [p for p in gone if p.role == environment.SERVER] or gone
-            return " and ".join(f"{p.role} (pid {p.pid}) died" for p in first)
+            first = next((p for p in gone if p.role == environment.SERVER), gone[0])
+            return f"{self._named(first.role)} died"
         what = "mpiexec" if self._deployment.ranks is not None else environment.SERVER
         return f"{what} ended with exit code {code}"
+
+    def _named(self, role: str) -> str:
+        known = environment.processes(self._folder)
+        return next((f"{role} (pid {p.pid})" for p in known if p.role == role), role)
 
     def _gone(self) -> list[environment.Process]:
         here = os.uname().nodename
@@ -212,6 +221,11 @@ class Server:
 
 def _say(message: str) -> None:
     print(f"judge-decoding: {message}", file=sys.stderr, flush=True)
+
+
+def _how(code: int) -> str:
+    """A shell's exit code in words."""
+    return f"signal {code - 128}" if code > 128 else f"exit code {code}"
 
 
 def _reachable(host: str) -> str:
