@@ -20,6 +20,7 @@ TAIL_LINES = 5
 class Step:
     """One command that makes one folder.
 
+    files    what the folder holds at the end, by name
     output   the finished folder; the command writes `partial(output)`, which is renamed at the end,
              so that a folder is complete or not there
     env      added to the environment
@@ -30,6 +31,7 @@ class Step:
     name: str
     command: tuple[str, ...]
     output: Path
+    files: tuple[str, ...]
     log: Path
     env: dict[str, str] = field(default_factory=dict)
     writes: dict[Path, str] = field(default_factory=dict)
@@ -51,7 +53,9 @@ def describe(steps: Sequence[Step], ready: Sequence[Path] = ()) -> str:
     for step in steps:
         lines += [f"step     {step.name}"]
         lines += [f"writes   {path}\n{text}" for path, text in step.writes.items()]
-        lines += [f"command  {step.shell()}", f"makes    {step.output}", f"log      {step.log}"]
+        lines += [f"command  {step.shell()}"]
+        lines += [f"makes    {step.output / name}" for name in step.files]
+        lines += [f"log      {step.log}"]
     return "\n".join(lines)
 
 
@@ -107,8 +111,10 @@ def _run(step: Step, show: Callable[[str], None]) -> None:
             f"{step.name} failed with exit code {code}; log {step.log}, its end: "
             f"{' | '.join(tail) or '(empty)'}"
         )
-    if not half.is_dir():
-        raise UserError(f"{step.name} ended well but made no {half}; log {step.log}")
-    step.finish(half)
+    if half.is_dir():
+        step.finish(half)
+    for name in step.files:
+        if not (half / name).is_file():
+            raise UserError(f"{step.name} ended well but made no {half / name}; log {step.log}")
     shutil.rmtree(step.output, ignore_errors=True)
     os.replace(half, step.output)

@@ -35,9 +35,11 @@ from judge_decoding.engine.weights import read_config
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
 from judge_decoding.manifest import (
+    MANIFEST,
     Role,
     check_engine,
     engine_config,
+    engine_files,
     manifest_for,
     model_folder,
     rank_group,
@@ -166,6 +168,7 @@ def step(engine: Engine, runtime: Runtime | None) -> Step:
             engine, checkpoint_folder(engine.deployment, engine.role), partial(engine.folder)
         ),
         output=engine.folder,
+        files=(*engine_files(rank_group(engine.deployment, engine.role).tp), MANIFEST),
         log=build.engines / "logs" / f"build-{engine.name}.log",
         env={VARIABLE: str(file)} if engine.judged else {},
         writes={file: judge_build(engine).model_dump_json(indent=2)} if engine.judged else {},

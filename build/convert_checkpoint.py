@@ -62,6 +62,11 @@ def checkpoint_folder(deployment: Deployment, role: Role) -> Path:
     return sections(deployment).engines / "checkpoints" / role
 
 
+def checkpoint_files(deployment: Deployment, role: Role) -> list[str]:
+    ranks = range(rank_group(deployment, role).tp)
+    return ["config.json", *(f"rank{rank}.safetensors" for rank in ranks)]
+
+
 def source(deployment: Deployment, role: Role, calibration: str) -> dict[str, object]:
     """Identity of a checkpoint."""
     part = engine_config(deployment, role)
@@ -93,8 +98,7 @@ def is_ready(deployment: Deployment, role: Role, calibration: str) -> bool:
                 f"checkpoint: {folder} has {key} {has.get(key)}, but {value} is wanted; remove it, "
                 f"or pass --only {role} --again"
             )
-    ranks = range(rank_group(deployment, role).tp)
-    for name in ("config.json", *(f"rank{rank}.safetensors" for rank in ranks)):
+    for name in checkpoint_files(deployment, role):
         if not (folder / name).is_file():
             raise UserError(
                 f"checkpoint: {folder} lacks {name}; pass --only {role} --again to convert it anew"
@@ -145,6 +149,7 @@ def step(deployment: Deployment, role: Role, given: Options) -> Step:
         name=f"convert {role}",
         command=command(deployment, role, partial(folder), given),
         output=folder,
+        files=(*checkpoint_files(deployment, role), SOURCE),
         log=sections(deployment).engines / "logs" / f"convert-{role}.log",
         finish=finish,
     )

@@ -115,6 +115,7 @@ def step(engine: Engine, examples: Path) -> Step:
         # run.py makes the folder of its --output_csv
         command=command(engine.deployment, engine.folder, partial(output), examples),
         output=output,
+        files=(OUTPUT,),
         log=build.engines / "logs" / f"verify-{engine.name}.log",
     )
 

@@ -28,7 +28,7 @@ from judge_decoding.trtllm_stack import (
 )
 
 Role = Literal["draft", "target"]
-FILE = "manifest.json"
+MANIFEST = "manifest.json"
 
 
 class EngineManifest(BaseModel):
@@ -62,11 +62,11 @@ class EngineManifest(BaseModel):
     protect_end_ids: bool | None = None
 
     def save(self, folder: Path) -> None:
-        (folder / FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> EngineManifest:
-        path = folder / FILE
+        path = folder / MANIFEST
         if not path.is_file():
             raise UserError(f"engine: no {path}; build it with build/build_engines.py")
         try:
@@ -177,6 +177,11 @@ def wanted_threshold(deployment: Deployment, judge: Judge) -> float:
     return own if deployment.judge.threshold is None else deployment.judge.threshold
 
 
+def engine_files(tp: int) -> list[str]:
+    """What trtllm-build leaves in an engine's folder."""
+    return ["config.json", *(f"rank{rank}.engine" for rank in range(tp))]
+
+
 class Mismatch(NamedTuple):
     """One thing that does not fit: `field`: engine has `has`, `needs` is wanted; `fix` says how."""
 
@@ -201,8 +206,7 @@ def check_engine(
             f"engine: {folder} holds a {manifest.role} engine, not a {role}'s; put each "
             "into the folder of its name (trtllm.engines)"
         )
-    files = ["config.json", *(f"rank{rank}.engine" for rank in range(manifest.tp))]
-    for name in files:
+    for name in engine_files(manifest.tp):
         if not (folder / name).is_file():
             raise UserError(f"engine: {folder} lacks {name}; {_again(role)}")
     for wrong in mismatches(manifest, deployment, runtime):

@@ -188,12 +188,17 @@ def test_dry_run_of_a_conversion(site: Site) -> None:
         "step     convert draft",
         f"command  {PYTHON} {script} --model_dir={site.draft} "
         f"--output_dir={root}/checkpoints/draft.partial --dtype=bfloat16 --tp_size=1 --workers=1",
-        f"makes    {root}/checkpoints/draft",
+        f"makes    {root}/checkpoints/draft/config.json",
+        f"makes    {root}/checkpoints/draft/rank0.safetensors",
+        f"makes    {root}/checkpoints/draft/source.json",
         f"log      {root}/logs/convert-draft.log",
         "step     convert target",
         f"command  {PYTHON} {script} --model_dir={site.target} "
         f"--output_dir={root}/checkpoints/target.partial --dtype=bfloat16 --tp_size=2 --workers=1",
-        f"makes    {root}/checkpoints/target",
+        f"makes    {root}/checkpoints/target/config.json",
+        f"makes    {root}/checkpoints/target/rank0.safetensors",
+        f"makes    {root}/checkpoints/target/rank1.safetensors",
+        f"makes    {root}/checkpoints/target/source.json",
         f"log      {root}/logs/convert-target.log",
     ]
     assert not root.exists()
@@ -230,15 +235,17 @@ def test_dry_run_of_a_build(site: Site) -> None:
     assert code == 0
     root = site.engines
     lines = out.splitlines()
-    assert lines[:5] == [
+    assert lines[:7] == [
         "step     build draft",
         f"command  trtllm-build {common(site, 'draft', 'draft')}",
-        f"makes    {root}/draft",
+        f"makes    {root}/draft/config.json",
+        f"makes    {root}/draft/rank0.engine",
+        f"makes    {root}/draft/manifest.json",
         f"log      {root}/logs/build-draft.log",
         "step     build target",
     ]
-    assert lines[5] == f"writes   {root}/target.judge.json"
-    assert json.loads("\n".join(lines[6:-3])) == {
+    assert lines[7] == f"writes   {root}/target.judge.json"
+    assert json.loads("\n".join(lines[8:-6])) == {
         "judge": str(site.judge),
         "plugin": str(site.plugin),
         "threshold": 0.6,
@@ -248,11 +255,14 @@ def test_dry_run_of_a_build(site: Site) -> None:
         "protect_end_ids": True,
         "max_draft_len": 6,
     }
-    assert lines[-3:] == [
+    assert lines[-6:] == [
         f"command  JUDGE_DECODING_BUILD={root}/target.judge.json mpirun --allow-run-as-root -n 2 "
         f"-x JUDGE_DECODING_BUILD trtllm-build {common(site, 'target', 'target')} "
         f"{SPECULATIVE} {CLASS}",
-        f"makes    {root}/target",
+        f"makes    {root}/target/config.json",
+        f"makes    {root}/target/rank0.engine",
+        f"makes    {root}/target/rank1.engine",
+        f"makes    {root}/target/manifest.json",
         f"log      {root}/logs/build-target.log",
     ]
     assert not root.exists()
@@ -328,7 +338,7 @@ def test_dry_run_of_a_verification(site: Site) -> None:
         "--kv_cache_enable_block_reuse --kv_cache_free_gpu_memory_fraction=0.9 "
         f"--output_csv={root}/verify/target.partial/tokens.csv --input_text "
         "'How does speculative decoding work?' 'Write a short story about a lighthouse keeper.'",
-        f"makes    {root}/verify/target",
+        f"makes    {root}/verify/target/tokens.csv",
         f"log      {root}/logs/verify-target.log",
     ]
 
@@ -505,6 +515,16 @@ def test_a_failed_step_says_why_and_leaves_nothing_half_made(
     monkeypatch.setenv("BREAK", "/")
     assert site.run(build_engines)[0] == 0
     assert log.read_text().count("building") == 2  # the first attempt's log is kept
+
+
+def test_a_step_that_ends_well_but_makes_too_little(
+    site: Site, machine: Callable[..., None]
+) -> None:
+    site.write(ranks="{draft: {devices: [0]}, target: {tp: 3, devices: [1, 2, 3]}}")
+    error = site.refused(convert_checkpoint, "--examples", str(site.examples))
+    half = site.engines / "checkpoints/target.partial"  # the fake makes two ranks' files
+    assert error.startswith(f"convert target ended well but made no {half}/rank2.safetensors; log ")
+    assert not (site.engines / "checkpoints/target").exists()
 
 
 def test_the_baseline_engines_say_what_they_are(site: Site, machine: Callable[..., None]) -> None:
