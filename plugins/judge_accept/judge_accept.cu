@@ -1,4 +1,5 @@
-// The launches behind the C ABI. Compiled by nvcc, and by g++ for the host build (host/host_cuda.h).
+// The launches behind the C ABI. Compiled by nvcc, and by g++ for the host build
+// (host/host_cuda.h).
 #include "judge_accept.cuh"
 
 namespace {
@@ -24,8 +25,9 @@ int64_t copy_blocks(int32_t rows, int32_t columns, int32_t type, int32_t threads
         return -1;
     }
     int const block = block_size(threads);
-    int64_t const chunks = type == JUDGE_ACCEPT_F32 ? judge::chunks_of_row<judge::F32>(columns, block)
-                                                    : judge::chunks_of_row<judge::F16>(columns, block);
+    int64_t const chunks = type == JUDGE_ACCEPT_F32
+                               ? judge::chunks_of_row<judge::F32>(columns, block)
+                               : judge::chunks_of_row<judge::F16>(columns, block);
     int64_t const blocks = rows * chunks;
     return blocks <= 0x7fffffff ? blocks : -1;
 }
@@ -33,25 +35,27 @@ int64_t copy_blocks(int32_t rows, int32_t columns, int32_t type, int32_t threads
 bool valid(JudgeAcceptArguments const& a) {
     int64_t const blocks = copy_blocks(a.rows, a.columns, a.logits_type, a.threads);
     return blocks >= 0 && a.workspace_size >= blocks * sizeof(judge::Key) && a.tokens >= 0
-        && a.requests >= 0 && a.hidden_size >= 1 && a.vocab_size >= 1 && a.vocab_size <= a.columns
-        && a.hidden_type >= JUDGE_ACCEPT_F32 && a.hidden_type <= JUDGE_ACCEPT_BF16
-        && a.end_count >= 0 && a.end_count <= JUDGE_ACCEPT_MAX_END_IDS
-        && (a.scores == nullptr || a.max_draft_len >= 1) && a.weight != nullptr
-        && reinterpret_cast<uintptr_t>(a.weight) % 16 == 0
-        && reinterpret_cast<uintptr_t>(a.workspace) % sizeof(judge::Key) == 0
-        && (a.rows == 0
-            || (a.logits != nullptr && a.hidden != nullptr && a.last_token_ids != nullptr
-                && a.edited != nullptr && a.workspace != nullptr))
-        && (a.tokens == 0 || a.input_ids != nullptr)
-        && (a.requests == 0 || a.context_lengths != nullptr);
+           && a.requests >= 0 && a.hidden_size >= 1 && a.vocab_size >= 1
+           && a.vocab_size <= a.columns && a.hidden_type >= JUDGE_ACCEPT_F32
+           && a.hidden_type <= JUDGE_ACCEPT_BF16 && a.end_count >= 0
+           && a.end_count <= JUDGE_ACCEPT_MAX_END_IDS
+           && (a.scores == nullptr || a.max_draft_len >= 1) && a.weight != nullptr
+           && reinterpret_cast<uintptr_t>(a.weight) % 16 == 0
+           && reinterpret_cast<uintptr_t>(a.workspace) % sizeof(judge::Key) == 0
+           && (a.rows == 0
+               || (a.logits != nullptr && a.hidden != nullptr && a.last_token_ids != nullptr
+                   && a.edited != nullptr && a.workspace != nullptr))
+           && (a.tokens == 0 || a.input_ids != nullptr)
+           && (a.requests == 0 || a.context_lengths != nullptr);
 }
 
 #ifndef JUDGE_ACCEPT_HOST_BUILD
 int launch(void (*kernel)(JudgeAcceptArguments), int64_t blocks, int threads,
     JudgeAcceptArguments const& arguments, void* stream) {
     void* values[] = {const_cast<JudgeAcceptArguments*>(&arguments)};
-    return cudaLaunchKernel(reinterpret_cast<void const*>(kernel), dim3(static_cast<unsigned>(blocks)),
-        dim3(threads), values, 0, static_cast<cudaStream_t>(stream));
+    return cudaLaunchKernel(reinterpret_cast<void const*>(kernel),
+        dim3(static_cast<unsigned>(blocks)), dim3(threads), values, 0,
+        static_cast<cudaStream_t>(stream));
 }
 #endif
 

@@ -4,11 +4,11 @@
 //                maximum of each chunk of the row into the workspace; fills the scores with NaN
 //   judge_rows   one block a row: is it a draft row, what is its score, and the one-element edit
 //
-// Why two, and why chunks. The copy of R x V logits is nearly all of the work, and R is small (K + 1
-// rows for one request), so one block a row would leave most of a GPU idle: a row is split into
-// chunks of 16 KB, one block each. The maximum shares the copy's one read. Chunk maxima meet in
-// the second kernel, where the launch boundary is the barrier: no atomics, no tickets to reset, and
-// nothing that depends on which block came first. A maximum is exact in any order, and the dot
+// Why two, and why chunks. The copy of R x V logits is nearly all of the work, and R is small
+// (K + 1 rows for one request), so one block a row would leave most of a GPU idle: a row is split
+// into chunks of 16 KB, one block each. The maximum shares the copy's one read. Chunk maxima meet
+// in the second kernel, where the launch boundary is the barrier: no atomics, no tickets to reset,
+// and nothing that depends on which block came first. A maximum is exact in any order, and the dot
 // product's order depends on H alone, so the bits are the same on every rank and for every launch
 // shape.
 #pragma once
@@ -29,9 +29,9 @@
 namespace judge {
 
 constexpr int kWarp = 32;
-constexpr int kUnroll = 4;       // 16-byte loads in flight a thread
-constexpr int kDotLanes = 256;   // partial sums of the dot product, whatever the block size
-constexpr int kDotGroup = 8;     // neighbouring elements one lane takes at a time
+constexpr int kUnroll = 4;      // 16-byte loads in flight a thread
+constexpr int kDotLanes = 256;  // partial sums of the dot product, whatever the block size
+constexpr int kDotGroup = 8;    // neighbouring elements one lane takes at a time
 constexpr float kLargestHalf = 65504.0f;
 
 // ---- element types: raw storage, converted to float where used ----
@@ -47,7 +47,9 @@ struct F16 {
     using Storage = unsigned short;
     static constexpr float kLargest = kLargestHalf;
     static __device__ float load(Storage bits) { return __half2float(__ushort_as_half(bits)); }
-    static __device__ Storage store(float value) { return __half_as_ushort(__float2half_rn(value)); }
+    static __device__ Storage store(float value) {
+        return __half_as_ushort(__float2half_rn(value));
+    }
 };
 
 struct BF16 {
@@ -88,8 +90,8 @@ struct Maximum {
     }
 };
 
-// Ordered as (value, then lower column), so that an integer maximum merges two. -0 equals +0, NaN is
-// above +inf. Zero is below every key.
+// Ordered as (value, then lower column), so that an integer maximum merges two. -0 equals +0, NaN
+// is above +inf. Zero is below every key.
 using Key = unsigned long long;
 
 __device__ inline Key key_of(Maximum const& best) {
@@ -151,7 +153,8 @@ __global__ void copy_rows(JudgeAcceptArguments const a) {
     if (a.scores != nullptr) {
         int64_t const count = static_cast<int64_t>(a.requests) * a.max_draft_len;
         int64_t const stride = static_cast<int64_t>(gridDim.x) * threads;
-        for (int64_t i = static_cast<int64_t>(blockIdx.x) * threads + thread; i < count; i += stride) {
+        for (int64_t i = static_cast<int64_t>(blockIdx.x) * threads + thread; i < count;
+            i += stride) {
             a.scores[i] = __uint_as_float(0x7fc00000u);  // NaN
         }
     }
@@ -214,7 +217,7 @@ __global__ void copy_rows(JudgeAcceptArguments const a) {
         }
         if (chunk == chunks - 1) {
             for (int column = head + vectors * kVector<Logit> + thread; column < a.columns;
-                 column += threads) {
+                column += threads) {
                 copy_one(column);
             }
         }
@@ -388,11 +391,11 @@ __global__ void judge_rows(JudgeAcceptArguments const a) {
     }
 
     auto const* hidden = static_cast<typename Hidden::Storage const*>(a.hidden)
-        + static_cast<int64_t>(row + 1) * a.hidden_size;
+                         + static_cast<int64_t>(row + 1) * a.hidden_size;
     float const z = __fadd_rn(dot<Hidden>(hidden, a.weight, a.hidden_size), a.bias);
     // A hidden state with NaN or infinity says nothing: no score, never accepted.
-    float const score
-        = fabsf(z) <= FLT_MAX ? 1.0f / (1.0f + expf(-z)) : __uint_as_float(0x7fc00000u);
+    float const score =
+        fabsf(z) <= FLT_MAX ? 1.0f / (1.0f + expf(-z)) : __uint_as_float(0x7fc00000u);
 
     if (a.scores != nullptr && thread == 0) {
         // The request's first row: the first whose position is in the segment.

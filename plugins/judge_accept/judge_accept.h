@@ -36,17 +36,17 @@ struct JudgeAcceptArguments {
     int32_t requests;
     int32_t columns;
     int32_t hidden_size;
-    int32_t logits_type;             // JudgeAcceptType
-    int32_t hidden_type;             // JudgeAcceptType
-    int32_t vocab_size;              // 1..columns
-    int32_t max_draft_len;           // columns of scores
-    int32_t protect_end_ids;         // 0 or 1
+    int32_t logits_type;      // JudgeAcceptType
+    int32_t hidden_type;      // JudgeAcceptType
+    int32_t vocab_size;       // 1..columns
+    int32_t max_draft_len;    // columns of scores
+    int32_t protect_end_ids;  // 0 or 1
     int32_t end_count;
     int32_t end_ids[JUDGE_ACCEPT_MAX_END_IDS];
     float bias;
     float threshold;
     float boost;
-    int32_t threads;                 // a block's; 0: 256. A multiple of 32, at most 1024
+    int32_t threads;  // a block's; 0: 256. A multiple of 32, at most 1024
 };
 
 JUDGE_ACCEPT_EXPORT int judge_accept_abi_version(void);

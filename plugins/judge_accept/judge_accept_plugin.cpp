@@ -67,8 +67,8 @@ char const* name_of(PluginFieldType type) {
 template <typename Value>
 std::vector<Value> values_of(PluginField const& field, PluginFieldType type, int32_t count = -1) {
     std::string const name = field.name;
-    require(field.type == type,
-        name + " must be " + name_of(type) + ", not " + name_of(field.type));
+    require(
+        field.type == type, name + " must be " + name_of(type) + ", not " + name_of(field.type));
     require(field.length >= 0 && (count < 0 || field.length == count),
         name + " must hold " + std::to_string(count) + " value(s), not "
             + std::to_string(field.length));
@@ -96,14 +96,14 @@ bool is_hidden_type(DataType type) {
 }
 
 int32_t abi_type(DataType type) {
-    return type == DataType::kFLOAT ? JUDGE_ACCEPT_F32
-        : type == DataType::kHALF   ? JUDGE_ACCEPT_F16
-                                    : JUDGE_ACCEPT_BF16;
+    return type == DataType::kFLOAT  ? JUDGE_ACCEPT_F32
+           : type == DataType::kHALF ? JUDGE_ACCEPT_F16
+                                     : JUDGE_ACCEPT_BF16;
 }
 
 // Ranks and fixed dimensions against the settings; -1 is a dimension not known yet.
-void check_shapes(Settings const& settings, PluginTensorDesc const& logits,
-    PluginTensorDesc const& hidden) {
+void check_shapes(
+    Settings const& settings, PluginTensorDesc const& logits, PluginTensorDesc const& hidden) {
     require(logits.dims.nbDims == 2 && hidden.dims.nbDims == 2,
         "logits must be [R, V] and hidden [R, H]");
     auto const columns = logits.dims.d[1];
@@ -205,8 +205,7 @@ DeviceWeight::~DeviceWeight() {
 }
 
 JudgeAcceptPlugin::JudgeAcceptPlugin(std::shared_ptr<Settings const> settings, float threshold)
-    : settings_(std::move(settings))
-    , threshold_(threshold) {}
+    : settings_(std::move(settings)), threshold_(threshold) {}
 
 nvinfer1::IPluginCapability* JudgeAcceptPlugin::getCapabilityInterface(
     nvinfer1::PluginCapabilityType type) noexcept {
@@ -247,8 +246,8 @@ int32_t JudgeAcceptPlugin::configurePlugin(DynamicPluginTensorDesc const* in, in
     DynamicPluginTensorDesc const*, int32_t) noexcept {
     // Nothing to choose (one tactic, one layout): only a last check before the engine is built.
     try {
-        require(inputs == kInputs, "needs " + std::to_string(kInputs) + " inputs, got "
-                + std::to_string(inputs));
+        require(inputs == kInputs,
+            "needs " + std::to_string(kInputs) + " inputs, got " + std::to_string(inputs));
         check_shapes(*settings_, in[kLogits].desc, in[kHidden].desc);
         return 0;
     } catch (std::exception const& error) {
@@ -257,8 +256,8 @@ int32_t JudgeAcceptPlugin::configurePlugin(DynamicPluginTensorDesc const* in, in
     }
 }
 
-int32_t JudgeAcceptPlugin::getOutputDataTypes(DataType* types, int32_t outputs,
-    DataType const* input_types, int32_t inputs) const noexcept {
+int32_t JudgeAcceptPlugin::getOutputDataTypes(
+    DataType* types, int32_t outputs, DataType const* input_types, int32_t inputs) const noexcept {
     if (inputs != kInputs || outputs != getNbOutputs()) {
         return 1;
     }
@@ -310,7 +309,8 @@ size_t JudgeAcceptPlugin::getWorkspaceSize(DynamicPluginTensorDesc const* in, in
 
 void JudgeAcceptPlugin::upload_weight() {
     int device = 0;
-    if (weight_ == nullptr || cudaGetDevice(&device) != cudaSuccess || weight_->device() != device) {
+    if (weight_ == nullptr || cudaGetDevice(&device) != cudaSuccess
+        || weight_->device() != device) {
         weight_ = std::make_shared<DeviceWeight const>(settings_->weight);
     }
 }
@@ -408,19 +408,19 @@ PluginFieldCollection const* JudgeAcceptPlugin::getFieldsToSerialize() noexcept 
 
 JudgeAcceptCreator::JudgeAcceptCreator()
     : fields_{
-        {"weight", nullptr, PluginFieldType::kFLOAT32, 1},
-        {"bias", nullptr, PluginFieldType::kFLOAT32, 1},
-        {"threshold", nullptr, PluginFieldType::kFLOAT32, 1},
-        {"vocab_size", nullptr, PluginFieldType::kINT32, 1},
-        {"boost", nullptr, PluginFieldType::kFLOAT32, 1},
-        {"end_ids", nullptr, PluginFieldType::kINT32, 1},
-        {"protect_end_ids", nullptr, PluginFieldType::kINT32, 1},
-        {"max_draft_len", nullptr, PluginFieldType::kINT32, 1},
-    }
-    , collection_{static_cast<int32_t>(fields_.size()), fields_.data()} {}
+          {"weight", nullptr, PluginFieldType::kFLOAT32, 1},
+          {"bias", nullptr, PluginFieldType::kFLOAT32, 1},
+          {"threshold", nullptr, PluginFieldType::kFLOAT32, 1},
+          {"vocab_size", nullptr, PluginFieldType::kINT32, 1},
+          {"boost", nullptr, PluginFieldType::kFLOAT32, 1},
+          {"end_ids", nullptr, PluginFieldType::kINT32, 1},
+          {"protect_end_ids", nullptr, PluginFieldType::kINT32, 1},
+          {"max_draft_len", nullptr, PluginFieldType::kINT32, 1},
+      },
+      collection_{static_cast<int32_t>(fields_.size()), fields_.data()} {}
 
-nvinfer1::IPluginV3* JudgeAcceptCreator::createPlugin(char const*,
-    PluginFieldCollection const* fields, nvinfer1::TensorRTPhase phase) noexcept {
+nvinfer1::IPluginV3* JudgeAcceptCreator::createPlugin(
+    char const*, PluginFieldCollection const* fields, nvinfer1::TensorRTPhase phase) noexcept {
     try {
         require(fields != nullptr, "no fields");
         auto settings = std::make_shared<Settings const>(Settings::parse(*fields));
@@ -429,7 +429,7 @@ nvinfer1::IPluginV3* JudgeAcceptCreator::createPlugin(char const*,
             threshold = threshold_from_environment(threshold);
             if (threshold != settings->threshold) {
                 report(std::string(kThresholdVariable) + ": threshold " + text(threshold)
-                        + " instead of the engine's " + text(settings->threshold),
+                           + " instead of the engine's " + text(settings->threshold),
                     nvinfer1::ILogger::Severity::kWARNING);
             }
         }
@@ -478,8 +478,8 @@ bool register_creator() {
     int const major = getInferLibVersion() / 10000;
     if (major != NV_TENSORRT_MAJOR) {
         judge::report("compiled for TensorRT " + std::to_string(NV_TENSORRT_MAJOR)
-            + ", but this process runs TensorRT " + std::to_string(major)
-            + ": not registered; build it against this container's headers");
+                      + ", but this process runs TensorRT " + std::to_string(major)
+                      + ": not registered; build it against this container's headers");
         return false;
     }
     return getPluginRegistry()->registerCreator(creator(), judge::kNamespace);

@@ -1,6 +1,6 @@
 // Drives the plugin through TensorRT's own interfaces, as a builder and a runtime would: fields,
-// shapes, types, formats, serialise, deserialise, clone, contexts, enqueue. Python cannot call these
-// methods of a C++ plugin. Runs on a CPU: linked with the host build and host_cudart.cpp.
+// shapes, types, formats, serialise, deserialise, clone, contexts, enqueue. Python cannot call
+// these methods of a C++ plugin. Runs on a CPU: linked with the host build and host_cudart.cpp.
 // Prints one line and exits 0, or one line a failed check and exits 1.
 #include <NvInferRuntime.h>
 
@@ -129,7 +129,8 @@ std::vector<PluginTensorDesc> descriptions(DataType logits, DataType hidden) {
 }
 
 // Build-phase descriptions: R, T and B unknown up to `max` times the batch's.
-std::vector<DynamicPluginTensorDesc> dynamic(std::vector<PluginTensorDesc> const& tensors, int max) {
+std::vector<DynamicPluginTensorDesc> dynamic(
+    std::vector<PluginTensorDesc> const& tensors, int max) {
     std::vector<DynamicPluginTensorDesc> result;
     for (auto const& desc : tensors) {
         DynamicPluginTensorDesc d{desc, desc.dims, desc.dims, desc.dims};
@@ -190,13 +191,13 @@ void shapes_types_formats() {
                 auto described = dynamic(descriptions(logits, DataType::kBF16), 1);
                 described[position].desc.type = type;
                 bool const is_float = type == DataType::kFLOAT || type == DataType::kHALF;
-                bool const expected = position == 0 ? is_float
-                    : position == 1                 ? is_float || type == DataType::kBF16
-                    : position == 5                 ? type == logits
-                    : position == 6                 ? type == DataType::kFLOAT
-                                                    : type == DataType::kINT32;
+                bool const expected = position == 0   ? is_float
+                                      : position == 1 ? is_float || type == DataType::kBF16
+                                      : position == 5 ? type == logits
+                                      : position == 6 ? type == DataType::kFLOAT
+                                                      : type == DataType::kINT32;
                 CHECK(build(plugin)->supportsFormatCombination(position, described.data(), 5, 2)
-                    == expected);
+                      == expected);
                 described[position].desc.format = TensorFormat::kCHW32;
                 CHECK(!build(plugin)->supportsFormatCombination(position, described.data(), 5, 2));
             }
@@ -207,7 +208,7 @@ void shapes_types_formats() {
     CHECK(build(plugin)->configurePlugin(described.data(), 5, described.data() + 5, 2) == 0);
     // One chunk a row of 35 columns, 8 bytes each, for the largest profile.
     CHECK(build(plugin)->getWorkspaceSize(described.data(), 5, described.data() + 5, 2)
-        == 4 * kRows * 8);
+          == 4 * kRows * 8);
     CHECK(build(plugin)->configurePlugin(described.data(), 4, described.data() + 5, 2) != 0);
     auto wrong = described;
     wrong[1].desc.dims.d[1] = kHidden + 1;
@@ -369,9 +370,9 @@ void refused_fields() {
         CHECK(create(collection, TensorRTPhase::kBUILD) == nullptr);
     };
     double const wide = 0.5;
-    refused([](Fields& f) { f.list.erase(f.list.begin()); });        // no weight
-    refused([](Fields& f) { f.list.push_back(f.list.front()); });    // twice
-    refused([](Fields& f) { f.list[1].name = "Bias"; });             // unknown
+    refused([](Fields& f) { f.list.erase(f.list.begin()); });      // no weight
+    refused([](Fields& f) { f.list.push_back(f.list.front()); });  // twice
+    refused([](Fields& f) { f.list[1].name = "Bias"; });           // unknown
     refused([&](Fields& f) { f.list[1] = {"bias", &wide, PluginFieldType::kFLOAT64, 1}; });
     refused([](Fields& f) { f.list[1].length = 2; });
     refused([](Fields& f) { f.list[0].length = 0; });

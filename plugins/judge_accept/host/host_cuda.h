@@ -1,7 +1,7 @@
-// Enough of CUDA to run the kernels' own source on a CPU, for tests. A block's threads are fibers of
-// one OS thread that change places at barriers and shuffles only; a grid's blocks run one after the
-// other. So a launch is fast, its result certain, and a missing barrier shows when the fibers run in
-// descending order (judge_accept_host_order): then readers come before the writer.
+// Enough of CUDA to run the kernels' own source on a CPU, for tests. A block's threads are fibers
+// of one OS thread that change places at barriers and shuffles only; a grid's blocks run one after
+// the other. So a launch is fast, its result certain, and a missing barrier shows when the fibers
+// run in descending order (judge_accept_host_order): then readers come before the writer.
 #pragma once
 
 #include <ucontext.h>
@@ -9,6 +9,8 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -46,6 +48,7 @@ struct HostFiber {
 inline std::vector<HostFiber> host_fibers;
 inline std::vector<unsigned long long> host_slots;  // one a thread, for shuffles and votes
 inline ucontext_t host_scheduler;
+inline unsigned long long host_progress = 0;  // barriers passed and threads ended
 
 // The running fiber lets the others go on.
 inline void host_yield() {
@@ -62,6 +65,7 @@ struct HostBarrier {
         if (++arrived == expected) {
             arrived = 0;
             ++phase;
+            ++host_progress;
         }
         while (phase == mine) {
             host_yield();
@@ -155,7 +159,8 @@ inline float __half2float(__half half) {
     return __uint_as_float(sign | __float_as_uint(value));
 }
 
-// Round to nearest even, for finite values of at least 2^-14 (the kernel stores raised maxima only).
+// Round to nearest even, for finite values of at least 2^-14 (the kernel stores raised maxima
+// only).
 inline __half __float2half_rn(float value) {
     unsigned const bits = __float_as_uint(value);
     unsigned const sign = bits >> 16 & 0x8000u;
@@ -172,6 +177,7 @@ struct HostLaunch {
     static void fiber() {
         kernel(*arguments);
         host_fibers[threadIdx.x].done = true;
+        ++host_progress;
         host_yield();
     }
 };
@@ -179,7 +185,8 @@ struct HostLaunch {
 // Runs kernel(arguments) over the grid; returns 0. The stream is not used: the call waits. Not for
 // two OS threads at a time.
 template <typename Arguments>
-int launch(void (*kernel)(Arguments), int64_t blocks, int threads, Arguments const& arguments, void*) {
+int launch(
+    void (*kernel)(Arguments), int64_t blocks, int threads, Arguments const& arguments, void*) {
     HostLaunch<Arguments>::kernel = kernel;
     HostLaunch<Arguments>::arguments = &arguments;
     host_fibers.resize(threads);
@@ -199,6 +206,7 @@ int launch(void (*kernel)(Arguments), int64_t blocks, int threads, Arguments con
             makecontext(&fiber.context, &HostLaunch<Arguments>::fiber, 0);
         }
         for (int running = threads; running > 0;) {
+            auto const before = host_progress;
             for (int i = 0; i < threads; ++i) {
                 int const thread = host_descending ? threads - 1 - i : i;
                 HostFiber& fiber = host_fibers[thread];
@@ -207,6 +215,10 @@ int launch(void (*kernel)(Arguments), int64_t blocks, int threads, Arguments con
                     swapcontext(&host_scheduler, &fiber.context);
                     running -= fiber.done;
                 }
+            }
+            if (host_progress == before) {
+                std::fprintf(stderr, "host_cuda.h: a barrier that not all threads reach\n");
+                std::abort();
             }
         }
     }

@@ -1,5 +1,5 @@
-// The five CUDA runtime calls of the plugin's shell, on host memory: for the harness, linked instead
-// of cudart. `host_device_available = false` is a machine without a GPU.
+// The five CUDA runtime calls of the plugin's shell, on host memory: for the harness, linked
+// instead of cudart. `host_device_available = false` is a machine without a GPU.
 #include <cuda_runtime_api.h>
 
 #include <cstdlib>
