@@ -193,6 +193,11 @@ DeviceWeight::DeviceWeight(std::vector<float> const& weight) {
     if (error == cudaSuccess) {
         error = cudaMemcpy(data_, weight.data(), bytes, cudaMemcpyHostToDevice);
     }
+    if (error == cudaSuccess) {
+        // From pageable memory the call returns before the last byte has arrived, and TensorRT's
+        // streams do not wait for the default one.
+        error = cudaStreamSynchronize(nullptr);
+    }
     if (error != cudaSuccess) {
         cudaFree(data_);
         throw std::runtime_error(
