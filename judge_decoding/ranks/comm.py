@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _CONTROL, _EXCHANGE = 1, 2  # tags
 _SPIN_S = 30e-6
+_EXCHANGE_SPIN_S = 300e-6  # in the middle of a pass: the peers are about to come
 _SHORTEST_SLEEP_S, _LONGEST_SLEEP_S = 50e-6, 1e-3
 _SLEEP_SHARE = 1 / 30  # of the time waited so far: what a wake-up may come late without a bell
 _MPIEXEC_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
@@ -149,7 +150,9 @@ class Comm:
         data = _bytes(mine)
         outgoing = [world.Isend([data, byte], peer, _EXCHANGE) for peer in peers]
         requests = [*incoming, *outgoing]
-        if not self._wait(lambda: self._mpi.Request.Testall(requests), timeout):
+        if not self._wait(
+            lambda: self._mpi.Request.Testall(requests), timeout, spin_s=_EXCHANGE_SPIN_S
+        ):
             late = [p for p, r in zip(peers, incoming, strict=True) if r and not r.Test()]
             rank = (late or peers)[0]
             raise RankTimeout(rank, f"no part of a sum within {timeout:g} s from rank {rank}")
@@ -180,16 +183,21 @@ class Comm:
         return bool(self.bells.get(rank)) and self.hosts.get(rank) == self.host
 
     def _wait(
-        self, done: Callable[[], Any], timeout_s: float | None, *, rung: bool = False
+        self,
+        done: Callable[[], Any],
+        timeout_s: float | None,
+        *,
+        spin_s: float = _SPIN_S,
+        rung: bool = False,
     ) -> bool:
-        """Poll `done` until it is true, or False after `timeout_s`.
+        """Poll `done` until it is true, or False after `timeout_s`; without a sleep for `spin_s`.
 
         rung  the bell rings when there is something: sleep 1 ms at a time, 2 % of a core. Else at
               most a thirtieth of the time waited so far, so that what a wake-up adds is in
               proportion to the wait, and what the looks cost is not much.
         """
         started = time.perf_counter()
-        spin_until = started + _SPIN_S
+        spin_until = started + spin_s
         next_orphan_check = _ORPHAN_CHECK_S
         while not done():
             now = time.perf_counter()
@@ -202,7 +210,7 @@ class Comm:
             if not rung:
                 pause = min(max(waited * _SLEEP_SHARE, _SHORTEST_SLEEP_S), pause)
             if self._bell.wait(pause):
-                spin_until = time.perf_counter() + _SPIN_S
+                spin_until = time.perf_counter() + spin_s
             if waited > next_orphan_check:
                 next_orphan_check += _ORPHAN_CHECK_S
                 if os.getppid() != self._parent:  # the launcher is gone, and with it the job
