@@ -3,7 +3,6 @@
 # Rank 0 is Triton, whose model leads; all others are workers. Ports are the deployment's defaults.
 set -euo pipefail
 : "${CONFIG:?the deployment file}"
-export MPI4PY_RC_THREAD_LEVEL=multiple # TensorRT-LLM's threads talk MPI beside ours
 # TensorRT-LLM's own threads use MPI beside ours.
 export MPI4PY_RC_THREAD_LEVEL=multiple
 rank="${SLURM_PROCID:-${OMPI_COMM_WORLD_RANK:?not started by srun or mpirun}}"

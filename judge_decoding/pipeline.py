@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from judge_decoding.config import Deployment
 from judge_decoding.decoding import SpeculativeDecoder
+from judge_decoding.engine.base import Acceptance, Sampling
 from judge_decoding.engine.loading import deployed_drafter, deployed_judge, deployed_target
 from judge_decoding.engine.torch_engine import TorchDrafter, TorchTarget
 from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
-from judge_decoding.engine.trtllm_loading import load_engines
+from judge_decoding.engine.trtllm_loading import compiled_judge, engine_check, load_engines
 from judge_decoding.engine.weights import read_config, tokenizer_hash
 from judge_decoding.errors import UserError
 from judge_decoding.ranks.comm import under_mpiexec
@@ -47,12 +49,22 @@ def load_pipeline(deployment: Deployment) -> Pipeline:
     tokenizer = Tokenizer(deployment.target.model)
     if deployment.draft is not None:
         check_vocabulary(deployment)
-    ranks, check_engine = None, None
+    ranks: Ranks | None = None
+    check_engine: Callable[[Acceptance, Sampling], None] | None = None
     target: TorchTarget | RemoteTarget | TrtTarget
     drafter: TorchDrafter | RemoteDrafter | TrtDrafter | None
-    if deployment.engine == "trtllm":  # whose judge and weights are in engines, with manifests
-        drafter, target = load_engines(deployment)
-        check_engine = target.check
+    if deployment.trtllm is not None and deployment.engine == "trtllm":
+        if deployment.draft_min_prob > 0:
+            raise UserError("draft_min_prob: engine trtllm drafts in one request; set it to 0")
+        if deployment.trtllm.mode == "leader":
+            if not under_mpiexec():
+                raise UserError("trtllm.mode leader: start this and its ranks with mpirun or srun")
+            check_engine = engine_check(deployment)
+            ranks = lead(deployment, compiled_judge(deployment))
+            target, drafter = ranks.target, ranks.drafter
+        else:
+            drafter, target = load_engines(deployment)
+            check_engine = target.check
     elif deployment.ranks is not None and under_mpiexec():
         ranks = lead(deployment, deployed_judge(deployment))
         target, drafter = ranks.target, ranks.drafter

@@ -7,6 +7,7 @@ What runs here is our side of the contract. That the runtime keeps its own is wh
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from judge_decoding.config import Deployment, JudgeConfig
 from judge_decoding.decoding import Result, SpeculativeDecoder
@@ -32,7 +34,7 @@ from judge_decoding.engine.executor import (
     follow,
     open_executor,
 )
-from judge_decoding.engine.torch_engine import TorchTarget, load_drafter, load_target
+from judge_decoding.engine.torch_engine import load_drafter, load_target
 from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
 from judge_decoding.engine.trtllm_loading import load_engines
 from judge_decoding.errors import UserError
@@ -40,8 +42,10 @@ from judge_decoding.manifest import engine_folder, manifest_for
 from judge_decoding.pipeline import load_pipeline
 from judge_decoding.sequence import Request
 from judge_decoding.text import Tokenizer
-from judge_decoding.trtllm_stack import Runtime
 from tests.fakes import executor_fake as fake
+from tests.fakes.tiny_llama import TinyLlama
+from tests.rank_scripts.trtllm_worker import RUNTIME
+from tests.rank_world import World
 from tests.test_engine import judge
 
 LIMITS = {"dtype": "float32", "max_sequences": 8, "max_context": 160, "prefill_chunk": 16}
@@ -292,21 +296,6 @@ def test_integrity_tells_a_lost_or_wrong_text() -> None:
 
 
 # The loop: the same answers as the PyTorch engine, whose model stands behind the fake.
-
-
-class TinyLlama(fake.Model):
-    """A tiny Llama read as verification reads it; greedy only (one-hot logits)."""
-
-    vocab_size = padded_vocab_size = 256
-
-    def __init__(self, target: TorchTarget) -> None:
-        self.target = target
-
-    def rows(self, text: list[int], drafted: list[int]) -> tuple[torch.Tensor, list[float]]:
-        read = self.target.teacher_forced(text, [*drafted, 0], block=len(drafted) + 1)
-        logits = torch.nn.functional.one_hot(read.argmax, 256) * 10.0
-        judge = self.target.judge
-        return logits, [] if judge is None else judge.score(read.pre_norm[:-1]).tolist()
 
 
 def tiny_decoder(
@@ -571,9 +560,6 @@ def deployment(tmp_path: Path, tiny_target: Path, tiny_draft: Path, **changes: A
     return Deployment.model_validate(values, context={"folder": tmp_path})
 
 
-RUNTIME = Runtime("10.14.1", "1.2.1", 90)
-
-
 @pytest.fixture
 def tensorrt_llm(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake in place of the package, on a machine with the right GPU."""
@@ -643,7 +629,7 @@ def test_a_mismatch_is_refused_before_anything_is_loaded(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"trtllm": {"mode": "leader"}}, "start its ranks with mpirun"),
+        ({"trtllm": {"mode": "leader"}}, "start this and its ranks with mpirun"),
         ({"draft_min_prob": 0.2}, "draft_min_prob: engine trtllm drafts in one request"),
     ],
 )
@@ -651,7 +637,29 @@ def test_what_one_process_cannot_run_is_refused(
     tmp_path: Path, tiny_target: Path, tiny_draft: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        load_engines(deployment(tmp_path, tiny_target, tiny_draft, **changes))
+        load_pipeline(deployment(tmp_path, tiny_target, tiny_draft, **changes))
+
+
+def test_leader_mode_drives_the_first_rank_of_each_executor(
+    tmp_path: Path, tiny_target: Path, tiny_draft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four real MPI ranks: the leader, the draft's, and two of the target's, one of which only
+    follows. Tokens are the PyTorch engine's, and all end in good order."""
+    d = deployment(tmp_path, tiny_target, tiny_draft, trtllm={"mode": "leader"})
+    write_engines(d)
+    config, requests = tmp_path / "deployment.yaml", tmp_path / "requests.json"
+    config.write_text(yaml.safe_dump(d.model_dump(mode="json", exclude_none=True)))
+    asked = [{"prompt": p, "tokens": 8, "acceptance": {"rule": "strict"}} for p in PROMPTS]
+    requests.write_text(json.dumps(asked))
+    monkeypatch.setenv("MPI4PY_RC_THREAD_LEVEL", "multiple")
+    module = "tests.rank_scripts.trtllm_worker"
+    with World(config, 3, requests, worker_module=module) as world:
+        results = world.results()
+        world.ends_clean()
+    free = [Request(p, 8, Acceptance("strict")) for p in PROMPTS]
+    reference = torch_decoder(tiny_target, tiny_draft, (0,)).generate(free)
+    assert [r["ids"] for r in results] == [r.token_ids for r in reference]
+    assert [r["provenance"] for r in results] == [r.provenance for r in reference]
 
 
 def test_without_tensorrt_llm_the_message_names_the_container(
@@ -725,12 +733,14 @@ def test_fast_logits_run_on_ranks_that_mpirun_has_started(
         assert found.orchestrator_config == fake.OrchestratorConfig(rank == 0, "", None, False)
 
 
-def test_a_rank_that_drives_nothing_follows_its_group(
+def test_a_rank_of_an_orchestrator_follows_it(
     tmp_path: Path, tiny_target: Path, tiny_draft: Path, tensorrt_llm: None
 ) -> None:
     fake.Executor.models["target"] = fake.Model(count_up)
-    d = deployment(tmp_path, tiny_target, tiny_draft, trtllm={"mode": "leader"})
+    d = deployment(tmp_path, tiny_target, tiny_draft, trtllm={"fast_logits": True})
     follow(d, 3)
     (handle,) = fake.Executor.opened
     assert handle.closed
     assert handle.config.parallel_config.participant_ids == [2, 3]
+    with pytest.raises(UserError, match="spawns its ranks itself; start one process alone"):
+        follow(deployment(tmp_path, tiny_target, tiny_draft), 3)

@@ -3,7 +3,7 @@
     orchestrator  this process spawns the ranks of both models (MPI_Comm_spawn, one node)
     leader        mpirun has started every rank of `ranks.layout`; each opens its group's executor,
                   only the first of a group may enqueue, the others follow it
-    fast logits   orchestrator over ranks that mpirun has started
+    fast logits   orchestrator over ranks that mpirun has started (`follow`)
 
 Sources, NVIDIA/TensorRT-LLM v1.2.1: cpp/tensorrt_llm/nanobind/executor/executor.cpp and
 executorConfig.cpp (names), tensorrt_llm/runtime/model_runner_cpp.py (spawning),
@@ -113,13 +113,19 @@ def open_executor(deployment: Deployment, role: Role, *, rank: int = 0) -> Execu
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"engine: {folder} does not load ({reason})") from None
     gpus = ", ".join(map(str, getattr(deployment.ranks, role).devices))
-    name = f"{role} executor (GPU {gpus})"
-    return Executor(handle, api, name=name, timeout_s=deployment.ranks.timeout_s)
+    # A rank must report which executor is silent before rank 0's own time is up.
+    timeout_s = deployment.ranks.timeout_s * (0.8 if rank else 1.0)
+    return Executor(handle, api, name=f"{role} executor (GPU {gpus})", timeout_s=timeout_s)
 
 
 def follow(deployment: Deployment, rank: int) -> None:
-    """The life of a rank that mpirun has started and that drives nothing: open its group's
-    executor, and return when the group's leader has closed it."""
+    """The life of a rank that mpirun has started for an orchestrator (fast logits): open its part
+    of an executor, and return when rank 0 has closed it."""
+    assert deployment.trtllm is not None
+    if not deployment.trtllm.fast_logits:
+        raise UserError(
+            "trtllm.mode orchestrator: it spawns its ranks itself; start one process alone"
+        )
     role = Layout.of(deployment).place(rank).role
     assert role != "leader"
     open_executor(deployment, role, rank=rank).close()

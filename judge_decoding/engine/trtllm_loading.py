@@ -1,18 +1,26 @@
-"""A deployment's TensorRT-LLM engines, each checked against its manifest before it is loaded."""
+"""A deployment's TensorRT-LLM engines, each checked against its manifest before it is loaded.
+
+One process drives both (`load_engines`), or every rank that mpirun has started holds its part of
+one (`load_rank`), and rank 0's loop asks the first of each group.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from judge_decoding.config import Deployment
-from judge_decoding.engine.executor import open_executor
+from judge_decoding.engine.base import Acceptance, EngineClock, Sampling
+from judge_decoding.engine.executor import Executor, open_executor
 from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
+from judge_decoding.engine.trtllm_rules import check_request
 from judge_decoding.engine.weights import read_config
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
-from judge_decoding.manifest import EngineManifest, check_engine
+from judge_decoding.manifest import EngineManifest, Role, check_engine, engine_folder
 from judge_decoding.trtllm_stack import this_runtime
 
 
@@ -20,13 +28,6 @@ def load_engines(deployment: Deployment) -> tuple[TrtDrafter, TrtTarget]:
     """Both engines, for one process that drives them (trtllm.mode orchestrator). Each is checked
     against its manifest before either loads; the draft loads first, as its cache's share assumes.
     """
-    assert deployment.trtllm is not None
-    if deployment.trtllm.mode != "orchestrator":
-        raise UserError(
-            "trtllm.mode leader: one process cannot drive both models; start its ranks with mpirun"
-        )
-    if deployment.draft_min_prob > 0:
-        raise UserError("draft_min_prob: engine trtllm drafts in one request; set it to 0")
     runtime = this_runtime()
     draft = check_engine(deployment, "draft", runtime)
     target = check_engine(deployment, "target", runtime)
@@ -38,6 +39,72 @@ def load_engines(deployment: Deployment) -> tuple[TrtDrafter, TrtTarget]:
     return load_drafter(deployment, draft), load_target(deployment, target)
 
 
+def load_rank(
+    deployment: Deployment, role: Role, index: int, rank: int
+) -> tuple[TrtDrafter | TrtTarget | Follower, str]:
+    """What the `index`-th rank of a group holds in trtllm.mode leader, and the model's fingerprint.
+
+    The runtime's threads talk MPI beside ours, so MPI must have been started for many threads.
+    """
+    from mpi4py import MPI
+
+    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+        raise UserError(
+            "trtllm.mode leader: MPI was not started for many threads; set "
+            "MPI4PY_RC_THREAD_LEVEL=multiple in the environment of every rank"
+        )
+    manifest = check_engine(deployment, role, this_runtime())
+    engine: TrtDrafter | TrtTarget | Follower
+    if index > 0:
+        engine = Follower(open_executor(deployment, role, rank=rank), deployment, manifest)
+    elif role == "draft":
+        engine = load_drafter(deployment, manifest, rank=rank)
+    else:
+        engine = load_target(deployment, manifest, rank=rank)
+    return engine, manifest.model_fingerprint
+
+
+class Follower:
+    """A rank that the runtime alone talks to. It is asked nothing but to end."""
+
+    def __init__(
+        self, executor: Executor, deployment: Deployment, manifest: EngineManifest
+    ) -> None:
+        self.vocab_size = manifest.vocab_size
+        self.max_context = deployment.limits.max_context
+        self.max_sequences = deployment.limits.max_sequences
+        self.clock = EngineClock()
+        self._executor = executor
+
+    def close(self) -> None:
+        """Returns when the group's first rank has closed the executor."""
+        self._executor.close()
+
+
+def engine_check(deployment: Deployment) -> Callable[[Acceptance, Sampling], None]:
+    """`TrtTarget.check` for a process that does not hold the target."""
+    assert deployment.trtllm is not None
+    manifest = EngineManifest.load(engine_folder(deployment, "target"))
+    return partial(
+        check_request,
+        threshold=_threshold(deployment, manifest),
+        fast_logits=deployment.trtllm.fast_logits,
+    )
+
+
+def compiled_judge(deployment: Deployment) -> Judge | None:
+    """The judge in the target's engine: a plugin is built in for rule judge alone."""
+    if deployment.judge is None or deployment.acceptance.rule != "judge":
+        return None
+    return Judge.load(deployment.judge.path)
+
+
+def _threshold(deployment: Deployment, manifest: EngineManifest) -> float:
+    if manifest.threshold is None or deployment.acceptance.rule != "judge":
+        return 1.0
+    return manifest.threshold
+
+
 def load_drafter(deployment: Deployment, manifest: EngineManifest, *, rank: int = 0) -> TrtDrafter:
     """`manifest` as `manifest.check_engine` returned it; `rank` as `open_executor` takes it."""
     return TrtDrafter(
@@ -47,15 +114,11 @@ def load_drafter(deployment: Deployment, manifest: EngineManifest, *, rank: int 
 
 def load_target(deployment: Deployment, manifest: EngineManifest, *, rank: int = 0) -> TrtTarget:
     """The same for the target, with the judge whose plugin its manifest names."""
-    judge, threshold = None, 1.0
-    if deployment.acceptance.rule == "judge":
-        assert deployment.judge is not None and manifest.threshold is not None
-        judge, threshold = Judge.load(deployment.judge.path), manifest.threshold
     return TrtTarget(
         open_executor(deployment, "target", rank=rank),
         end_ids=read_config(deployment.target.model).end_ids,
-        judge=judge,
-        threshold=threshold,
+        judge=compiled_judge(deployment),
+        threshold=_threshold(deployment, manifest),
         logits_dtype=getattr(torch, manifest.logits_dtype),
         tp=manifest.tp,
         **_bounds(deployment, manifest),

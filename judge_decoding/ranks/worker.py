@@ -60,7 +60,13 @@ def main() -> int:
         comm.layout = layout
         place = layout.place(comm.rank)
         announce(str(place))
-        _work(comm, place, deployment)
+        build = deployment.trtllm if deployment.engine == "trtllm" else None
+        if build is not None and build.mode == "orchestrator":
+            from judge_decoding.engine.executor import follow
+
+            follow(deployment, comm.rank)
+        else:
+            _work(comm, place, deployment)
     except Exception as error:
         _last_words(comm, error)
         return 2 if isinstance(error, UserError) else 1
