@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from judge_decoding.errors import UserError
 
 CONFIG = "JUDGE_DECODING_CONFIG"
 RUN_DIR = "JUDGE_DECODING_RUN_DIR"
+POLL_S = 0.1
 SERVER = "tritonserver"
 """The role of the process that SIGTERM goes to."""
 
@@ -47,6 +50,27 @@ def announce(role: str, *, pid: int | None = None) -> None:
 def report_failure(message: str) -> None:
     """Tell the launcher that this process can serve nothing more: it stops everything."""
     _leave(f"{os.uname().nodename}-{os.getpid()}.failure", {"message": message})
+
+
+def ask_to_drain(folder: Path) -> None:
+    """The launcher's word to the process that runs the loop: take in nothing more, finish."""
+    (folder / "drain").touch()
+
+
+def is_drained(folder: Path) -> bool:
+    """That process's answer."""
+    return (folder / "drained").exists()
+
+
+def await_drain(drain: Callable[[], object]) -> None:
+    """In a thread of that process: once asked to, `drain`, then answer."""
+    folder = os.environ.get(RUN_DIR)
+    if not folder:
+        return
+    while not (Path(folder) / "drain").exists():
+        time.sleep(POLL_S)
+    drain()
+    (Path(folder) / "drained").touch()
 
 
 def processes(folder: Path) -> list[Process]:

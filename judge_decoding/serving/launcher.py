@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,14 +28,14 @@ from judge_decoding.config import Deployment, ServerConfig
 from judge_decoding.errors import UserError
 from judge_decoding.ranks.layout import Layout
 from judge_decoding.serving import environment, mpi
-from judge_decoding.serving.triton import find_triton
+from judge_decoding.serving.triton import ENSEMBLE, find_triton
 from judge_decoding.serving.warmup import warm_up
 
 POLL_S = 0.1
 NOTICE_S = 1.0
 """How long the output of an ended job is waited for."""
 STOP_MARGIN_S = 15.0
-"""Beyond `drain_s`: for the models to unload."""
+"""Beyond `drain_s`: for answers on their way, and then for the models to unload."""
 _SHM = Path("/dev/shm")
 
 
@@ -192,12 +193,34 @@ class Server:
         return [p for p in known if p.host == here and not _is_running(p.pid)]
 
     def _drain(self) -> None:
-        """Triton takes in nothing more, finishes what runs, unloads the models and ends."""
-        for process in environment.processes(self._folder):
-            if process.role == environment.SERVER and _is_running(process.pid):
-                os.kill(process.pid, signal.SIGTERM)
-                limit = self._deployment.server.drain_s + STOP_MARGIN_S
-                _wait(lambda: self._process.poll() is not None or self._signals > 1, limit)
+        """The loop takes in nothing more and finishes; then Triton unloads the models and ends."""
+        known = environment.processes(self._folder)
+        server = next((p.pid for p in known if p.role == environment.SERVER), None)
+        if server is None:
+            return  # it was still starting
+
+        def over() -> bool:
+            return self._process.poll() is not None or self._signals > 1
+
+        if self._ready.is_set():
+            environment.ask_to_drain(self._folder)
+            limit = self._deployment.server.drain_s + STOP_MARGIN_S
+            _wait(lambda: over() or environment.is_drained(self._folder), limit)
+            if not over():
+                self._flush()
+        if _is_running(server):
+            os.kill(server, signal.SIGTERM)
+        _wait(over, STOP_MARGIN_S)
+
+    def _flush(self) -> None:
+        """Whatever the loop has sent is through once this cancel of nothing has come back."""
+        server = self._deployment.server
+        url = f"http://{_reachable(server.host)}:{server.http_port}/v2/models/{ENSEMBLE}/generate"
+        body = json.dumps({"id": "drain", "text_input": "", "stop": True}).encode()
+        try:
+            urllib.request.urlopen(url, body, timeout=STOP_MARGIN_S).close()
+        except OSError as error:
+            _say(f"the server does not answer while it drains ({error})")
 
     def _kill(self) -> None:
         """End whatever is left of the session."""

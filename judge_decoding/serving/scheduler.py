@@ -149,12 +149,16 @@ class Scheduler:
             self._cancels.setdefault(name, self._statistics.rounds)
             self._wake.notify_all()
 
-    def stop(self, drain_s: float = 0.0) -> None:
-        """Take in nothing more, give the rest `drain_s` seconds, fail what is left, end."""
+    def drain(self, timeout_s: float) -> bool:
+        """Take in nothing more and wait for the rest; whether all of it ended in time."""
         with self._wake:
             self._closing = True
-            self._wake.wait_for(lambda: self._unfinished == 0, drain_s)
-            self._stopping = True
+            return self._wake.wait_for(lambda: self._unfinished == 0, timeout_s)
+
+    def stop(self) -> None:
+        """Take in nothing more, fail what still runs, end the thread."""
+        with self._wake:
+            self._closing = self._stopping = True
             self._wake.notify_all()
         self._thread.join()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import shutil
 import sys
@@ -47,8 +46,9 @@ class Triton:
             f"--metrics-port={server.metrics_port}",
             # Complete configurations; completing them would start every model twice.
             "--disable-auto-complete-config",
-            # After SIGTERM: how long running requests get, and the models to unload.
-            f"--exit-timeout-secs={math.ceil(server.drain_s) + 5}",
+            # After SIGTERM the ensemble's own steps are refused: requests are drained before it
+            # (launcher), and one that a vanished client left behind must not hold the end up.
+            "--exit-timeout-secs=5",
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
             "--log-info=false",
         ]

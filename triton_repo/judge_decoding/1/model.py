@@ -5,7 +5,9 @@ the rounds, sends the responses and touches the metrics.
 """
 
 import os
+from functools import partial
 from itertools import count
+from threading import Thread
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -39,6 +41,8 @@ class TritonPythonModel:
         except UserError as error:
             environment.report_failure(str(error))
             raise pb_utils.TritonModelException(str(error)) from None
+        drain = partial(self.scheduler.drain, self.deployment.server.drain_s)
+        Thread(target=environment.await_drain, args=(drain,), daemon=True).start()
         self.end_ids = frozenset(self.scheduler.decoder.target.end_ids)
 
     def load(self):
@@ -76,7 +80,7 @@ class TritonPythonModel:
         self.pipeline.close()
 
     def finalize(self):
-        self.scheduler.stop(self.deployment.server.drain_s)
+        self.scheduler.stop()
 
 
 class Stream:
