@@ -5,9 +5,9 @@
                   only the first of a group may enqueue, the others follow it
     fast logits   orchestrator over ranks that mpirun has started (`follow`)
 
-Sources, NVIDIA/TensorRT-LLM v1.2.1: cpp/tensorrt_llm/nanobind/executor/executor.cpp and
-executorConfig.cpp (names), tensorrt_llm/runtime/model_runner_cpp.py (spawning),
-examples/cpp/executor/executorExampleFastLogits.cpp (ranks started beforehand).
+Sources, NVIDIA/TensorRT-LLM as read near v1.2.1: cpp/tensorrt_llm/nanobind/executor/executor.cpp
+@1dd50d0 and executorConfig.cpp @008b2b8 (names), tensorrt_llm/runtime/model_runner_cpp.py @0383291
+(spawning), examples/cpp/executor/executorExampleFastLogits.cpp (ranks started beforehand).
 """
 
 from __future__ import annotations

@@ -8,10 +8,11 @@ The contracts are `engine.base`'s, met in the runtime's own way:
                stock decoder accepts in the engine, whose logits the judge's plugin has edited
     end ids    requests carry none, so that nothing ends inside the runtime: stopping is the loop's
 
-Sources: NVIDIA/TensorRT-LLM v1.2.1, cpp/tensorrt_llm/nanobind/executor/request.cpp (names),
-tensorrt_llm/runtime/model_runner_cpp.py and examples/run_dtm_pld.py (use),
-cpp/tensorrt_llm/batch_manager/{llmRequest,createNewDecoderRequests,utils/inflightBatchingUtils}.cpp
-and layers/externalDraftTokensLayer.cpp (what comes back). It has not run on a real engine here.
+Sources, NVIDIA/TensorRT-LLM as read near v1.2.1: cpp/tensorrt_llm/nanobind/executor/request.cpp
+@008b2b8 (names), tensorrt_llm/runtime/model_runner_cpp.py @0383291 and examples/run_dtm_pld.py
+(use), cpp/tensorrt_llm/batch_manager/{llmRequest,createNewDecoderRequests}.cpp and
+utils/inflightBatchingUtils.cpp, layers/externalDraftTokensLayer.cpp (what comes back). None of it
+has run on a real engine here (docs/h100.md).
 """
 
 from __future__ import annotations
@@ -248,6 +249,7 @@ class TrtTarget(TrtEngine):
             return Verdict(n, [False] * n, [], tokens[n])
         cells = self._scores(result)[: len(drafted)]
         if len(cells) < len(drafted) or bool(cells.isnan().any()):
+            # Not built with this plugin, or its hidden state is not finite: neither is to go on.
             raise self._broken(f"{SCORES} lacks a drafted token: {cells.tolist()}")
         return Verdict(n, cells.signbit()[:n].tolist(), cells.abs().tolist(), tokens[n])
 

@@ -1,6 +1,6 @@
 """A RECORDING FAKE of `tensorrt_llm.bindings.executor`: not TensorRT-LLM, no proof that it runs.
 
-Built from the signatures of NVIDIA/TensorRT-LLM v1.2.1 (cpp/tensorrt_llm/nanobind/executor/*.cpp):
+Built from signatures in NVIDIA/TensorRT-LLM near v1.2.1 (cpp/tensorrt_llm/nanobind/executor/*.cpp):
 a keyword that does not exist there is a TypeError here. Behind it a `Model` stands for an engine,
 and `Executor` emulates what the stock runtime does with a request (greedy and draft-logits
 acceptance of external drafts) and what the judge's plugin does to the target's logits.
