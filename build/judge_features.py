@@ -6,8 +6,9 @@ Read through the target's verify pass, in the dtype of inference, at each token'
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from target_reader import in_span, load_reader, read_states
 
 from judge_decoding.engine.weights import fingerprint
-from judge_decoding.labels import AfterError, LabelRecord, labels_hash
+from judge_decoding.labels import AfterError, LabelRecord
 from judge_decoding.text import Tokenizer
 
 
@@ -50,12 +51,12 @@ class Tokens:
 
 
 def hidden_of(
-    records: Sequence[LabelRecord], folder: Path, cache: Path, *, dtype: str, block: int
+    records: Sequence[LabelRecord], folder: Path, cache: Path, dtype: str, block: int
 ) -> dict[str, torch.Tensor]:
     """`target_reader.read_states`, kept in a file of the cache: it takes minutes."""
-    identity = f"{labels_hash(records)} {fingerprint(folder)} {dtype} {block} 2"
-    order = hashlib.sha256(" ".join(r.id for r in records).encode()).hexdigest()
-    name = hashlib.sha256(f"{identity} {order}".encode()).hexdigest()[:16]
+    read = [[r.prompt, r.response_ids, in_span(r)] for r in records]  # whatever its label
+    identity = json.dumps([read, fingerprint(folder), dtype, block])
+    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
     path = cache / f"hidden-{name}.safetensors"
     if path.is_file():
         return load_file(path)
@@ -96,4 +97,11 @@ def gather(
         domain=spread([r.domain for r in records]),
         origin=np.array([origin for _, origin in labels])[kept],
         heldout=spread([r.split == "heldout" for r in records]),
+    )
+
+
+def join(parts: Sequence[Tokens]) -> Tokens:
+    """All tokens of all parts, in order."""
+    return Tokens(
+        **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Tokens)}
     )

@@ -52,11 +52,8 @@ def auc(scores: NDArray[Any], good: NDArray[np.bool_]) -> float:
     return float(roc_auc_score(good, scores))
 
 
-def cross_validate(tokens: Tokens, strength: float, class_weight: str | None) -> float:
-    """AUC over the tokens that count, all folds together, no fact in training and test of a fold.
-
-    They are the mismatches, and of them the mined ones where there are any.
-    """
+def cross_scores(tokens: Tokens, strength: float, class_weight: str | None) -> NDArray[np.float64]:
+    """Every token's score by a head that saw nothing of its fact."""
     from sklearn.model_selection import GroupKFold
 
     scores = np.zeros(len(tokens.good))
@@ -64,6 +61,12 @@ def cross_validate(tokens: Tokens, strength: float, class_weight: str | None) ->
         keep = np.zeros(len(tokens.good), dtype=bool)
         keep[train] = True
         scores[test] = fit(tokens.where(keep), strength, class_weight).score(tokens.hidden[test])
+    return scores
+
+
+def cross_validate(tokens: Tokens, strength: float, class_weight: str | None) -> float:
+    """AUC over the tokens that count: the mismatches, of them the mined ones if there are any."""
+    scores = cross_scores(tokens, strength, class_weight)
     counted = tokens.mismatch & tokens.mined
     if not counted.any():
         counted = tokens.mismatch
@@ -94,7 +97,7 @@ def pick_threshold(curve: Sequence[dict[str, float]], bad_rejected: float) -> fl
     return min(fitting, default=1.0)
 
 
-def report_on(head: Head, tokens: Tokens) -> dict[str, Any]:
+def report_on(scores: NDArray[Any], tokens: Tokens) -> dict[str, Any]:
     """AUC and counts over the mismatches: all, facts, chat, mined ones, and each domain."""
     found: dict[str, Any] = {}
     parts = {"all": np.ones(len(tokens.good), dtype=bool), "facts": tokens.domain != "chat"}
@@ -105,11 +108,12 @@ def report_on(head: Head, tokens: Tokens) -> dict[str, Any]:
         }
     parts |= {domain: tokens.domain == domain for domain in np.unique(tokens.domain)}
     for name, keep in parts.items():
-        part = tokens.where(keep & tokens.mismatch)
+        counted = keep & tokens.mismatch
+        good = tokens.good[counted]
         found[str(name)] = {
-            "auc": auc(head.score(part.hidden), part.good) if len(part.good) else float("nan"),
-            "good": int(part.good.sum()),
-            "bad": int((~part.good).sum()),
+            "auc": auc(scores[counted], good) if len(good) else float("nan"),
+            "good": int(good.sum()),
+            "bad": int((~good).sum()),
         }
     return found
 

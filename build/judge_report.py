@@ -63,9 +63,14 @@ def _save(figure: Any, path: Path) -> None:
 def write_card(path: Path, document: dict[str, Any]) -> None:
     """The model card; build/judged_facts.py adds the gate's result."""
     counts, strength = document["training_tokens"], format(document["strength"], "g")
+    unseen = document["auc_on_unseen_domain"]
+    validated = "\n".join(
+        f"| {name} | {part['good']} | {part['bad']} | {part['auc']:.3f} |".replace("nan", "-")
+        for name, part in document["validated"].items()
+    )
     rows = "\n".join(
         f"| {name} | {part['good']} | {part['bad']} | {part['auc']:.3f} | "
-        f"{document['auc_on_unseen_domain'].get(name, float('nan')):.3f} |".replace("nan", "-")
+        f"{unseen.get(name, float('nan')):.3f} |".replace("nan", "-")
         for name, part in document["heldout"].items()
     )
     path.write_text(
@@ -74,17 +79,27 @@ def write_card(path: Path, document: dict[str, Any]) -> None:
 A linear head on the target's last hidden state (`{document["feature"]}`, {document["dtype"]}), for
 the demo deployment. It only fits the target named by the fingerprint in its header.
 
-Made by `python build/court.py` and `python build/train_judge.py` from facts that small packages
-carry and from the target's own answers; no text from outside. Licence: Apache-2.0, as the target's.
+Made by `build/train_judge.py` on labels that `build/mine_labels.py` found among the draft's own
+mismatches: on questions from facts that small packages carry (AutoJudge's search) and on requests
+the target made up (SelfJudge's likelihood). No text from outside. Licence: Apache-2.0, as the
+target's.
 
 - logistic regression, C = {strength}, classes {document["class_weight"]}, trained on
   {counts["good"]} good and {counts["bad"]} bad tokens ({document["train_on"]})
-- cross-validation grouped by fact: AUC {document["cross_validation"][strength]:.3f}
 
-## Held-out facts
+## Cross-validated
 
-Tokens that are not the target's own choice, the only ones on which a judge's word counts.
-"Unseen" is the AUC on a domain that was left out of training altogether.
+Grouped by fact, on the training labels: tokens the draft really wrote and the target would not have
+written.
+
+| part | good | bad | AUC |
+|---|---|---|---|
+{validated}
+
+## Held out
+
+Labels of prompts and facts that were held out. "Unseen" is the AUC on a domain that was left out of
+training altogether.
 
 | domain | good | bad | AUC | unseen |
 |---|---|---|---|---|
@@ -93,8 +108,9 @@ Tokens that are not the target's own choice, the only ones on which a judge's wo
 ## Limits
 
 - Mistakes in kinds of text that it was not trained on (code, reasoning, other languages) pass more
-  easily: see the column "unseen". A judge is only as good as its labels.
-- In ordinary prose, "bad" means a token the target finds very unlikely; that is no check of sense.
+  easily. A judge is only as good as its labels.
+- In chat, "bad" means that the target finds token and continuation very unlikely; that is no check
+  of sense, and the head can hardly predict it (see "mined chat").
 - The target knows little: where it does not know a fact, its hidden state cannot tell.
 """,
         encoding="utf-8",

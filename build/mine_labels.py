@@ -344,7 +344,7 @@ def main(
     split: Annotated[str, typer.Option(help="of the facts: train, heldout or all")] = "train",
     method: Annotated[str, typer.Option(help="search or likelihood")] = "search",
     parser: Annotated[str | None, typer.Option(help="number, choice or exact")] = None,
-    tau: Annotated[float, typer.Option(help="likelihood: good above this, in nats")] = -15.0,
+    tau: Annotated[float, typer.Option(help="likelihood: good above this, in nats")] = -20.0,
     floor: Annotated[
         float, typer.Option(help="search: tokens that the target finds less likely are left out")
     ] = -7.0,

@@ -21,8 +21,9 @@ from typing import Annotated
 import torch
 import typer
 from court import resolve
-from judge_features import gather, hidden_of
+from judge_features import Tokens, gather, hidden_of, join
 from judge_head import (
+    cross_scores,
     cross_validate,
     fit,
     held_out_domains,
@@ -39,11 +40,15 @@ from judge_decoding.labels import labels_hash, read_labels
 from judge_decoding.provenance import collect
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+TIE = 0.002  # of AUC: less than folds differ by
 FEATURES = ("pre_norm", "post_norm")
 
 
 def main(
     labels: Annotated[list[str] | None, typer.Option(help="JSONL files")] = None,
+    held_out_labels: Annotated[
+        list[str] | None, typer.Option(help="JSONL files to report on, not to train on")
+    ] = None,
     target: str = "cache:smollm2-135m-instruct",
     out: Path = Path("models/smollm2-135m-judge.safetensors"),
     docs: Annotated[Path, typer.Option(help="folder of results/ and figures/")] = Path("docs"),
@@ -63,18 +68,22 @@ def main(
         check_choice("--class-weight", class_weight, ("balanced", "none"))
         folder = resolve(target)
         paths = [resolve(p) for p in labels or ["cache:court.jsonl"]]
-        records = read_labels(paths)  # all together: no id twice, no fact in both splits
-        parts = [
-            hidden_of(read_labels([path]), folder, resolve(cache), dtype=dtype, block=block)
-            for path in paths
-        ]
-        hidden = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        reported = [resolve(p) for p in held_out_labels or []]
+        read_labels(paths + reported)  # all together: no id twice, no fact in both splits
+        parts = {
+            path: (r := read_labels([path]), hidden_of(r, folder, resolve(cache), dtype, block))
+            for path in paths + reported
+        }
     except UserError as error:
         raise SystemExit(f"train_judge: {error}") from None
-    sets = {
-        name: gather(records, hidden, name, after_error)  # type: ignore[arg-type]
-        for name in (FEATURES if feature == "best" else (feature,))
-    }
+    records = [record for path in paths for record in parts[path][0]]
+
+    def tokens_of(name: str, wanted: Sequence[Path]) -> Tokens:
+        every = [gather(*parts[path], name, after_error) for path in wanted]  # type: ignore[arg-type]
+        return join(every)
+
+    names = FEATURES if feature == "best" else (feature,)
+    sets = {name: tokens_of(name, paths) for name in names}
     weight = None if class_weight == "none" else class_weight
     # 1. The feature and the strength, by grouped cross-validation.
     validation = {}
@@ -84,7 +93,8 @@ def main(
             found = cross_validate(tokens.where(keep), strength, weight)
             validation[f"{name} {strength:g}"] = found
             print(f"{name}, C = {strength:g}: AUC {found:.4f}", flush=True)
-    best = max(validation, key=lambda c: validation[c])
+    # The first of those that are as good: before the norm, as in the paper, and the stronger L2.
+    best = next(c for c, found in validation.items() if found >= max(validation.values()) - TIE)
     feature, strength = best.split()[0], float(best.split()[1])
     tokens = sets[feature]
     train, heldout = tokens.where(~tokens.heldout), tokens.where(tokens.heldout)
@@ -92,7 +102,11 @@ def main(
         train = train.where(train.mismatch)
     # 2. The head, on all training tokens; its curve on held-out facts.
     head = fit(train, strength, weight)
-    report = report_on(head, heldout)
+    validated = report_on(cross_scores(train, strength, weight), train)
+    if reported:
+        extra = tokens_of(feature, reported)
+        heldout = join([heldout, extra.where(extra.heldout)])
+    report = report_on(head.score(heldout.hidden), heldout)
     test = heldout.where(heldout.mismatch)
     scores = head.score(test.hidden)
     curve = threshold_curve(scores, test.good)
@@ -115,6 +129,7 @@ def main(
                 ).items()
             )
         ),
+        "validated": validated,
         "heldout": report,
         "curve": curve,
         "threshold": threshold,

@@ -77,7 +77,7 @@ def test_separable_features_are_separated():
     data = tokens(noise=0.1)
     assert judge_head.cross_validate(data, 1.0, "balanced") == 1.0
     head = judge_head.fit(data, 1.0, None)
-    report = judge_head.report_on(head, data)
+    report = judge_head.report_on(head.score(data.hidden), data)
     assert report["all"]["auc"] == 1.0
     assert report["all"]["good"] == int((data.good & data.mismatch).sum())
     unseen = judge_head.held_out_domains(data, data, 1.0, None)
@@ -231,7 +231,8 @@ def test_figures_and_card_are_written(tmp_path):
         "cross_validation": {"0.001": 0.9},
         "threshold": 0.8,
         "training_tokens": {"good": 3, "bad": 2},
-        "heldout": judge_head.report_on(head, data),
+        "validated": judge_head.report_on(scores, data),
+        "heldout": judge_head.report_on(scores, data),
         "auc_on_unseen_domain": {"chat": 0.7},
     }
     json.dumps(document)
