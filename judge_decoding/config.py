@@ -316,11 +316,11 @@ def _validate(raw: dict[str, Any], folder: Path, source: str) -> Deployment:
         raise UserError(f"config: {source}: {describe(error)}") from None
 
 
-def describe(error: ValidationError) -> str:
-    """All of a pydantic error on one line: `where: what (got value)`."""
+def describe(error: ValidationError, root: str = "deployment") -> str:
+    """All of a pydantic error on one line: `where: what (got value)`; `root` is the whole."""
     parts = []
     for item in error.errors(include_url=False):
-        where = ".".join(str(key) for key in item["loc"]) or "deployment"
+        where = ".".join(str(key) for key in item["loc"]) or root
         got = item["input"]
         shown = f" (got {got!r})" if isinstance(got, (str, int, float, bool, type(None))) else ""
         what = item["msg"].removeprefix("Value error, ")

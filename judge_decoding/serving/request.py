@@ -115,7 +115,7 @@ def parameters(tensors: Mapping[str, np.ndarray[Any, Any]]) -> Parameters:
             }
         )
     except ValidationError as error:
-        raise UserError(describe(error)) from None
+        raise UserError(describe(error, "request")) from None
 
 
 def prompt(
@@ -151,7 +151,7 @@ def _messages(text: str) -> list[dict[str, str]]:
     try:
         turns = _CONVERSATION.validate_json(text)
     except ValidationError as error:
-        raise UserError(f"messages: {describe(error)}") from None
+        raise UserError(f"messages: {describe(error, 'the document')}") from None
     if not turns:
         raise UserError("messages: the list is empty")
     return [turn.model_dump() for turn in turns]

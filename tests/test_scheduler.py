@@ -1,0 +1,275 @@
+"""The scheduler on tiny models: bounded, cancellable, drained, and honest when its engine fails."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from judge_decoding.decoding import Result, SpeculativeDecoder, Update
+from judge_decoding.engine.base import Acceptance
+from judge_decoding.engine.torch_engine import load_drafter, load_target
+from judge_decoding.errors import UserError
+from judge_decoding.sequence import Request
+from judge_decoding.serving.scheduler import Scheduler, Statistics
+from judge_decoding.text import Tokenizer
+
+LIMITS = {"dtype": "float32", "max_sequences": 2, "max_context": 300, "prefill_chunk": 16}
+LIMIT_S = 60.0
+
+
+class Owner:
+    """A listener that remembers; `hold` keeps the scheduler's thread inside the first update."""
+
+    def __init__(self, hold: threading.Event | None = None) -> None:
+        self.hold = hold
+        self.started = threading.Event()
+        self.over = threading.Event()
+        self.ids: list[int] = []
+        self.result: Result | None = None
+        self.error: str | None = None
+        self.left = False
+        self.threads: set[str] = set()
+
+    def updated(self, update: Update, result: Result | None) -> None:
+        self.threads.add(threading.current_thread().name)
+        self.ids += [token.id for token in update.tokens]
+        self.started.set()
+        if self.hold is not None:
+            assert self.hold.wait(LIMIT_S)
+        if result is not None:
+            self.result = result
+            self.over.set()
+
+    def failed(self, message: str) -> None:
+        self.error = message
+        self.over.set()
+
+    def is_cancelled(self) -> bool:
+        return self.left
+
+    def wait(self) -> Owner:
+        assert self.over.wait(LIMIT_S)
+        return self
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny_target: Path, tiny_draft: Path) -> SpeculativeDecoder:
+    return SpeculativeDecoder(
+        load_drafter(tiny_draft, target=tiny_target, **LIMITS),
+        load_target(tiny_target, **LIMITS),
+        tokenizer=Tokenizer(tiny_target),
+        max_draft_len=4,
+        prefill_chunk=16,
+    )
+
+
+class Run:
+    """A scheduler, and what it told its observer last."""
+
+    def __init__(self, load: Callable[[], SpeculativeDecoder], max_queue: int = 8) -> None:
+        self.seen = Statistics()
+        self.closed_on: list[str] = []
+        self.scheduler = Scheduler(
+            load,
+            max_queue=max_queue,
+            observe=lambda statistics: setattr(self, "seen", statistics),
+            close=lambda: self.closed_on.append(threading.current_thread().name),
+        )
+
+
+@pytest.fixture
+def run(decoder: SpeculativeDecoder) -> Iterator[Run]:
+    made = Run(lambda: decoder)
+    made.scheduler.start()
+    yield made
+    made.scheduler.stop()
+    assert made.closed_on == ["scheduler"]
+    assert decoder.num_active == 0
+    decoder.check_integrity()
+
+
+def request(prompt: list[int], tokens: int = 30, rule: str = "strict", **fields: object) -> Request:
+    fields = {"ignore_end": True, "text": False} | fields
+    return Request(prompt, tokens, Acceptance(rule=rule), **fields)  # type: ignore[arg-type]
+
+
+def test_requests_share_rounds_and_each_gets_its_own_answer(
+    decoder: SpeculativeDecoder, run: Run
+) -> None:
+    asked = [request([i + 1, 2 * i + 1, 7], 20 + 5 * i) for i in range(6)]
+    owners = [Owner() for _ in asked]
+    for one, owner in zip(asked, owners, strict=True):
+        run.scheduler.submit(one, owner)
+    results = [owner.wait().result for owner in owners]
+    run.scheduler.stop()
+    expected = decoder.generate(asked)
+    for owner, result, wanted in zip(owners, results, expected, strict=True):
+        assert result is not None
+        assert owner.ids == result.token_ids == wanted.token_ids
+        assert result.record == wanted.record
+        assert result.text == ""  # nobody asked for it
+        assert owner.threads == {"scheduler"}
+    records = [r.record for r in expected]
+    assert run.seen.finished == {"length": 6}
+    assert run.seen.emitted_tokens == sum(len(r.token_ids) for r in expected)
+    assert run.seen.draft_tokens == sum(r.num_draft_tokens for r in records)
+    assert run.seen.accepted_tokens == sum(r.num_accepted_draft_tokens for r in records)
+    assert run.seen.active == run.seen.waiting == 0
+
+
+def test_stop_strings_work_without_text(decoder: SpeculativeDecoder, run: Run) -> None:
+    whole = decoder.generate([request([5, 6], 60, text=True)])[0].text
+    stop = next(c for c in whole[3:] if c.isascii() and c.isprintable())
+    owner = Owner()
+    run.scheduler.submit(request([5, 6], 60, stop=(stop,)), owner)
+    result = owner.wait().result
+    assert result is not None
+    assert result.finish_reason == "stop"
+    assert result.text == whole[: whole.index(stop)]
+
+
+def test_a_cancel_by_name_ends_what_runs_and_what_waits(run: Run) -> None:
+    hold = threading.Event()
+    first, second, queued, other = Owner(hold), Owner(), Owner(), Owner()
+    run.scheduler.submit(request([1], 250), first, "a")
+    run.scheduler.submit(request([2], 250), second, "a")
+    run.scheduler.submit(request([3], 250), queued, "a")
+    run.scheduler.submit(request([4], 10), other, "b")
+    assert first.started.wait(LIMIT_S)
+    run.scheduler.cancel("a")
+    run.scheduler.cancel("unknown")
+    hold.set()
+    for owner in (first, second, queued):
+        result = owner.wait().result
+        assert result is not None and result.finish_reason == "cancelled"
+    assert queued.ids == []
+    assert 0 < len(first.ids) <= 5  # the round it was cancelled in, and no other
+    assert other.wait().result is not None and len(other.ids) == 10
+    run.scheduler.stop()
+    assert run.seen.finished == {"cancelled": 3, "length": 1}
+    assert run.seen.cancel_rounds <= 2
+
+
+def test_an_owner_who_left_is_cancelled(run: Run) -> None:
+    hold = threading.Event()
+    owner = Owner(hold)
+    run.scheduler.submit(request([1], 250), owner)
+    assert owner.started.wait(LIMIT_S)
+    owner.left = True
+    hold.set()
+    result = owner.wait().result
+    assert result is not None and result.finish_reason == "cancelled"
+    assert len(owner.ids) <= 5
+
+
+def test_an_owner_whose_update_raises_does_not_hurt_others(run: Run) -> None:
+    class Broken(Owner):
+        def updated(self, update: Update, result: Result | None) -> None:
+            super().updated(update, result)
+            raise RuntimeError("the connection is gone")
+
+    broken, other = Broken(), Owner()
+    run.scheduler.submit(request([1], 250), broken)
+    run.scheduler.submit(request([2], 40), other)
+    assert other.wait().result is not None and len(other.ids) == 40
+    result = broken.wait().result
+    assert result is not None and result.finish_reason == "cancelled"
+    assert len(broken.ids) <= 5
+
+
+def test_a_full_queue_refuses_and_takes_in_again(decoder: SpeculativeDecoder) -> None:
+    run = Run(lambda: decoder, max_queue=1)
+    run.scheduler.start()
+    hold = threading.Event()
+    owners = [Owner(hold), Owner(hold), Owner()]
+    for i, owner in enumerate(owners):
+        run.scheduler.submit(request([i + 1], 9), owner)
+    with pytest.raises(UserError, match="busy, 1 requests are waiting already"):
+        run.scheduler.submit(request([9], 9), Owner())
+    hold.set()
+    for owner in owners:
+        owner.wait()
+    assert run.scheduler.drain(LIMIT_S)
+    run.scheduler.stop()
+    assert run.seen.finished == {"length": 3, "refused": 1}
+
+
+def test_what_cannot_be_served_is_refused_at_once(run: Run) -> None:
+    with pytest.raises(UserError, match="300 tokens do not fit the context of 300"):
+        run.scheduler.submit(request([1] * 300), Owner())
+    with pytest.raises(UserError, match="no judge file"):
+        run.scheduler.submit(request([1], rule="judge"), Owner())
+
+
+def test_draining_finishes_what_runs_and_takes_in_nothing(decoder: SpeculativeDecoder) -> None:
+    run = Run(lambda: decoder)
+    run.scheduler.start()
+    hold = threading.Event()
+    owners = [Owner(hold), Owner(), Owner()]
+    for i, owner in enumerate(owners):
+        run.scheduler.submit(request([i + 1], 50), owner)
+    assert owners[0].started.wait(LIMIT_S)
+    assert not run.scheduler.drain(0.0)
+    with pytest.raises(UserError, match="shutting down"):
+        run.scheduler.submit(request([1]), Owner())
+    hold.set()
+    assert run.scheduler.drain(LIMIT_S)
+    assert [len(owner.ids) for owner in owners] == [50, 50, 50]
+    run.scheduler.stop()
+
+
+def test_stopping_fails_what_still_runs(decoder: SpeculativeDecoder) -> None:
+    run = Run(lambda: decoder)
+    run.scheduler.start()
+    hold = threading.Event()
+    running, queued = Owner(hold), [Owner() for _ in range(3)]
+    run.scheduler.submit(request([1], 250), running)
+    for owner in queued:
+        run.scheduler.submit(request([2], 250), owner)
+    assert running.started.wait(LIMIT_S)
+    stopper = threading.Thread(target=run.scheduler.stop)
+    stopper.start()
+    hold.set()
+    stopper.join(LIMIT_S)
+    for owner in (running, *queued):
+        assert owner.wait().error == "server: it is shutting down"
+    for number in list(decoder._active):  # nobody ran them to their end
+        decoder.cancel(number)
+
+
+def test_a_failing_engine_fails_every_request_and_the_scheduler(
+    tiny_target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = load_target(tiny_target, **LIMITS)
+    run = Run(lambda: SpeculativeDecoder(None, target))
+    run.scheduler.start()
+    hold = threading.Event()
+    owners = [Owner(hold), *(Owner() for _ in range(3))]
+    for owner in owners:
+        run.scheduler.submit(request([1], 100, "none"), owner)
+    assert owners[0].started.wait(LIMIT_S)
+
+    def broken(requests: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(target, "verify", broken)
+    hold.set()
+    for owner in owners:
+        assert owner.wait().error == "engine: it failed (RuntimeError: out of memory)"
+    assert run.scheduler.dead == "engine: it failed (RuntimeError: out of memory)"
+    with pytest.raises(UserError, match="out of memory"):
+        run.scheduler.submit(request([1], rule="none"), Owner())
+    run.scheduler.stop()
+    assert run.closed_on == ["scheduler"]
+    assert run.seen.finished == {"failed": 4, "refused": 1}
+
+
+def test_a_load_that_fails_is_raised_by_start() -> None:
+    def load() -> SpeculativeDecoder:
+        raise UserError("model: no file x")
+
+    with pytest.raises(UserError, match="no file x"):
+        Run(load).scheduler.start()
