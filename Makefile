@@ -17,7 +17,7 @@ PLUGIN_DEPS = .venv/share/.plugin-deps
 .PHONY: demo test lint unit venv target plugin-deps bench clean
 
 demo: venv target
-	$(BIN)/judge-decoding demo --config configs/demo.yaml
+	$(BIN)/python -m clients.demo --config configs/demo.yaml
 
 test: lint unit
 

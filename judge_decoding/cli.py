@@ -207,14 +207,6 @@ app.command()(plan)
 
 
 @app.command(hidden=True)
-def demo(config: Config = DEMO) -> None:
-    """Three prompts by `none`, `strict` and `judge`, and the speed of each."""
-    from judge_decoding import demo as show
-
-    show.run(_load(_deployment(config)))
-
-
-@app.command(hidden=True)
 def bench_worker(config: Config = DEMO, prompts: Path | None = None) -> None:
     """The in-process side of `python -m clients.bench_server`."""
     from judge_decoding import bench_worker as worker

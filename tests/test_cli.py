@@ -305,13 +305,6 @@ def test_the_shipped_prompts_are_many_and_distinct() -> None:
     assert len(prompts) == len(set(prompts)) == 48
 
 
-def test_demo_shows_three_rules_and_a_table(pair: Path) -> None:
-    result = run("demo", "--config", pair / "deployment.yaml")
-    assert result.exit_code == 0, result.output
-    assert result.stdout.count("> ") >= 3 and "judge_vs_none" in result.stdout
-    assert "⟦judged⟧" in result.stdout and result.stdout.count("⟦") > 1
-
-
 BAD_OPTIONS = {
     "unknown rule": (["--rule", "lenient"], "unknown 'lenient'"),
     "unknown dtype": (["--dtype", "float8"], "dtype"),
