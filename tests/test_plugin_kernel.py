@@ -235,6 +235,20 @@ def test_raised_logits_start_from_zero_and_stay_in_range(library: ctypes.CDLL) -
     assert edits(edited, half) == set()
 
 
+def test_a_score_equal_to_the_threshold_is_not_accepted(library: ctypes.CDLL) -> None:
+    """z = 0 gives exactly 0.5."""
+    batch = batch_of(verify(1, 20))
+    logits, hidden = example(batch)
+    indices = (batch.input_ids, batch.last_token_ids, batch.context_lengths)
+    plugin = plugin_of(bias=0.0, threshold=0.5)
+    edited, scores = kernel.run_host(library, logits, 0 * hidden, *indices, plugin)
+    assert scores[0, 0] == 0.5
+    assert edits(edited, logits) == set()
+    just_below = plugin_of(bias=0.0, threshold=float(np.nextafter(np.float32(0.5), np.float32(0))))
+    edited, _ = kernel.run_host(library, logits, 0 * hidden, *indices, just_below)
+    assert edits(edited, logits) == {(0, 20)}
+
+
 @pytest.mark.parametrize("threshold", [1.0, 1.5])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_threshold_one_is_bit_identical(
@@ -348,12 +362,14 @@ def test_kernel_equals_reference(
         following = int(batch.input_ids[min(batch.last_token_ids[row], len(batch.input_ids) - 1)])
         if rng.random() < 0.3 and following < columns:
             logits[row, following] = logits[row].max() + rng.integers(2)
+    vocab_size = max(1, columns - padding)
+    logits[:, vocab_size:] = 2000  # padding is never the choice
     hidden = rng.standard_normal((rows, size)).astype(np.float32)
     plugin = Settings(
         weight=rng.standard_normal(size).astype(np.float32),
         bias=float(np.float32(rng.standard_normal())),
         threshold=threshold,
-        vocab_size=max(1, columns - padding),
+        vocab_size=vocab_size,
         boost=1000.0,
         end_ids=end_ids,
         protect_end_ids=protect,
