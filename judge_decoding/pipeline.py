@@ -14,7 +14,7 @@ from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
 from judge_decoding.engine.trtllm_loading import compiled_judge, engine_check, load_engines
 from judge_decoding.engine.weights import read_config, tokenizer_hash
 from judge_decoding.errors import UserError
-from judge_decoding.ranks.comm import under_mpiexec
+from judge_decoding.ranks.comm import start_mpi, under_mpiexec
 from judge_decoding.ranks.leader import Ranks, RemoteDrafter, RemoteTarget, lead
 from judge_decoding.text import Tokenizer
 
@@ -45,6 +45,8 @@ def load_pipeline(deployment: Deployment) -> Pipeline:
     With a `ranks` section and under mpiexec, this process leads the ranks that hold the models
     (`ranks.leader.lead`); otherwise it holds them itself.
     """
+    if deployment.ranks is not None and under_mpiexec():
+        start_mpi()  # first: an error below then ends the ranks that wait for this one
     read_config(deployment.target.model)  # what the engine cannot run is refused first
     tokenizer = Tokenizer(deployment.target.model)
     if deployment.draft is not None:

@@ -52,17 +52,26 @@ def under_mpiexec() -> bool:
     return any(name in os.environ for name in _MPIEXEC_VARIABLES)
 
 
+def start_mpi() -> None:
+    """Take part in the MPI world, once every rank does; a second call does nothing.
+
+    Ranks wait for each other here, out of reach of any time-out of ours, and only a rank that took
+    part takes the others along when it ends with an error: so call it before anything can fail.
+    """
+    import mpi4py
+
+    # We finalize ourselves: at interpreter exit it would be another thread, and after an error it
+    # would wait for ranks that wait for us.
+    mpi4py.rc.finalize = False
+    mpi4py.rc.thread_level = "serialized"
+    from mpi4py import MPI  # noqa: F401
+
+
 class Comm:
     """This process's end of the world of ranks. One a process."""
 
     def __init__(self) -> None:
-        import mpi4py
-
-        # We finalize ourselves: at interpreter exit it would be another thread, and after an
-        # error it would wait for ranks that wait for us.
-        mpi4py.rc.finalize = False
-        # TensorRT-LLM's threads need more than we do (deploy/rank.sh).
-        mpi4py.rc.thread_level = os.environ.get("MPI4PY_RC_THREAD_LEVEL", "serialized")
+        start_mpi()
         from mpi4py import MPI
 
         self._mpi = MPI

@@ -8,6 +8,7 @@ Its role follows from its rank (`layout`). It ends when the leader says so, and 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import sys
 import traceback
@@ -50,9 +51,16 @@ def main() -> int:
     from judge_decoding.ranks.layout import Layout
     from judge_decoding.serving.environment import announce
 
-    comm = Comm()
     try:
         deployment = load_deployment(arguments.config)
+    except UserError as error:
+        print(f"judge-decoding: {error}", file=sys.stderr, flush=True)
+        return 2
+    wait_s = deployment.ranks.startup_timeout_s if deployment.ranks else _LAST_WORDS_S
+    faulthandler.dump_traceback_later(wait_s, exit=True)  # MPI holds the GIL while it waits
+    comm = Comm()
+    faulthandler.cancel_dump_traceback_later()
+    try:
         layout = Layout.of(deployment)
         if comm.rank == 0:
             raise UserError("ranks: rank 0 leads; start workers as the ranks after it (mpiexec)")
