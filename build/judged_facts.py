@@ -39,7 +39,7 @@ from judge_decoding.pipeline import Pipeline, load_pipeline
 from judge_decoding.provenance import collect
 from judge_decoding.sequence import AcceptanceRecord, Request
 
-THRESHOLDS = (0.6, 0.7, 0.8, 0.9)
+THRESHOLDS = (0.64, 0.67, 0.7, 0.75)
 UNTRAINED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("topk 2", {"rule": "topk", "top_k": 2}),
     ("typical 0.3", {"rule": "typical", "typical_epsilon": 0.3, "typical_delta": 1.0}),
@@ -163,6 +163,8 @@ def answer_by_all(
         for rule in ("none", "strict")
     }
     for name, parameters in UNTRAINED:
+        if pipeline.deployment.engine == "trtllm":  # it has none of them
+            continue
         found[name] = answer(pipeline, asked, replace(default(), **parameters), tokens, name)
     before: list[Result] = []
     for threshold in sorted(thresholds):
@@ -250,6 +252,7 @@ def main(
     ),
     out: Path = Path("docs/results/judged_facts.json"),
     limit: Annotated[int, typer.Option(help="questions, 0 for all held-out ones")] = 0,
+    skip: Annotated[int, typer.Option(help="of the first questions: looked at before")] = 0,
     threshold: Annotated[list[float] | None, typer.Option(help="repeatable")] = None,
     minutes: Annotated[float, typer.Option(help="begin no block of questions after this")] = 1e9,
     max_tokens: Annotated[int, typer.Option(min=4)] = 32,
@@ -266,7 +269,7 @@ def main(
         asked = [q for q in questions(seed) if split_of(q.group, seed) == "heldout"]
     except UserError as error:
         raise SystemExit(f"judged_facts: {error}") from None
-    asked = asked[: limit or len(asked)]
+    asked = asked[skip:][: limit or len(asked)]
     thresholds = threshold or THRESHOLDS
     began, done = time.monotonic(), 0
     found: dict[str, list[Result]] = defaultdict(list)
@@ -286,6 +289,7 @@ def main(
     document = {
         "deployment": config.name,
         "questions": len(asked),
+        "skipped": skip,
         "facts": len({q.group for q in asked}),
         "max_tokens": max_tokens,
         "max_draft_len": config.max_draft_len,

@@ -16,13 +16,19 @@ pytest.importorskip("matplotlib", reason="figures need the build extra")
 import judge_features
 import judge_head
 import judge_report
+import judged_chat
 import judged_facts
 import numpy as np
+import target_reader
 import torch
 
+from judge_decoding.engine.base import Acceptance
+from judge_decoding.engine.torch_engine import load_target
+from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge, JudgeMetadata
 from judge_decoding.labels import LabelRecord, Span
 from judge_decoding.sequence import AcceptanceRecord
+from judge_decoding.text import Tokenizer
 
 
 def tokens(n: int = 400, width: int = 12, noise: float = 0.3) -> judge_features.Tokens:
@@ -244,3 +250,85 @@ def test_figures_and_card_are_written(tmp_path):
         "judge_threshold.png",
     ]
     assert "| chat |" in (tmp_path / "card.md").read_text()
+
+
+def test_rules_are_read_from_their_names():
+    default = Acceptance("judge", threshold=0.9)
+    assert judged_chat.read_rule("judge:0.7", default) == Acceptance("judge", threshold=0.7)
+    assert judged_chat.read_rule("strict", default).rule == "strict"
+    assert judged_chat.read_rule("topk:2", default).top_k == 2
+    typical = judged_chat.read_rule("typical:0.15", default)
+    assert (typical.typical_epsilon, typical.typical_delta) == (0.15, 0.5)
+    for wrong in ("maybe", "strict:1"):
+        with pytest.raises(UserError, match="rule: "):
+            judged_chat.read_rule(wrong, default)
+
+
+def test_repetition_counts_grams_seen_before():
+    assert judged_chat.repetition([[1, 2, 3, 1, 2, 3]], 3) == pytest.approx(1 / 4)
+    assert judged_chat.repetition([[1, 2, 3], [1, 2, 3]], 3) == 0.0  # each text by itself
+    assert judged_chat.repetition([[1]], 3) == 0.0
+
+
+def test_a_texts_likelihood_is_the_targets(tiny_target):
+    limits = {"dtype": "float32", "max_sequences": 1, "max_context": 128}
+    reader = target_reader.load_reader(tiny_target, **limits)
+    target = load_target(tiny_target, **limits)
+    prompts, texts = [[5, 9, 200], [7, 8]], [[3, 4, 5], [90]]
+    read = [target.teacher_forced(p, t).logprob for p, t in zip(prompts, texts, strict=True)]
+    expected = float(torch.cat(read).mean())
+    found = judged_chat.loglikelihood(reader, prompts, texts)
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_states_read_with_shared_prefixes_are_those_read_alone(tiny_target):
+    """Records that share a beginning, in any order, sparse spans: as one pass each would give."""
+    limits = {"dtype": "float32", "max_sequences": 1, "max_context": 256}
+    target = load_target(tiny_target, **limits)
+    tokenizer = Tokenizer(tiny_target)
+
+    def record(name, prompt, ids, *places):
+        spans = [Span(start=at, end=at + 1, label="good", origin="o") for at in places]
+        common = {"group": prompt, "domain": "d", "prompt": prompt, "split": "train"}
+        return LabelRecord(id=name, response="r", response_ids=ids, spans=spans, **common)
+
+    long = [(7 * i) % 90 + 40 for i in range(30)]
+    records = [
+        record("a", "Hi", [50, 60, 70], 2),
+        record("b", "Ho", long, 0, 12, 29),
+        record("c", "Hi", [50, 60, 71, 80], 2, 3),
+        record("none", "Hi", [50]),
+        record("d", "Hi", [50], 0),
+    ]
+    reader = target_reader.load_reader(tiny_target, **limits)
+    found = target_reader.read_states(records, reader, tokenizer, block=4)
+    row = 0
+    for r in records:
+        prompt = tokenizer.chat([{"role": "user", "content": r.prompt}])
+        alone = target.teacher_forced(prompt, r.response_ids, block=64)
+        for at in target_reader.in_span(r):
+            assert torch.allclose(found["pre_norm"][row], alone.pre_norm[at], atol=1e-3)
+            assert torch.allclose(found["post_norm"][row], alone.post_norm[at], atol=1e-3)
+            assert found["argmax"][row] == alone.argmax[at]
+            row += 1
+    assert row == len(found["argmax"]) == 7
+
+
+def test_labels_change_without_reading_the_target_again(tiny_target, tmp_path, monkeypatch):
+    span = Span(start=0, end=1, label="good", origin="o")
+    record = LabelRecord(
+        id="a",
+        group="g",
+        domain="d",
+        prompt="p",
+        response="r",
+        response_ids=[50],
+        spans=[span],
+        split="train",
+    )
+    first = judge_features.hidden_of([record], tiny_target, tmp_path, "float32", 4)
+    monkeypatch.setattr(judge_features, "load_reader", None)
+    bad = record.model_copy(update={"spans": [span.model_copy(update={"label": "bad"})]})
+    again = judge_features.hidden_of([bad], tiny_target, tmp_path, "float32", 4)
+    assert torch.equal(first["pre_norm"], again["pre_norm"])
+    assert not judge_features.gather([bad], again, "pre_norm", None).good.any()
