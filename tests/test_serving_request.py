@@ -164,7 +164,7 @@ def test_prompts_are_raw_text_a_turn_or_a_conversation(
         ({"messages": b"{"}, "messages: .*JSON"),
         ({"messages": b"[]"}, "messages: the list is empty"),
         ({"messages": b'[{"role": "user"}]'}, r"messages: 0\.content: Field required"),
-        ({"messages": b'{"role": "user", "content": "x"}'}, "messages: the document: Input should be a valid array"),
+        ({"messages": b"{}"}, "messages: the document: Input should be a valid array"),
     ],
 )
 def test_bad_prompts_are_refused(

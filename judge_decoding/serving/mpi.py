@@ -26,13 +26,24 @@ def command(deployment: Deployment, config: Path, server: list[str], path: str) 
     if mpiexec is None:
         raise UserError("serve: the deployment has ranks, and there is no mpiexec on PATH")
     worker = [sys.executable, "-m", "judge_decoding.ranks.worker", "--config", str(config)]
-    line = [mpiexec, *_flags(mpiexec), "-n", "1", *server]
+    line = [mpiexec, *_flags(mpiexec), "-n", "1", *_WATCHED, *server]
     build = deployment.trtllm if deployment.engine == "trtllm" else None
     if build is not None and build.mode == "orchestrator" and not build.fast_logits:
         return line  # TensorRT-LLM spawns the ranks from there
     if deployment.draft is not None:
-        line += [":", "-n", str(deployment.ranks.draft.tp), *worker]
-    return [*line, ":", "-n", str(deployment.ranks.target.tp), *worker]
+        line += [":", "-n", str(deployment.ranks.draft.tp), *_WATCHED, *worker]
+    return [*line, ":", "-n", str(deployment.ranks.target.tp), *_WATCHED, *worker]
+
+
+# mpiexec kills all ranks within a millisecond of the first death, and does not say whose that was.
+# This shell outlives its rank by the moment it takes to write that down.
+_WATCHED = (
+    "sh",
+    "-c",
+    f'"$@"; code=$?; echo $code > "${environment.RUN_DIR}/'
+    '${PMI_RANK:-$OMPI_COMM_WORLD_RANK}.ended"; exit $code',
+    "rank",
+)
 
 
 def _flags(mpiexec: str) -> list[str]:

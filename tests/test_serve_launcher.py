@@ -1,0 +1,158 @@
+"""What `serve` would start, and how it knows who ended a job. Real ones: test_serve_faults."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from judge_decoding.errors import UserError
+from judge_decoding.serving import environment, mpi, triton
+from tests.triton_world import COMMAND
+
+PORTS = ["--http-port", "7001", "--grpc-port", "7002", "--metrics-port", "7003"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    document = {
+        "name": "two",
+        "target": {"model": "target"},
+        "draft": {"model": "draft"},
+        "ranks": {"draft": {"tp": 1}, "target": {"tp": 2}},
+    }
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def program(folder: Path, name: str, text: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def serve(config: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMAND, "serve", "--config", config, *options],
+        capture_output=True,
+        text=True,
+        env=os.environ | variables,
+        check=False,
+    )
+
+
+def test_a_dry_run_prints_the_whole_command_and_leaves_nothing(
+    config: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    done = serve(config, *PORTS, "--dry-run", TMPDIR=str(folder))
+    assert done.returncode == 0, done.stderr
+    words = shlex.split(done.stdout)
+    line = words[next(i for i, word in enumerate(words) if "=" not in word) :]
+    server, draft, target = " ".join(line).split(" : ")
+    assert "mpiexec -n 1 sh -c " in server
+    assert "bin/tritonserver --model-repository=" in server
+    for option in ("http", "grpc", "metrics"):
+        assert f"--{option}-address=127.0.0.1" in server
+    assert "--http-port=7001" in server and "--grpc-port=7002" in server
+    assert "--metrics-port=7003" in server
+    worker = f"{sys.executable} -m judge_decoding.ranks.worker --config {config}"
+    assert draft.startswith("-n 1 sh -c ") and draft.endswith(worker)
+    assert target.startswith("-n 2 sh -c ") and target.endswith(worker)
+    assert f"JUDGE_DECODING_CONFIG={config}" in words
+    assert not list(folder.iterdir())
+
+
+def test_without_ranks_there_is_no_mpiexec(config: Path) -> None:
+    document = yaml.safe_load(config.read_text())
+    del document["ranks"]
+    config.write_text(yaml.safe_dump(document))
+    done = serve(config, "--dry-run")
+    assert done.returncode == 0
+    assert "mpiexec" not in done.stdout and "ranks.worker" not in done.stdout
+
+
+def test_a_server_on_path_is_taken_with_its_own_backends(config: Path, tmp_path: Path) -> None:
+    found = program(tmp_path / "bin", "tritonserver", "exit 0")
+    path = f"{found.parent}{os.pathsep}{os.environ['PATH']}"
+    done = serve(config, "--dry-run", PATH=path)
+    assert f" {found} --model-repository=" in done.stdout
+    assert "--backend-directory" not in done.stdout
+
+
+def test_open_mpi_is_told_what_hydra_knows(config: Path, tmp_path: Path) -> None:
+    from judge_decoding.config import load_deployment
+
+    fake = program(tmp_path / "bin", "mpiexec", "echo 'mpiexec (Open MPI) 5.0.8'")
+    line = mpi.command(load_deployment(config), config, ["tritonserver"], str(fake.parent))
+    assert line[0] == str(fake)
+    flags = line[1 : line.index("-n")]
+    assert "--oversubscribe" in flags
+    assert ("--allow-run-as-root" in flags) == (os.geteuid() == 0)
+    exported = [flags[i + 1] for i, flag in enumerate(flags) if flag == "-x"]
+    assert {"JUDGE_DECODING_CONFIG", "JUDGE_DECODING_RUN_DIR", "PATH"} <= set(exported)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--http-port", "7002", "--grpc-port", "7002"], "the three ports must differ"),
+        (["--http-port", "0"], "http-port"),
+        (["--http-port", "70000"], "http-port"),
+    ],
+)
+def test_bad_ports_are_one_line(config: Path, options: list[str], message: str) -> None:
+    done = serve(config, *options)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert message in done.stderr
+
+
+def test_no_server_anywhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(triton, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"no tritonserver on PATH .* pip install"):
+        triton.find_triton(tmp_path)
+
+
+def test_a_missing_libpython_is_said_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton.sysconfig, "get_config_var", lambda name: "/nowhere")
+    monkeypatch.setattr(triton.sys, "base_prefix", "/nowhere")
+    with pytest.raises(UserError, match="built with --enable-shared"):
+        triton.find_libpython()
+
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(triton.sys, "base_prefix", "/usr")
+    monkeypatch.setattr(triton.ctypes, "CDLL", missing)
+    with pytest.raises(UserError, match=r"apt-get install libpython3\.\d+"):
+        triton.find_libpython()
+
+
+def test_a_watched_rank_writes_its_end_down_and_the_first_bad_one_counts(tmp_path: Path) -> None:
+    assert mpi.first_death(tmp_path) is None
+    for rank, command in (("2", "exit 0"), ("3", "kill -9 $$"), ("1", "exit 7")):
+        subprocess.run(
+            [*mpi._WATCHED, "sh", "-c", command],
+            env=os.environ | {environment.RUN_DIR: str(tmp_path), "PMI_RANK": rank},
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+        assert (tmp_path / f"{rank}.ended").exists()
+    assert mpi.first_death(tmp_path) == (3, 137)
+
+
+def test_the_leaders_own_reason_is_read_from_its_output() -> None:
+    line = "judge-decoding: ending the job: no answer within 3 s from rank 2 (target) on host n1\n"
+    assert mpi.cause(line) == "no answer within 3 s from rank 2 (target) on host n1"
+    assert mpi.cause("judge-decoding: rank 2 (target) is process 3 on host n1\n") is None
