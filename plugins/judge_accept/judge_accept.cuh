@@ -134,7 +134,8 @@ __device__ inline Key block_maximum(Key key) {
 // Whether the next row is the next packed token. Necessary for a draft row, not enough: the next
 // request's only row may be there too (judge_rows looks at the boundaries).
 __device__ inline bool has_successor(JudgeAcceptArguments const& a, int row) {
-    return row + 1 < a.rows && a.last_token_ids[row + 1] == a.last_token_ids[row] + 1;
+    return row + 1 < a.rows
+           && a.last_token_ids[row + 1] == static_cast<int64_t>(a.last_token_ids[row]) + 1;
 }
 
 // Whether any row can be edited. Every request has at least one row and one more a draft token, so
