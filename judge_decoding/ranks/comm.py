@@ -115,7 +115,8 @@ class Comm:
         """The next message of `source` (None: of any rank): (rank, message, call).
 
         None when nothing came within `timeout_s` (None waits for ever, but not longer than the
-        process's parent lives). WireError names the sender of a message that cannot be read.
+        process's parent lives). WireError names the sender of a message that cannot be read,
+        RankTimeout of one that stops half-way.
         """
         self._check_thread()
         status, anyone = self._status, self._mpi.ANY_SOURCE
@@ -131,7 +132,9 @@ class Comm:
         if not 0 <= size <= MAX_BYTES:
             raise WireError(f"{self.describe(sender)}: {size:,} bytes exceed {MAX_BYTES:,}")
         data = bytearray(size)
-        self._world.Recv([data, self._mpi.BYTE], sender, _CONTROL)
+        request = self._world.Irecv([data, self._mpi.BYTE], sender, _CONTROL)
+        if not self._wait(request.Test, timeout_s):  # a large one needs its sender again
+            raise RankTimeout(sender, f"the rest of a message is missing after {timeout_s:g} s")
         try:
             message, call = messages.decode(data)
         except WireError as error:

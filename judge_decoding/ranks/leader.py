@@ -162,6 +162,8 @@ class Ranks:
             received = self._comm.receive(max(0.0, deadline - time.monotonic()))
         except WireError as error:
             self.abort(str(error))
+        except RankTimeout as error:
+            self.abort(f"{error} from {self._comm.describe(error.rank)}")
         if received is None:
             silent = "; ".join(self._comm.describe(rank) for rank in waiting)
             self.abort(f"no answer within {allowed_s:g} s from {silent}")
