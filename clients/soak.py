@@ -248,7 +248,16 @@ def growth(samples: Sequence[tuple[float, dict[str, int]]]) -> dict[str, Any]:
     }
     total = _row([sum(r.values()) for r in first], [sum(r.values()) for r in last])
     changed = [name for name in names if any(name not in rss for _, rss in samples)]
-    return {"warm_up_s": warm, **total, "processes": rows, "changed": changed}
+    series = [
+        [round(at), sum(rss.values()) / 1e6] for at, rss in samples[:: len(samples) // 60 + 1]
+    ]
+    return {
+        "warm_up_s": warm,
+        **total,
+        "processes": rows,
+        "changed": changed,
+        "series_s_mb": series,
+    }
 
 
 def _row(first: Sequence[int], last: Sequence[int]) -> dict[str, float]:

@@ -192,7 +192,8 @@ def cancelling(client: JudgeClient, request_id: str) -> Iterator[None]:
         # A thread: the handler may have stopped the main one inside of a call of the client's.
         threading.Thread(target=ask, daemon=True).start()
 
-    before = signal.signal(signal.SIGINT, interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, interrupted)
     try:
         yield
     finally:

@@ -6,13 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -22,17 +20,6 @@ from clients.wire import Answer, Chunk, JudgeClientError, Request, Token
 from judge_decoding.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models are faster so, by far where the cores are shared; here and in what is started."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +150,14 @@ def test_memory_growth_is_measured_after_warm_up() -> None:
     assert grown["growth_percent"] == pytest.approx(100 / 175)
     assert grown["processes"]["a"] == {"warm_mb": 50, "end_mb": 51, "growth_percent": 2.0}
     assert grown["changed"] == []
+    assert grown["series_s_mb"] == [
+        [0, 110],
+        [20, 150],
+        [28, 200],
+        [60, 500],
+        [92, 176],
+        [100, 176],
+    ]
 
 
 def test_a_process_that_came_or_went_is_named() -> None:

@@ -45,17 +45,6 @@ LONG = Request("On and on", rule="none", max_tokens=900, ignore_eos=True)
 """Takes seconds: one token a round."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models are faster so, by far where the cores are shared; here and in what is started."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def deployment(
     tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_draft: Path
