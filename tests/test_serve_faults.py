@@ -90,6 +90,7 @@ def test_two_target_ranks_answer_as_one_process_and_sigterm_lets_a_stream_finish
 
 
 VICTIMS = ["rank 1 (draft)", "rank 2 (target)", "the judge_decoding model", "tritonserver"]
+RANKS = {"draft": {"tp": 1, "threads": 1}, "target": {"tp": 1, "threads": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +103,7 @@ def ports() -> list[int]:
 def test_a_killed_process_ends_everything_and_is_named(
     document: dict[str, object], tmp_path: Path, ports: list[int], victim: str
 ) -> None:
-    ranks = {"draft": {"tp": 1, "threads": 1}, "target": {"tp": 1, "threads": 1}}
-    config = write(tmp_path, document | {"ranks": ranks})
+    config = write(tmp_path, document | {"ranks": RANKS})
     with Serving(config, tmp_path, ports) as server, Stream(server) as stream:
         processes = server.processes()
         stream.send(text_input=PROMPTS[0], **LONG)
@@ -121,12 +121,31 @@ def test_a_killed_process_ends_everything_and_is_named(
         assert not list(Path("/dev/shm").glob(f"{server.temporary.name}*"))
 
 
-def test_a_deployment_that_cannot_load_is_one_line_and_no_server(
-    document: dict[str, object], tmp_path: Path
+def test_a_rank_that_hangs_ends_everything_and_is_named(
+    document: dict[str, object], tmp_path: Path, ports: list[int]
 ) -> None:
-    """The message of the rank that refused, not Triton's log."""
-    wrong = {"model": str(tmp_path / "nowhere")}
-    server = Serving(write(tmp_path, document | {"draft": wrong}), tmp_path)
+    config = write(tmp_path, document | {"ranks": RANKS | {"timeout_s": 5}})
+    with Serving(config, tmp_path, ports) as server, Stream(server) as stream:
+        processes = server.processes()
+        stream.send(text_input=PROMPTS[0], **LONG)
+        stream.next()
+        os.kill(processes["rank 2 (target)"], signal.SIGSTOP)
+        with pytest.raises(InferenceServerException):
+            list(stream.responses())
+        assert server.wait() == 1
+        last = server.output.strip().splitlines()[-1]
+        assert "no answer within 5 s from rank 2 (target) on host" in last, server.output
+        assert not any(map(is_alive, processes.values()))
+
+
+@pytest.mark.parametrize("ranks", [True, False])
+def test_a_deployment_that_cannot_load_is_one_line_and_no_server(
+    document: dict[str, object], tmp_path: Path, ranks: bool
+) -> None:
+    """The message of the process that refused, not Triton's log."""
+    changes = {"draft": {"model": str(tmp_path / "nowhere")}}
+    kept = {name: value for name, value in document.items() if ranks or name != "ranks"}
+    server = Serving(write(tmp_path, kept | changes), tmp_path)
     assert server.wait() == 1
     assert "nowhere" in server.output.strip().splitlines()[-1]
     wait_for(lambda: not list(server.temporary.iterdir()), "the private folder to go")

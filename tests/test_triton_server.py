@@ -60,6 +60,7 @@ def config(tiny_target: Path, tiny_draft: Path, tmp_path_factory: pytest.TempPat
 def server(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     with Serving(config, tmp_path_factory.mktemp("server")) as running:
         yield running
+        assert running.stop() == 0, running.output
 
 
 @pytest.fixture(scope="module")
@@ -321,6 +322,19 @@ def test_a_client_of_the_core_that_leaves_is_cancelled(server: Serving, loop: Pi
         lambda: server.metric("requests_total", reason="cancelled") == cancelled + 1, "the cancel"
     )
     assert server.metric("active_sequences") == 0
+
+
+def test_a_client_of_the_ensemble_that_leaves_hurts_nobody(server: Serving, loop: Pipeline) -> None:
+    """Triton does not tell the core: the answer runs to its end, and then the slot is free."""
+    before = server.metric("requests_total", reason="length")
+    with Stream(server) as stream:
+        stream.send(text_input=PROMPTS[8], **LONG)
+        stream.next()
+    wait_for(
+        lambda: server.metric("requests_total", reason="length") == before + 1, "the answer's end"
+    )
+    assert server.metric("active_sequences") == 0
+    assert_same(ask(server, text_input=PROMPTS[8], max_tokens=9), here(loop, PROMPTS[8], 9))
 
 
 def test_a_full_queue_refuses_and_says_so(server: Serving) -> None:

@@ -129,7 +129,9 @@ class Server:
                     _say(f"not ready after {limit:g} s (server.startup_timeout_s)")
                     return 1
                 time.sleep(POLL_S)
-            self._drain()
+            if culprit := self._drain():
+                _say(f"{culprit} while requests were finished; everything is stopped")
+                return 1
             return 0
         finally:
             if ready_file is not None:
@@ -167,8 +169,8 @@ class Server:
         if not gone and not failures and code is None:
             return self._warmup_error
         # Its output says more than a death; it may be still on its way.
-        _wait(lambda: self._cause is not None, 0.0 if gone and code is None else NOTICE_S)
-        if said := [*failures, *environment.failures(self._folder)]:
+        _wait(lambda: bool(failures) or self._cause is not None, NOTICE_S)
+        if said := failures or environment.failures(self._folder):
             return said[0]
         if self._cause is not None:
             return self._cause
@@ -192,12 +194,15 @@ class Server:
         known = environment.processes(self._folder)
         return [p for p in known if p.host == here and not _is_running(p.pid)]
 
-    def _drain(self) -> None:
-        """The loop takes in nothing more and finishes; then Triton unloads the models and ends."""
+    def _drain(self) -> str | None:
+        """The loop takes in nothing more and finishes; then Triton unloads the models and ends.
+
+        Who died meanwhile, in words, or None.
+        """
         known = environment.processes(self._folder)
         server = next((p.pid for p in known if p.role == environment.SERVER), None)
         if server is None:
-            return  # it was still starting
+            return None  # it was still starting
 
         def over() -> bool:
             return self._process.poll() is not None or self._signals > 1
@@ -206,11 +211,14 @@ class Server:
             environment.ask_to_drain(self._folder)
             limit = self._deployment.server.drain_s + STOP_MARGIN_S
             _wait(lambda: over() or environment.is_drained(self._folder), limit)
+            if self._signals == 1 and (culprit := self._death()):
+                return culprit
             if not over():
                 self._flush()
         if _is_running(server):
             os.kill(server, signal.SIGTERM)
         _wait(over, STOP_MARGIN_S)
+        return None
 
     def _flush(self) -> None:
         """Whatever the loop has sent is through once this cancel of nothing has come back."""

@@ -23,6 +23,10 @@ _log = logging.getLogger(__name__)
 SHUTTING_DOWN = "server: it is shutting down"
 
 
+class Unavailable(UserError):
+    """Not the request's fault: another server, or this one later, may take it."""
+
+
 class Listener(Protocol):
     """A request's owner; called on the scheduler's thread alone, and must not block for long."""
 
@@ -117,7 +121,7 @@ class Scheduler:
             raise self._error
 
     def submit(self, request: Request, listener: Listener, name: str = "") -> None:
-        """Take in a request; UserError where it cannot be served or there is no room.
+        """Take in a request; UserError where it cannot be served, Unavailable where not now.
 
         name  by which `cancel` finds it
         """
@@ -133,12 +137,12 @@ class Scheduler:
 
     def _check(self, request: Request) -> None:
         if self._dead is not None:
-            raise UserError(self._dead)
+            raise Unavailable(self._dead)
         if self._closing:
-            raise UserError(SHUTTING_DOWN)
+            raise Unavailable(SHUTTING_DOWN)
         self.decoder.check(request)
         if self._unfinished >= self.decoder.target.max_sequences + self._max_queue:
-            raise UserError(
+            raise Unavailable(
                 f"server: busy, {self._max_queue} requests are waiting already "
                 "(server.max_queue); try again later"
             )

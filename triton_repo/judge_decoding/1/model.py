@@ -18,7 +18,7 @@ from judge_decoding.pipeline import load_pipeline
 from judge_decoding.serving import environment
 from judge_decoding.serving.reply import Reply
 from judge_decoding.serving.request import parameters
-from judge_decoding.serving.scheduler import Scheduler, never_started
+from judge_decoding.serving.scheduler import Scheduler, Unavailable, never_started
 
 NOTHING = np.array(b"", object)
 LAST = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -55,6 +55,8 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             try:
                 self.take_in(request, sender)
+            except Unavailable as error:
+                fail(sender, str(error), pb_utils.TritonError.UNAVAILABLE)
             except UserError as error:
                 fail(sender, str(error), pb_utils.TritonError.INVALID_ARG)
 
