@@ -63,7 +63,8 @@ def start_mpi() -> None:
     # We finalize ourselves: at interpreter exit it would be another thread, and after an error it
     # would wait for ranks that wait for us.
     mpi4py.rc.finalize = False
-    mpi4py.rc.thread_level = "serialized"
+    # TensorRT-LLM's threads need more than we do (deploy/rank.sh).
+    mpi4py.rc.thread_level = os.environ.get("MPI4PY_RC_THREAD_LEVEL", "serialized")
     from mpi4py import MPI  # noqa: F401
 
 
