@@ -89,6 +89,6 @@ def _leave(name: str, document: dict[str, object]) -> None:
     folder = os.environ.get(RUN_DIR)
     if not folder:
         return
-    part = Path(folder) / f".{name}"
+    part = Path(folder) / f"{name}.part"
     part.write_text(json.dumps(document))
     part.rename(Path(folder) / name)  # whole or not at all
