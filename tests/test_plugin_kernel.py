@@ -59,12 +59,13 @@ def both(
     raw, values = convert(hidden, kind)
     indices = (batch.input_ids, batch.last_token_ids, batch.context_lengths)
     expected, expected_scores = judge_accept(logits, values, *indices, plugin)
-    near = np.abs(expected_scores - np.float32(plugin.threshold)) < 1e-6
+    near = np.abs(np.abs(expected_scores) - np.float32(plugin.threshold)) < 1e-6
     assert not near.any()  # the two may differ in the last bit of one exp
     edited, scores = kernel.run_host(library, logits, raw, *indices, plugin, threads)
     bits = np.uint32 if logits.dtype == np.float32 else np.uint16
     np.testing.assert_array_equal(edited.view(bits), expected.view(bits))
     np.testing.assert_array_equal(np.isnan(scores), np.isnan(expected_scores))
+    np.testing.assert_array_equal(np.signbit(scores), np.signbit(expected_scores))
     np.testing.assert_allclose(scores, expected_scores, rtol=1e-6)
     return edited, scores
 
@@ -107,7 +108,7 @@ def test_the_worked_batch_of_the_readme(library: ctypes.CDLL) -> None:
     assert edited[0, 21] == edited[3, 23] == 102.0
     high, low = 1 / (1 + np.exp(-2.0)), 1 / (1 + np.exp(8.0))
     expected = np.full((4, 4), np.nan)
-    expected[0, :2], expected[1, 0] = (high, low), high
+    expected[0, :2], expected[1, 0] = (-high, low), -high  # negated where the row was edited
     np.testing.assert_allclose(scores, expected, rtol=1e-6)
 
 

@@ -145,7 +145,7 @@ def check(problem: Problem) -> dict[str, Any]:
     problem.launch()
     rows, draft = problem.draft_rows, problem.draft.reshape(-1)
     scores = torch.sigmoid(problem.hidden[rows + 1].double() @ problem.weight.double())
-    error = (problem.scores.reshape(-1).double() - scores).abs().max().item()
+    error = (problem.scores.reshape(-1).double().abs() - scores).abs().max().item()
     if not error < 1e-5:
         raise RuntimeError(f"check: scores differ from float64 by {error:.3g} ({problem.shape})")
 

@@ -398,6 +398,7 @@ __global__ void judge_rows(JudgeAcceptArguments const a) {
     float const score =
         fabsf(z) <= FLT_MAX ? 1.0f / (1.0f + expf(-z)) : __uint_as_float(0x7fc00000u);
 
+    float* cell = nullptr;  // of this draft's score; thread 0 alone has it
     if (a.scores != nullptr && thread == 0) {
         // The request's first row: the first whose position is in the segment.
         int low = 0;
@@ -411,7 +412,8 @@ __global__ void judge_rows(JudgeAcceptArguments const a) {
             }
         }
         if (row - low < a.max_draft_len) {
-            a.scores[static_cast<int64_t>(segment.request) * a.max_draft_len + row - low] = score;
+            cell = a.scores + static_cast<int64_t>(segment.request) * a.max_draft_len + row - low;
+            *cell = score;
         }
     }
     if (!(score > a.threshold && may_edit(a))) {
@@ -435,6 +437,9 @@ __global__ void judge_rows(JudgeAcceptArguments const a) {
     if (raised > best.value) {
         auto* out = static_cast<typename Logit::Storage*>(a.edited);
         out[static_cast<int64_t>(row) * a.columns + draft] = Logit::store(raised);
+        if (cell != nullptr) {
+            *cell = -score;  // edited: the score is above a threshold >= 0, so the sign is free
+        }
     }
 }
 

@@ -78,7 +78,7 @@ def judge_accept(
     settings: Settings,
 ) -> tuple[np.ndarray, np.ndarray]:
     """logits [R, V] float32 or float16, hidden [R, H] float32 (a half type converted exactly)
-    -> edited logits [R, V], scores float32 [B, max_draft_len]."""
+    -> edited logits [R, V], scores float32 [B, max_draft_len], negated where the row was edited."""
     edited = logits.copy()
     scores = np.full((len(context_lengths), settings.max_draft_len), np.nan, dtype=np.float32)
     segments = context_segments(context_lengths, len(input_ids))
@@ -94,25 +94,28 @@ def judge_accept(
             if not 0 <= draft < settings.vocab_size:
                 continue
             value = score(hidden[r + 1], settings)
-            if i < settings.max_draft_len:
-                scores[request, i] = value
+            raised = False
             if settings.threshold < 1 and value > np.float32(settings.threshold):
-                _raise(edited[r], draft, settings)
+                raised = _raise(edited[r], draft, settings)
+            if i < settings.max_draft_len:
+                scores[request, i] = -value if raised else value
     return edited, scores
 
 
-def _raise(row: np.ndarray, draft: int, settings: Settings) -> None:
-    """Edit one row in place, where the end-id rule and the row itself allow it."""
+def _raise(row: np.ndarray, draft: int, settings: Settings) -> bool:
+    """Edit one row in place, where the end-id rule and the row itself allow it: whether it was."""
     own = row[: settings.vocab_size].astype(np.float32)
     if np.isnan(own).any() or not np.isfinite(own.max()):
-        return
+        return False
     choice = int(own.argmax())  # the lowest column of equals
     if choice == draft:
-        return
+        return False
     if settings.protect_end_ids and (choice in settings.end_ids or draft in settings.end_ids):
-        return
+        return False
     with np.errstate(over="ignore"):
         raised = max(own[choice], np.float32(0)) + np.float32(settings.boost)
     raised = min(raised, np.float32(np.finfo(row.dtype).max))
     if raised > own[choice]:
         row[draft] = raised
+        return True
+    return False

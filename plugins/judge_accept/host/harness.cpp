@@ -322,7 +322,8 @@ void enqueue() {
     expected[3 * kColumns + 23] = 105.0F;  // B's draft
     CHECK(edited == expected);             // A's second draft is refused, bonus rows are untouched
     float const high = 1.0F / (1.0F + std::exp(-3.0F)), low = 1.0F / (1.0F + std::exp(5.0F));
-    float const wanted[] = {high, low, NAN, high, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN};
+    // Negated where the row was edited.
+    float const wanted[] = {-high, low, NAN, -high, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN};
     for (int i = 0; i < kRequests * kMaxDraft; ++i) {
         CHECK(std::isnan(wanted[i]) ? std::isnan(scores[i])
                                     : std::fabs(scores[i] - wanted[i]) < 1e-6F);
