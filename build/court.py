@@ -1,6 +1,9 @@
-"""Write the judge's training data: answers as tokens, each good, bad or not to be used.
+"""Write labelled answers for the judge: answers as tokens, each good, bad or not to be used.
 
     python build/court.py --target cache:smollm2-135m-instruct --out cache:court.jsonl
+
+The labels that the shipped judge is trained on come from mine_labels.py; these are what it is
+reported on (docs/quality.md says why).
 
 Two kinds of records, in the style of the paper's TokenCourt (question, correct answer, wrong
 answer, the error located):
