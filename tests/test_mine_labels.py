@@ -14,8 +14,9 @@ pytest.importorskip("num2words", reason="facts come from the build extra")
 
 import court_answers
 import mine_labels
+import mining
 from court_facts import questions
-from mine_labels import Job, Miner, run_all
+from mining import Job, Miner, run_all
 from target_reader import ReadRequest, load_reader
 from typer.testing import CliRunner
 
@@ -131,7 +132,7 @@ def test_the_likelihood_score_is_that_of_a_fresh_pass(tiny_target, tiny_draft, o
         for swap in found.swaps:
             text = [*answer[: swap.at], swap.ids[-1], *answer[swap.at + 1 :]]
             gain = read(prompt + text, begin) - read(prompt + answer, begin)
-            last = swap.at + 1 + mine_labels.NEXT_TOKENS
+            last = swap.at + 1 + mining.NEXT_TOKENS
             assert swap.score == pytest.approx(float(gain[swap.at : last].sum()), abs=1e-3)
             assert not swap.good
             checked += 1
@@ -149,12 +150,12 @@ def test_likelihood_labels_by_tau_and_keeps_no_swap(tiny_target, tiny_draft, own
 def test_records_say_what_was_found():
     job = Job("p", "g", "d")
     swaps = [
-        mine_labels.Swap(1, True, [4, 9]),
-        mine_labels.Swap(3, False, [4, 9, 6, 8]),
-        mine_labels.Swap(2, False, [4, 9, 7]),
-        mine_labels.Swap(0, True, [3]),
+        mining.Swap(1, True, [4, 9]),
+        mining.Swap(3, False, [4, 9, 6, 8]),
+        mining.Swap(2, False, [4, 9, 7]),
+        mining.Swap(0, True, [3]),
     ]
-    mined = mine_labels.Mined([4, 9, 6, 5], swaps)
+    mined = mining.Mined([4, 9, 6, 5], swaps)
     made = mine_labels.records_of(job, mined, "mined_search", str, 0, 8)
     assert [r.response_ids for r in made] == [[3], [4, 9, 7], [4, 9, 6, 8], [4, 9, 6, 5]]
     assert [[(s.start, s.label) for s in r.spans] for r in made] == [
