@@ -24,6 +24,8 @@ from judge_decoding.engine.weights import (
 )
 from judge_decoding.errors import UserError
 
+_CONTEXT_STEP = 32
+
 
 class Segment(NamedTuple):
     """`rows` rows of one sequence: positions start .. start + rows - 1 of slot `slot`."""
@@ -37,11 +39,12 @@ class KeyValues:
     """Keys and values of every layer and slot, allocated once.
 
     `layers[l][slot]` is [2 * kv_heads, context, d], keys before values, so that one copy writes
-    both. Positions past a sequence's length hold what was left there and are never read.
+    both. Positions past a sequence's length hold what was left there; attention masks them.
     """
 
     def __init__(self, config: LlamaConfig, slots: int, context: int, dtype: torch.dtype) -> None:
         shape = (config.num_layers, slots, 2 * config.num_kv_heads, context, config.head_dim)
+        self.context = context
         self.data = torch.zeros(shape, dtype=dtype)
         # Views made once: taking them anew in every layer of every step costs as much as the copy.
         self.layers = [[self.data[i, slot] for slot in range(slots)] for i in range(shape[0])]
@@ -157,7 +160,9 @@ class Llama:
         else:
             rows = torch.cat([torch.arange(s.start, s.start + s.rows) for s in segments])
             cos, sin = self.cos[rows], self.sin[rows]
-        masks = [_causal_mask(s, heads // kv_heads, self.dtype) for s in segments]
+        masks = [
+            _causal_mask(s, heads // kv_heads, _width(s, kv.context), self.dtype) for s in segments
+        ]
         x = F.embedding(tokens, self.embedding)
         for index, layer in enumerate(self.layers):
             h = layer.attention_norm(x)
@@ -180,7 +185,7 @@ class Llama:
         self,
         qkv: torch.Tensor,
         segments: list[Segment],
-        masks: list[torch.Tensor | None],
+        masks: list[torch.Tensor],
         slots: list[torch.Tensor],
     ) -> torch.Tensor:
         """Write the new keys and values, attend per sequence: -> [T, heads * d].
@@ -197,7 +202,7 @@ class Llama:
             cache = slots[slot]
             cache[:, start : start + count] = mine[:, heads:].transpose(0, 1)
             queries = mine[:, :heads].view(count, kv_heads, group, size).permute(1, 2, 0, 3)
-            seen = cache[:, : start + count].unsqueeze(0)
+            seen = cache[:, : mask.shape[-1]].unsqueeze(0)
             attended = F.scaled_dot_product_attention(
                 queries.reshape(1, kv_heads, group * count, size),
                 seen[:, :kv_heads],
@@ -222,15 +227,17 @@ class Llama:
         return torch.cat(self._group.exchange(part, shapes), -1)
 
 
-def _causal_mask(segment: Segment, group: int, dtype: torch.dtype) -> torch.Tensor | None:
-    """Additive [group * count, end]: row i of each group sees positions up to start + i.
+def _width(segment: Segment, context: int) -> int:
+    """Positions to look at: those that are there, rounded up.
 
-    None for a single position, which sees everything.
+    The matrix kernels are compiled for every shape they meet, and kept. With a context that grows
+    by a token or two a round, nearly every round would bring new shapes.
     """
-    _, start, count = segment
-    if count == 1:
-        return None
-    mask = torch.zeros(count, start + count, dtype=dtype)
-    square = mask[:, start:]
-    square.copy_(torch.full_like(square, -torch.inf).triu_(1))
+    end = segment.start + segment.rows
+    return min(-(-end // _CONTEXT_STEP) * _CONTEXT_STEP, context)
+
+
+def _causal_mask(segment: Segment, group: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """Additive [group * rows, width]: row i of each group sees positions up to start + i."""
+    mask = torch.full((segment.rows, width), -torch.inf, dtype=dtype).triu_(segment.start + 1)
     return mask.repeat(group, 1)
