@@ -78,6 +78,25 @@ def write_tokenizer(folder: Path, vocab_size: int = 256) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
+def write_judge(path: Path, target: Path, *, scale: float = 1.0, seed: int = 7) -> Path:
+    """A judge of random direction for `target`, threshold 0.5; `scale`: its weights' deviation."""
+    from judge_decoding.engine.weights import fingerprint, read_config, tokenizer_hash
+    from judge_decoding.judge import Judge, JudgeMetadata
+
+    width = read_config(target).hidden_size
+    metadata = JudgeMetadata(
+        feature="pre_norm",
+        hidden_size=width,
+        target_fingerprint=fingerprint(target),
+        tokenizer_hash=tokenizer_hash(target),
+        threshold=0.5,
+        training_data_hash="none",
+    )
+    weight = scale * torch.randn(width, generator=torch.Generator().manual_seed(seed))
+    Judge(weight, 0.0, metadata).save(path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_llama(tmp_path_factory.mktemp("models") / "target", rope_parameters=LLAMA31_ROPE)

@@ -7,12 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
 import yaml
 
 from clients.demo import PROMPTS, RULES
-from judge_decoding.engine.weights import fingerprint, tokenizer_hash
-from judge_decoding.judge import Judge, JudgeMetadata
+from tests.conftest import write_judge
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,16 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_the_demo_streams_compares_and_stops(
     tiny_target: Path, tiny_draft: Path, tmp_path: Path
 ) -> None:
-    metadata = JudgeMetadata(
-        feature="pre_norm",
-        hidden_size=64,
-        target_fingerprint=fingerprint(tiny_target),
-        tokenizer_hash=tokenizer_hash(tiny_target),
-        threshold=0.5,
-        training_data_hash="none",
-    )
-    weight = torch.randn(64, generator=torch.Generator().manual_seed(7))
-    Judge(weight, 0.0, metadata).save(tmp_path / "judge.safetensors")
+    write_judge(tmp_path / "judge.safetensors", tiny_target)
     values = {
         "name": "tiny",
         "dtype": "float32",

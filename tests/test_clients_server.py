@@ -24,7 +24,6 @@ from random import Random
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from clients import server, soak
@@ -34,10 +33,9 @@ from clients.wire import Answer, JudgeClientError, Request
 from judge_decoding.config import load_deployment
 from judge_decoding.decoding import Result
 from judge_decoding.engine.base import Sampling
-from judge_decoding.engine.weights import fingerprint, tokenizer_hash
-from judge_decoding.judge import Judge, JudgeMetadata
 from judge_decoding.pipeline import Pipeline, load_pipeline
 from judge_decoding.sequence import Request as LoopRequest
+from tests.conftest import write_judge
 
 ROOT = Path(__file__).resolve().parents[1]
 WAIT_S = 120.0
@@ -50,16 +48,7 @@ def deployment(
     tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_draft: Path
 ) -> Path:
     folder = tmp_path_factory.mktemp("served")
-    metadata = JudgeMetadata(
-        feature="pre_norm",
-        hidden_size=64,
-        target_fingerprint=fingerprint(tiny_target),
-        tokenizer_hash=tokenizer_hash(tiny_target),
-        threshold=0.5,
-        training_data_hash="none",
-    )
-    weight = torch.randn(64, generator=torch.Generator().manual_seed(7))
-    Judge(weight, 0.0, metadata).save(folder / "judge.safetensors")
+    write_judge(folder / "judge.safetensors", tiny_target)
     values = {
         "name": "tiny",
         "dtype": "float32",

@@ -258,3 +258,12 @@ def test_wrong_requests_are_refused_before_they_spoil_a_cache(target: TorchTarge
 def test_a_context_beyond_the_models_positions_is_refused(tiny_target: Path) -> None:
     with pytest.raises(UserError, match="max_context 2048 is more than the model's 1024"):
         load_target(tiny_target, dtype="float32", max_sequences=1, max_context=2048)
+
+
+def test_only_judged_requests_get_scores(target: TorchTarget) -> None:
+    """Regression: a strict request that shared a pass with a judged one came back with scores."""
+    requests = [
+        VerifyRequest(n, 0, PROMPT, Proposal([1, 2]), acceptance=Acceptance(rule))
+        for n, rule in enumerate(("strict", "judge", "none"))
+    ]
+    assert [len(verdict.scores) for verdict in target.verify(requests)] == [0, 2, 0]

@@ -17,12 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from judge_decoding.config import load_deployment
 from judge_decoding.engine.tensor_parallel import Shard
-from judge_decoding.engine.weights import fingerprint, read_config, tokenizer_hash
+from judge_decoding.engine.weights import read_config
 from judge_decoding.errors import UserError
-from judge_decoding.judge import Judge, JudgeMetadata
 from judge_decoding.pipeline import load_pipeline
 from judge_decoding.ranks.layout import Layout
-from tests.conftest import perturb, write_llama, write_tokenizer
+from tests.conftest import perturb, write_judge, write_llama, write_tokenizer
 from tests.rank_scripts.generate import run
 from tests.rank_world import ROOT, World
 
@@ -51,17 +50,7 @@ class Models:
         file = self.draft / "model.safetensors"
         ids = torch.arange(1, 251, dtype=torch.int32)
         save_file(load_file(file) | {"draft_vocab_ids": ids}, file)
-        self.judge = folder / "judge.safetensors"
-        metadata = JudgeMetadata(
-            feature="pre_norm",
-            hidden_size=96,
-            target_fingerprint=fingerprint(self.target),
-            tokenizer_hash=tokenizer_hash(self.target),
-            threshold=0.5,
-            training_data_hash="",
-        )
-        weight = 0.02 * torch.randn(96, generator=torch.Generator().manual_seed(4))
-        Judge(weight, 0.0, metadata).save(self.judge)
+        self.judge = write_judge(folder / "judge.safetensors", self.target, scale=0.02, seed=4)
 
     def deployment(self, draft_tp: int, target_tp: int, **changes: Any) -> Path:
         path = self.folder / f"{draft_tp}-{target_tp}-{len(changes)}.yaml"

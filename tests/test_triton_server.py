@@ -11,17 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from tritonclient.utils import InferenceServerException
 
 from judge_decoding.config import load_deployment
 from judge_decoding.decoding import Result
 from judge_decoding.engine.base import Sampling
-from judge_decoding.engine.weights import fingerprint, tokenizer_hash
-from judge_decoding.judge import Judge, JudgeMetadata
 from judge_decoding.pipeline import Pipeline, load_pipeline
 from judge_decoding.sequence import Request
+from tests.conftest import write_judge
 from tests.triton_world import Response, Serving, Stream, ask, ids, text, wait_for
 
 PROMPTS = [f"Prompt number {i}: what is {i} times {i + 3}?" for i in range(16)]
@@ -31,16 +29,7 @@ PROMPTS = [f"Prompt number {i}: what is {i} times {i + 3}?" for i in range(16)]
 def config(tiny_target: Path, tiny_draft: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A deployment of the tiny pair, with a judge of random direction."""
     folder = tmp_path_factory.mktemp("deployment")
-    metadata = JudgeMetadata(
-        feature="pre_norm",
-        hidden_size=64,
-        target_fingerprint=fingerprint(tiny_target),
-        tokenizer_hash=tokenizer_hash(tiny_target),
-        threshold=0.5,
-        training_data_hash="",
-    )
-    weight = 0.02 * torch.randn(64, generator=torch.Generator().manual_seed(4))
-    Judge(weight, 0.0, metadata).save(folder / "judge.safetensors")
+    write_judge(folder / "judge.safetensors", tiny_target, scale=0.02, seed=4)
     document = {
         "name": "tiny",
         "dtype": "float32",
