@@ -45,8 +45,7 @@ class KeyValues:
     def __init__(self, config: LlamaConfig, slots: int, context: int, dtype: torch.dtype) -> None:
         shape = (config.num_layers, slots, 2 * config.num_kv_heads, context, config.head_dim)
         self.context = context
-        # Not `zeros`: its pages become resident one by one, as contexts first grow into them.
-        self.data = torch.empty(shape, dtype=dtype).zero_()
+        self.data = torch.zeros(shape, dtype=dtype)
         # Views made once: taking them anew in every layer of every step costs as much as the copy.
         self.layers = [[self.data[i, slot] for slot in range(slots)] for i in range(shape[0])]
 
