@@ -1,0 +1,128 @@
+"""What an answer says, and whether it is right.
+
+number    the last number in the text: "... so 1,200.0 in all" says 1200
+choice    a letter (A to E, or the item's choices): the one after the last "answer is" or "answer:",
+          else the first that stands alone
+exact     all of the text, but for case, accents and spaces
+first_of  the first of the item's choices that the text says, except those the prompt itself names;
+          where the answer is a whole number, any whole number is a choice
+python    the last block of code (or, without one, all of the text); right where the tests pass
+none      nothing; no answer is right or wrong
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from judge_decoding.errors import UserError
+from judge_decoding.evaluation.run_code import runs_through
+from judge_decoding.evaluation.task import Item
+
+LETTERS = ("A", "B", "C", "D", "E")
+
+
+def final_answer(item: Item, text: str) -> str | None:
+    """The answer that `text` gives to `item`, in a form that can be compared; None without one."""
+    match item.parser:
+        case "number":
+            return last_number(text)
+        case "choice":
+            return choice(text, item.choices or LETTERS)
+        case "exact":
+            return exact(text)
+        case "first_of":
+            return first_of(item, text)
+        case "python":
+            return code(text)
+        case "none":
+            return None
+
+
+def is_right(item: Item, text: str, *, run_code: bool = False) -> bool:
+    """Whether `text` answers `item` rightly.
+
+    run_code  allow parser `python` to run what the model wrote (`evaluation.run_code`); UserError
+              where it is needed and not given, and for an item that nothing can be checked of
+    """
+    if item.parser == "none":
+        raise UserError(f"task: item {item.id!r} has parser none; nothing can be right or wrong")
+    given = final_answer(item, text)
+    if item.parser == "python":
+        if not run_code:
+            raise UserError("task: parser python runs what the model wrote; allow it by --run-code")
+        return given is not None and runs_through(f"{given}\n\n{item.tests}\n")
+    return given is not None and given == expected(item)
+
+
+def expected(item: Item) -> str | None:
+    """The known answer in the form that `final_answer` has."""
+    if item.answer is None:
+        return None
+    match item.parser:
+        case "number":
+            return last_number(item.answer)
+        case "exact":
+            return exact(item.answer)
+        case "first_of":
+            return plain(item.answer)
+    return item.answer
+
+
+def plain(text: str) -> str:
+    """Without accents: a model writes "Brasilia" as well."""
+    parts = unicodedata.normalize("NFKD", text)
+    return "".join(c for c in parts if not unicodedata.combining(c))
+
+
+def last_number(text: str) -> str | None:
+    found = re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?|\d[\d,]*(?:\.\d+)?", text)
+    if not found:
+        return None
+    number = found[-1].replace(",", "")
+    if "." in number:
+        number = number.rstrip("0").rstrip(".")
+    return "0" if number == "-0" else number
+
+
+def choice(text: str, letters: list[str] | tuple[str, ...]) -> str | None:
+    known = "|".join(map(re.escape, letters))
+    # "A" before a small letter is the article.
+    alone = rf"(?<![\w'])({known})(?![\w'])(?!(?<=A) [a-z])"
+    told = re.findall(rf"\banswer\b(?: is|:)[\s:*(\[\"']*{alone}", text, re.IGNORECASE)
+    if told := [letter for letter in told if letter in letters]:
+        return str(told[-1])
+    found = re.search(alone, text)
+    return found[1] if found else None
+
+
+def exact(text: str) -> str | None:
+    return " ".join(plain(text).lower().split()) or None
+
+
+def first_of(item: Item, text: str) -> str | None:
+    assert item.answer is not None
+    answer, given, asked = plain(item.answer), plain(text), plain(item.prompt)
+    if answer.isdigit():
+        known = set(re.findall(r"\d+", asked))
+        return next((n for n in re.findall(r"\d+", given) if n not in known), None)
+    flags = 0 if item.match_case else re.IGNORECASE
+    first: list[tuple[int, int, str]] = []
+    for candidate in sorted({answer, *map(plain, item.choices)}):
+        word = rf"(?<!\w){re.escape(candidate.removeprefix('the '))}(?!\w)"
+        if candidate != answer and re.search(word, asked, flags):
+            continue
+        for match in re.finditer(word, given, flags):
+            # A sentence may begin with "In" or "As": no symbol is meant there, unless it is all.
+            if item.match_case and match.start() == 0 and re.search(r"\w", given[match.end() :]):
+                continue
+            # "Guinea" lies in "Guinea-Bissau": at one place the longer name is the one said.
+            first.append((match.start(), -len(candidate), candidate))
+            break
+    return min(first)[2] if first else None
+
+
+def code(text: str) -> str | None:
+    blocks = re.findall(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
+    found = blocks[-1] if blocks else text
+    return found if found.strip() else None

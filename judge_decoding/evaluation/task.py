@@ -1,0 +1,143 @@
+"""A task: a JSONL file of prompts, most with a known answer and the parser that finds it in a text.
+
+    {"id": "q1", "group": "france", "domain": "capitals", "parser": "first_of",
+     "prompt": "What is the capital of France?", "answer": "Paris", "choices": ["Paris", "Lyon"]}
+
+Shipped tasks are judge_decoding/data/tasks/NAME.jsonl, and are named without folder and ending.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from judge_decoding.config import describe
+from judge_decoding.errors import UserError
+
+ParserName = Literal["number", "choice", "exact", "first_of", "python", "none"]
+Split = Literal["calibrate", "report"]
+
+ALL_OF_DOMAIN = "*"
+"""Among `choices`: the answers and choices of all items of the domain, as far as the file goes."""
+
+
+class Item(BaseModel):
+    """One prompt. What the parsers read is said in `evaluation.parsers`.
+
+    group       the fact or problem behind it: items of one group are drawn together when
+                uncertainty is estimated, and are never in both splits
+    answer      None: nothing is checked (parser `none`), or the tests are the answer (`python`)
+    choices     `choice`, `first_of`: what could be said; "*" adds those of the whole domain
+    match_case  `first_of`: "As" is not "as"
+    tests       `python`: source that runs after the answer's code and fails by any exception
+    max_tokens  of the answer; None takes the command line's
+    stop        strings that end the answer
+    chat        the prompt is a user's turn, put in the chat template; false: raw text
+    split       thresholds are chosen on `calibrate` and their cost is told on `report`
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str = Field(min_length=1)
+    group: str = Field(min_length=1)
+    domain: str = Field(min_length=1)
+    prompt: str = Field(min_length=1)
+    answer: str | None = None
+    parser: ParserName
+    choices: list[str] = []
+    match_case: bool = False
+    tests: str = ""
+    max_tokens: int | None = Field(default=None, ge=1)
+    stop: list[str] = []
+    chat: bool = True
+    split: Split | None = None
+
+    @model_validator(mode="after")
+    def _can_be_checked(self) -> Item:
+        if self.parser in ("none", "python"):
+            if self.answer is not None:
+                raise ValueError(f"parser {self.parser} takes no answer")
+        elif not (self.answer or "").strip():
+            raise ValueError(f"parser {self.parser} needs an answer")
+        if (self.parser == "python") != bool(self.tests.strip()):
+            raise ValueError("tests belong to parser python, which needs them")
+        if any(not text for text in (*self.stop, *self.choices)):
+            raise ValueError("stop and choices must not hold an empty string")
+        return self
+
+    @property
+    def checked(self) -> bool:
+        """Whether an answer to it is right or wrong."""
+        return self.parser != "none"
+
+
+def task_names() -> list[str]:
+    """The tasks that are shipped."""
+    folder = resources.files("judge_decoding") / "data" / "tasks"
+    names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl"))
+
+
+def read_task(name_or_path: str | Path) -> list[Item]:
+    """The items of a shipped task or of a file; UserError names the line that is wrong."""
+    text, source = _read(name_or_path)
+    items: dict[str, Item] = {}
+    splits: dict[str, Split | None] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            item = Item.model_validate_json(line)
+        except ValidationError as error:
+            raise UserError(f"task: {source}:{number}: {describe(error, 'item')}") from None
+        if item.id in items:
+            raise UserError(f"task: {source}:{number}: id {item.id!r} is there twice")
+        if splits.setdefault(item.group, item.split) != item.split:
+            raise UserError(f"task: {source}:{number}: group {item.group!r} is in two splits")
+        items[item.id] = item
+    if not items:
+        raise UserError(f"task: {source} holds no items")
+    return _with_domains_choices(items.values())
+
+
+def write_task(path: Path, items: Iterable[Item]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [item.model_dump_json(exclude_defaults=True) + "\n" for item in items]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _read(name_or_path: str | Path) -> tuple[str, str]:
+    """Text, and what to call it in a message."""
+    path = Path(name_or_path)
+    try:
+        if path.suffix or len(path.parts) != 1:
+            return path.read_text(encoding="utf-8"), str(path)
+        where = resources.files("judge_decoding") / "data" / "tasks" / f"{path}.jsonl"
+        return where.read_text(encoding="utf-8"), f"{path}.jsonl"
+    except FileNotFoundError:
+        raise UserError(
+            f"task: no task or file {str(name_or_path)!r}; shipped are {', '.join(task_names())}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"task: cannot read {path} ({error})") from None
+
+
+def _with_domains_choices(items: Iterable[Item]) -> list[Item]:
+    """`ALL_OF_DOMAIN` written out."""
+    items = list(items)
+    said: defaultdict[str, dict[str, None]] = defaultdict(dict)  # in the file's order, each once
+    for item in items:
+        for choice in (*([item.answer] if item.answer else []), *item.choices):
+            if choice != ALL_OF_DOMAIN:
+                said[item.domain][choice] = None
+    return [
+        item.model_copy(update={"choices": list(said[item.domain])})
+        if ALL_OF_DOMAIN in item.choices
+        else item
+        for item in items
+    ]
