@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
+from clients.access import Access
 from clients.client import (
     CHANNEL,
     CONTROL_S,
@@ -34,7 +35,14 @@ from clients.wire import (
 class AsyncJudgeClient:
     """A connection to a server, for the event loop it was made in."""
 
-    def __init__(self, url: str, *, model: str = MODEL, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str = MODEL,
+        timeout: float | None = None,
+        access: Access | None = None,
+    ) -> None:
         """See `JudgeClient`."""
         import grpc.aio
         from tritonclient.grpc import service_pb2_grpc
@@ -43,7 +51,8 @@ class AsyncJudgeClient:
         self.model = model
         self.timeout = timeout
         self._closed = False
-        self._channel = grpc.aio.insecure_channel(url, options=CHANNEL)
+        self._access = access or Access()
+        self._channel = self._access.channel(grpc.aio, url, CHANNEL)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def __aenter__(self) -> AsyncJudgeClient:
@@ -78,7 +87,9 @@ class AsyncJudgeClient:
 
         message = stop_request(request_id, model=self.model)
         try:
-            async for _ in self._stub.ModelStreamInfer(iter([message]), timeout=CONTROL_S):
+            async for _ in self._stub.ModelStreamInfer(
+                iter([message]), timeout=CONTROL_S, metadata=self._access.metadata(request_id)
+            ):
                 pass
         except grpc.RpcError as error:
             raise call_error(error, self.url) from None
@@ -90,7 +101,9 @@ class AsyncJudgeClient:
 
         number = request_id or new_request_id()
         message = infer_request(request, number, stream=stream, model=self.model)
-        call: Any = self._stub.ModelStreamInfer(iter([message]), timeout=self.timeout)
+        call: Any = self._stub.ModelStreamInfer(
+            iter([message]), timeout=self.timeout, metadata=self._access.metadata(number)
+        )
         running = True  # on the server, as far as is known
         try:
             async for response in call:

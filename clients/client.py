@@ -20,6 +20,7 @@ from contextlib import suppress
 from threading import Timer
 from typing import Any
 
+from clients.access import Access
 from clients.wire import (
     MODEL,
     Answer,
@@ -45,9 +46,17 @@ CHANNEL = [
 class JudgeClient:
     """A connection to a server. Close it, or use it in a `with`."""
 
-    def __init__(self, url: str, *, model: str = MODEL, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str = MODEL,
+        timeout: float | None = None,
+        access: Access | None = None,
+    ) -> None:
         """url      HOST:PORT of Triton's gRPC endpoint
         timeout  seconds that a whole answer may take; None waits for ever
+        access   TLS and token; None takes them from the environment
         """
         import grpc
         from tritonclient.grpc import service_pb2_grpc
@@ -55,7 +64,8 @@ class JudgeClient:
         self.url = check_url(url)
         self.model = model
         self.timeout = timeout
-        self._channel = grpc.insecure_channel(url, options=CHANNEL)
+        self._access = access or Access()
+        self._channel = self._access.channel(grpc, url, CHANNEL)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def __enter__(self) -> JudgeClient:
@@ -99,7 +109,9 @@ class JudgeClient:
 
         message = stop_request(request_id, model=self.model)
         try:
-            for _ in self._stub.ModelStreamInfer(iter([message]), timeout=CONTROL_S):
+            for _ in self._stub.ModelStreamInfer(
+                iter([message]), timeout=CONTROL_S, metadata=self._access.metadata(request_id)
+            ):
                 pass
         except grpc.RpcError as error:
             raise call_error(error, self.url) from None
@@ -111,7 +123,9 @@ class JudgeClient:
 
         number = request_id or new_request_id()
         message = infer_request(request, number, stream=stream, model=self.model)
-        call: Any = self._stub.ModelStreamInfer(iter([message]), timeout=self.timeout)
+        call: Any = self._stub.ModelStreamInfer(
+            iter([message]), timeout=self.timeout, metadata=self._access.metadata(number)
+        )
         running = True  # on the server, as far as is known
         try:
             for response in call:

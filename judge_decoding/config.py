@@ -115,13 +115,31 @@ class RanksConfig(_Strict):
     startup_timeout_s: float = Field(default=900.0, gt=0)
 
 
+class TlsConfig(_Strict):
+    """TLS of the gRPC endpoint; Triton's HTTP has none and then listens on loopback alone.
+
+    certificate  PEM, with the chain below its root
+    key          PEM
+    ca           PEM of the root, by which the server's own warm-up checks the certificate
+    name         one that the certificate holds: the warm-up connects by address
+    """
+
+    certificate: ModelPath
+    key: ModelPath
+    ca: ModelPath
+    name: str = "localhost"
+
+
 class ServerConfig(_Strict):
     """Triton's ports and the bounds of what it takes in.
 
     max_queue          requests that wait while all sequences are in use; one more is refused
     max_prompt_bytes   of a request's text
+    deadline_ms        of every request, waiting included; one may ask for less, not for more
+    metrics            publish the loop's own metrics beside Triton's
     drain_s            time that running requests get after SIGTERM
     startup_timeout_s  until the warm-up request is answered, loading included
+    token_file         its first line is a token that every request must bring (docs/operations/)
     """
 
     host: str = "127.0.0.1"
@@ -130,8 +148,12 @@ class ServerConfig(_Strict):
     metrics_port: int = Field(default=8002, ge=1, le=65535)
     max_queue: int = Field(default=64, ge=0)
     max_prompt_bytes: int = Field(default=1_000_000, ge=1)
+    deadline_ms: int | None = Field(default=None, ge=1)
+    metrics: bool = True
     drain_s: float = Field(default=30.0, ge=0)
     startup_timeout_s: float = Field(default=900.0, gt=0)
+    tls: TlsConfig | None = None
+    token_file: ModelPath | None = None
 
 
 class EngineConfig(_Strict):

@@ -22,12 +22,13 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from judge_decoding.config import Deployment, ServerConfig
 from judge_decoding.errors import UserError
 from judge_decoding.ranks.layout import Layout
-from judge_decoding.serving import environment, mpi
+from judge_decoding.serving import access, environment, mpi
 from judge_decoding.serving.triton import ENSEMBLE, find_triton
 from judge_decoding.serving.warmup import warm_up
 
@@ -150,12 +151,13 @@ class Server:
         server = self._deployment.server
         host = _reachable(server.host)
         addresses = {
-            "http": f"{host}:{server.http_port}",
+            "http": f"{_reachable(access.http_host(server))}:{server.http_port}",
             "grpc": f"{host}:{server.grpc_port}",
             "metrics": f"{host}:{server.metrics_port}",
         }
         shown = ", ".join(f"{name} {address}" for name, address in addresses.items())
-        print(f"ready: {self._deployment.name} at {shown}", flush=True)
+        with suppress(OSError):
+            print(f"ready: {self._deployment.name} at {shown}", flush=True)
         if ready_file is not None:
             part = ready_file.with_name(f".{ready_file.name}.part")
             part.write_text(json.dumps(addresses | {"pid": os.getpid()}) + "\n")
@@ -223,10 +225,12 @@ class Server:
     def _flush(self) -> None:
         """Whatever the loop has sent is through once this cancel of nothing has come back."""
         server = self._deployment.server
-        url = f"http://{_reachable(server.host)}:{server.http_port}/v2/models/{ENSEMBLE}/generate"
+        host = _reachable(access.http_host(server))
+        url = f"http://{host}:{server.http_port}/v2/models/{ENSEMBLE}/generate"
         body = json.dumps({"id": "drain", "text_input": "", "stop": True}).encode()
+        request = urllib.request.Request(url, body, access.http_headers(server))
         try:
-            urllib.request.urlopen(url, body, timeout=STOP_MARGIN_S).close()
+            urllib.request.urlopen(request, timeout=STOP_MARGIN_S).close()
         except OSError as error:
             _say(f"the server does not answer while it drains ({error})")
 
@@ -243,7 +247,8 @@ class Server:
         assert self._process.stdout is not None
         for raw in self._process.stdout:
             line = raw.decode(errors="replace")
-            print(line, end="", file=sys.stderr, flush=True)
+            with suppress(OSError):  # a full disk; but read on, or the server would block
+                print(line, end="", file=sys.stderr, flush=True)
             self._cause = self._cause or mpi.cause(line)
 
     def _on_signal(self, number: int, frame: object) -> None:
@@ -251,7 +256,8 @@ class Server:
 
 
 def _say(message: str) -> None:
-    print(f"judge-decoding: {message}", file=sys.stderr, flush=True)
+    with suppress(OSError):
+        print(f"judge-decoding: {message}", file=sys.stderr, flush=True)
 
 
 def _how(code: int) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from judge_decoding.config import ServerConfig
 from judge_decoding.errors import UserError
+from judge_decoding.serving import access
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "triton_repo"
 """The model repository of a source checkout."""
@@ -38,12 +39,13 @@ class Triton:
             str(self.binary),
             f"--model-repository={REPOSITORY}",
             *backends,
-            f"--http-address={server.host}",
+            f"--http-address={access.http_host(server)}",
             f"--http-port={server.http_port}",
             f"--grpc-address={server.host}",
             f"--grpc-port={server.grpc_port}",
             f"--metrics-address={server.host}",
             f"--metrics-port={server.metrics_port}",
+            *access.arguments(server),
             # Complete configurations; completing them would start every model twice.
             "--disable-auto-complete-config",
             # After SIGTERM the ensemble's own steps are refused: requests are drained before it

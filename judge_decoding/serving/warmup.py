@@ -8,6 +8,7 @@ from typing import Any
 
 from judge_decoding.config import Deployment
 from judge_decoding.errors import UserError
+from judge_decoding.serving import access
 from judge_decoding.serving.triton import ENSEMBLE
 
 POLL_S = 0.1
@@ -33,12 +34,15 @@ def warm_up(deployment: Deployment, address: str) -> None:
         tensor = grpc.InferInput(name, array.shape, kind)
         tensor.set_data_from_numpy(array)
         inputs.append(tensor)
-    client = grpc.InferenceServerClient(address)
+    client = grpc.InferenceServerClient(address, **access.grpc_options(deployment.server))
     try:
         while not _is_ready(client):
             time.sleep(POLL_S)
         answers: Queue[tuple[Any, Any]] = Queue()
-        client.start_stream(lambda result, error: answers.put((result, error)))
+        client.start_stream(
+            lambda result, error: answers.put((result, error)),
+            headers=access.grpc_headers(deployment.server),
+        )
         client.async_stream_infer(ENSEMBLE, inputs, request_id="warm-up")
         result, error = answers.get()
         client.stop_stream()
