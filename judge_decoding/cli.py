@@ -1,4 +1,4 @@
-"""The `judge-decoding` command: generate, chat, bench, plan.
+"""The `judge-decoding` command: generate, chat, bench, serve, plan, eval, audit.
 
 A user's mistake, whoever finds it, is one line on stderr and exit code 2. With `--json` the last
 line of stdout is one JSON document.
@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from judge_decoding.engine.base import RULES, Acceptance, Sampling
 from judge_decoding.errors import UserError
+from judge_decoding.evaluation.cli import evaluate
 from judge_decoding.planner.cli import plan
 
 if TYPE_CHECKING:
@@ -204,6 +205,7 @@ def serve(
 
 
 app.command()(plan)
+app.command("eval")(evaluate)
 
 
 @app.command(hidden=True)

@@ -1,0 +1,111 @@
+"""`judge-decoding eval` and `judge-decoding audit`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
+
+Config = Annotated[Path, typer.Option(help="Deployment file.", show_default="configs/demo.yaml")]
+Json = Annotated[bool, typer.Option("--json", help="End with one JSON document on one line.")]
+
+
+def evaluate(
+    task: Annotated[str, typer.Option(help="A shipped task, or a JSONL file.")],
+    config: Config = DEMO,
+    rules: Annotated[
+        str, typer.Option(help="Comma-separated; draft is the draft alone.")
+    ] = "none,strict,judge,draft",
+    thresholds: Annotated[str, typer.Option(help="Of the judge, comma-separated.")] = "",
+    settings: Annotated[
+        str, typer.Option(help="Of other rules: typical:0.3,topk:2,kl:0.1,fly:0.5.")
+    ] = "",
+    split: Annotated[str | None, typer.Option(help="calibrate or report; else all items.")] = None,
+    domain: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Of items; 0 takes all.")] = 0,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of every answer at most.")] = None,
+    max_draft_len: Annotated[int | None, typer.Option(min=0, help="Drafted a round.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Answers at a time.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw quality against speed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the JSON document there too.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="Write every answer: JSON lines.")] = None,
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Let parser python run what the model wrote.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Answer a task by several rules in one run: right answers, acceptance length, speed."""
+    from judge_decoding import console
+    from judge_decoding.config import load_deployment
+    from judge_decoding.evaluation import show
+    from judge_decoding.evaluation.evaluate import evaluate as run
+    from judge_decoding.evaluation.evaluate import report as report_of
+    from judge_decoding.evaluation.plot import plot as draw
+    from judge_decoding.evaluation.systems import parse_numbers, parse_settings, systems_of
+    from judge_decoding.pipeline import load_pipeline
+
+    items = select(task, split, domain or [], limit)
+    pairs, steps = parse_settings(settings), parse_numbers(thresholds, "thresholds")
+    names = [name.strip() for name in rules.split(",") if name.strip()]
+    deployment = load_deployment(config)
+    limits = deployment.limits.model_dump()
+    if batch is not None:
+        limits["max_sequences"] = batch
+    pipeline = load_pipeline(
+        deployment.override(
+            dtype=dtype, max_draft_len=max_draft_len, draft_len_schedule={}, limits=limits
+        )
+    )
+    systems = systems_of(pipeline, names, thresholds=steps, settings=pairs)
+    with console.progress("answers") as progress:
+        found = run(
+            pipeline, items, systems, max_tokens=max_tokens, run_code=run_code, progress=progress
+        )
+    report = report_of(pipeline, found, task=task)
+    if answers is not None:
+        write(answers, "".join(json.dumps(row) + "\n" for row in found.rows()))
+    show.print_report(console.console(), report)
+    if plot is not None:
+        draw(report, plot)
+    if out is not None:
+        write(out, json.dumps(report, indent=1, allow_nan=False) + "\n")
+    if as_json:
+        print(json.dumps(report, allow_nan=False), flush=True)
+
+
+def select(task: str, split: str | None, domains: Sequence[str], limit: int) -> list[Any]:
+    """The items asked for; UserError where there are none."""
+    from judge_decoding.errors import UserError
+    from judge_decoding.evaluation.task import read_task
+
+    items = read_task(task)
+    known = sorted({item.domain for item in items})
+    for name in domains:
+        if name not in known:
+            raise UserError(f"domain: unknown {name!r}; {task} has {', '.join(known)}")
+    if split not in (None, "calibrate", "report"):
+        raise UserError(f"split: {split!r} is not calibrate or report")
+    kept = [
+        item
+        for item in items
+        if (split is None or item.split == split) and (not domains or item.domain in domains)
+    ]
+    if not kept:
+        raise UserError(f"task: {task} holds no items of split {split}")
+    return kept[: limit or None]
+
+
+def write(path: Path, text: str) -> None:
+    from judge_decoding.errors import UserError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot write it ({error.strerror})") from None

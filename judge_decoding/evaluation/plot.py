@@ -1,0 +1,90 @@
+"""Quality against speed: the judge's thresholds as a line, other rules as points, the best of all.
+
+On the Pareto front is what no other system beats in both. Open tasks have no accuracy: the
+target's log-likelihood of the text takes its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from judge_decoding.errors import UserError
+
+_SPEEDS = (
+    ("mean_acceptance_length", "mean acceptance length (bonus token included)"),
+    ("tokens_per_s", "tokens/s, prefill included"),
+)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Places of the points that no other one equals or beats in both values, by rising first value.
+
+    Of equal points the first counts.
+    """
+    best: list[int] = []
+    order = sorted(range(len(points)), key=lambda n: (-points[n][0], -points[n][1], n))
+    for n in order:
+        if not best or points[n][1] > points[best[-1]][1]:
+            best.append(n)
+    return best[::-1]
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """A report as `evaluate.report` returns it, as a picture; the ending says which kind."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("plot: it needs matplotlib; pip install 'judge-decoding[build]'") from None
+    quality, scale = "accuracy", 100.0
+    if report["results"][0][quality] is None:
+        quality, scale = "loglikelihood", 1.0
+    rows = [row for row in report["results"] if row[quality] is not None]
+    if not rows:
+        raise UserError("plot: neither accuracy nor log-likelihood is known here")
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    source = report["provenance"]
+    figure.suptitle(
+        f"{source['deployment']}, task {source['task']}: {source['items']} items, "
+        f"{source['max_draft_len']} drafted, batch {source['batch']}",
+        fontsize=10,
+    )
+    for axes, (speed, label) in zip(figure.subplots(1, 2, sharey=True), _SPEEDS, strict=True):
+        _panel(axes, [row for row in rows if row[speed] is not None], speed, quality, scale)
+        axes.set_xlabel(label)
+    figure.axes[0].set_ylabel(
+        "right answers, %  (bars: 95 % of the difference to the target)"
+        if quality == "accuracy"
+        else "target's log-likelihood a token, nats"
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise UserError(f"plot: cannot write {path} ({error})") from None
+
+
+def _panel(
+    axes: Any, rows: Sequence[dict[str, Any]], speed: str, quality: str, scale: float
+) -> None:
+    points = [(row[speed], scale * row[quality]) for row in rows]
+    judged = sorted(n for n, row in enumerate(rows) if row["rule"] == "judge")
+    judged.sort(key=lambda n: rows[n]["threshold"])
+    axes.plot(*_columns(points, judged), color="C1", linewidth=1, zorder=1)
+    front = pareto_front(points)
+    axes.plot(*_columns(points, front), color="0.7", linestyle="--", zorder=0, label="Pareto front")
+    for n, row in enumerate(rows):
+        colour = "C1" if row["rule"] == "judge" else "C0"
+        bars = None
+        if row["delta_ci"] is not None and quality == "accuracy":
+            # About the target's own accuracy: the part that the items share is no uncertainty here.
+            bars = [[abs(end - row["delta_vs_target"]) * scale] for end in row["delta_ci"]]
+        axes.errorbar(*points[n], yerr=bars, fmt="o", color=colour, capsize=2, elinewidth=0.7)
+        axes.annotate(row["name"], points[n], xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.legend(loc="lower left", fontsize=8)
+    axes.grid(alpha=0.25)
+
+
+def _columns(points: Sequence[tuple[float, float]], at: Sequence[int]) -> tuple[list[float], ...]:
+    return [points[n][0] for n in at], [points[n][1] for n in at]

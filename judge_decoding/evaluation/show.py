@@ -1,0 +1,121 @@
+"""An evaluation as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+NOTHING = "-"
+
+
+def print_report(out: Console, report: dict[str, Any]) -> None:
+    """A report as `evaluate.report` returns it."""
+    source, rows = report["provenance"], report["results"]
+    title = (
+        f"{source['deployment']}, {source['dtype']}: {source['task']}, {source['items']} items in "
+        f"{source['groups']} groups, up to {source['max_tokens']} new tokens, "
+        f"{source['max_draft_len']} drafted, batch {source['batch']}"
+    )
+    checked = rows[0]["accuracy"] is not None
+    out.print(_table(title, _columns(checked, rows[0]["repetition"] is not None), rows))
+    if checked:
+        out.print(
+            "right: 95 % Wilson interval over groups; vs target: paired difference in points, 95 % "
+            "bootstrap interval over groups; lost/won: items, against the target alone",
+            soft_wrap=True,
+        )
+        domains = list(rows[0]["domains"])
+        if len(domains) > 1:
+            out.print(_domains(rows, domains))
+        _print_overrides(out, rows)
+    out.print(f"{source['cpu']}, GPU {source['gpu']}, commit {source['git_sha']}, {source['date']}")
+
+
+def _columns(checked: bool, open_: bool) -> list[tuple[str, Any]]:
+    """Heading -> a function of a row."""
+    columns: list[tuple[str, Any]] = []
+    if checked:
+        columns += [
+            (
+                "right %",
+                lambda r: f"{percent(r['accuracy'])} {interval(r['accuracy_ci'], percent)}",
+            ),
+            (
+                "vs target",
+                lambda r: f"{points(r['delta_vs_target'])} {interval(r['delta_ci'], points)}",
+            ),
+            ("lost/won", lambda r: f"{r['lost']}/{r['won']}"),
+        ]
+    columns += [
+        ("length", lambda r: number(r["mean_acceptance_length"], ".2f")),
+        ("tok/s", lambda r: number(r["tokens_per_s"], ".1f")),
+        ("judged %", lambda r: percent(r["judged_share"])),
+    ]
+    if open_:
+        columns += [
+            ("log-lik.", lambda r: number(r["loglikelihood"], ".3f")),
+            ("repeats %", lambda r: percent(r["repetition"])),
+        ]
+    return columns
+
+
+def _table(title: str, columns: Sequence[tuple[str, Any]], rows: Sequence[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("rule", no_wrap=True)
+    for heading, _ in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row["name"], *(cell(row) for _, cell in columns))
+    return table
+
+
+def _domains(rows: Sequence[dict[str, Any]], domains: Sequence[str]) -> Table:
+    """Right answers by domain; one row a domain, so that many rules fit beside each other."""
+    from rich.table import Table
+
+    table = Table(title="right, by domain", title_justify="left")
+    table.add_column("domain", no_wrap=True)
+    table.add_column("items", justify="right")
+    for row in rows:
+        table.add_column(row["name"], justify="right")
+    for domain in domains:
+        found = [row["domains"][domain] for row in rows]
+        table.add_row(domain, str(found[0]["items"]), *(percent(f["accuracy"]) for f in found))
+    return table
+
+
+def _print_overrides(out: Console, rows: Sequence[dict[str, Any]]) -> None:
+    """What the standard rule would have refused, and what became of it."""
+    for row in rows:
+        counts = row["overrides"]
+        if not counts or not counts["changed"]:
+            continue
+        out.print(
+            f"{row['name']}: {counts['tokens_in_right']} tokens that the standard rule refuses "
+            f"stand in right answers, {counts['tokens_in_wrong']} in wrong ones; of "
+            f"{counts['single']} answers that the target gives rightly and that differ by one such "
+            f"token, {counts['single_still_right']} stay right",
+            soft_wrap=True,
+        )
+
+
+def number(value: float | None, spec: str) -> str:
+    return NOTHING if value is None else format(value, spec)
+
+
+def percent(value: float | None) -> str:
+    return NOTHING if value is None else f"{100 * value:.1f}"
+
+
+def points(value: float | None) -> str:
+    return NOTHING if value is None else f"{100 * value:+.1f}"
+
+
+def interval(ends: Sequence[float], one: Callable[[float], str]) -> str:
+    return f"[{one(ends[0])}, {one(ends[1])}]"
