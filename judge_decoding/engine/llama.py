@@ -122,6 +122,7 @@ class Llama:
         """What of `config` is here: its counts of heads are what this rank's caches hold."""
         self.dtype = dtype
         self._group = group if size > 1 else None
+        tensors.check_shapes(config)
         folder, name = source(EMBEDDING)
         self.embedding = folder.get(name).to(dtype)
         if tuple(self.embedding.shape) != (config.vocab_size, config.hidden_size):

@@ -76,14 +76,14 @@ def read_config(folder: Path) -> LlamaConfig:
         raise UserError(f"model: {folder} is quantized; re-save it as plain bf16 or fp32")
     rope = raw.get("rope_parameters") or {}
     try:
-        return LlamaConfig(
+        config = LlamaConfig(
             vocab_size=raw["vocab_size"],
             hidden_size=raw["hidden_size"],
             intermediate_size=raw["intermediate_size"],
             num_layers=raw["num_hidden_layers"],
             num_heads=raw["num_attention_heads"],
             num_kv_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
-            head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
+            head_dim=raw.get("head_dim") or _head_dim(raw),
             rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
             rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
             rope_scaling=_rope_scaling(raw.get("rope_scaling") or rope, folder),
@@ -94,6 +94,28 @@ def read_config(folder: Path) -> LlamaConfig:
         )
     except KeyError as error:
         raise UserError(f"model: {folder / 'config.json'} lacks {error}") from None
+    for name in _SIZES:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"model: {folder / 'config.json'} has {name} {value!r}, not a size")
+    if config.num_heads % config.num_kv_heads:
+        raise UserError(
+            f"model: {folder / 'config.json'} has {config.num_heads} attention heads, which "
+            f"{config.num_kv_heads} key-value heads cannot share evenly"
+        )
+    return config
+
+
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads"),
+    *("num_kv_heads", "head_dim", "max_position_embeddings"),
+)
+
+
+def _head_dim(raw: Mapping[str, Any]) -> Any:
+    """What `head_dim` is where it is not given; 0 where that is not to be had."""
+    width, heads = raw["hidden_size"], raw["num_attention_heads"]
+    return width // heads if isinstance(width, int) and isinstance(heads, int) and heads else 0
 
 
 def _rope_scaling(raw: Mapping[str, Any], folder: Path) -> RopeScaling | None:
@@ -169,14 +191,57 @@ class Tensors:
         return name in self._where
 
     def get(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._file(name).get_tensor(name)
-        return tensor
+        """UserError, as for `part`, where a weight holds other things than finite numbers."""
+        return self._sound(name, self._file(name).get_tensor(name))
 
     def part(self, name: str, dim: int, part: slice) -> torch.Tensor:
         """Rows (`dim` 0) or columns (1) of a matrix; the rest of it is not loaded."""
         matrix = self.slice(name)
-        tensor: torch.Tensor = matrix[part] if dim == 0 else matrix[:, part]
+        return self._sound(name, matrix[part] if dim == 0 else matrix[:, part])
+
+    def _sound(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if not name.endswith(".weight"):  # the draft's list of ids
+            return tensor
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
+            raise UserError(
+                f"model: {self.folder} has {name} as {str(tensor.dtype).removeprefix('torch.')}; "
+                "re-save it as plain bf16 or fp32"
+            )
+        if not torch.isfinite(tensor.sum(dtype=torch.float32)):  # one NaN or infinity is enough
+            raise UserError(f"model: {self.folder} has values in {name} that are not finite")
         return tensor
+
+    def check_shapes(self, config: LlamaConfig) -> None:
+        """UserError where a weight is missing or has another shape than `config` says.
+
+        What `config.shared_with_target` names is not looked for here.
+        """
+        hidden, inner = config.hidden_size, config.intermediate_size
+        query, key = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
+        layer = {
+            "input_layernorm": [hidden],
+            "self_attn.q_proj": [query, hidden],
+            "self_attn.k_proj": [key, hidden],
+            "self_attn.v_proj": [key, hidden],
+            "self_attn.o_proj": [hidden, query],
+            "post_attention_layernorm": [hidden],
+            "mlp.gate_proj": [inner, hidden],
+            "mlp.up_proj": [inner, hidden],
+            "mlp.down_proj": [hidden, inner],
+        }
+        wanted = {
+            f"model.layers.{i}.{name}.weight": shape
+            for i in range(config.num_layers)
+            for name, shape in layer.items()
+        }
+        wanted["model.norm.weight"] = [hidden]
+        for name, shape in wanted.items():
+            if name not in config.shared_with_target:
+                found = list(self.slice(name).get_shape())
+                if found != shape:
+                    raise UserError(
+                        f"model: {self.folder} has {name} of shape {found}, its config says {shape}"
+                    )
 
     def slice(self, name: str) -> Any:
         return self._file(name).get_slice(name)

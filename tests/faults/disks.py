@@ -1,0 +1,148 @@
+"""Full disks: under the log, the run folder, the ready file, and a /dev/shm that is too small.
+
+The full disks are small tmpfs mounts (root); /dev/full stands in for one from the start.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.faults.bench import Bench, Fault, Outcome, Remains, Watched, answer, ended, shorten
+from tests.faults.processes import TARGET, pid_of
+from tests.triton_world import wait_for
+
+
+@contextmanager
+def small_disk(folder: Path, kib: int) -> Iterator[Path]:
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(folder: Path) -> None:
+    """To the last byte."""
+    with (folder / "filler").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"\0" * 1024)
+    with (folder / "filler").open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"\0")
+
+
+def log_full_from_the_start(bench: Bench) -> Outcome:
+    began = time.monotonic()
+    with bench.start(bench.document(), log=Path("/dev/full")) as server:
+        remains = Remains(server)
+        text = answer(server)
+        seconds = time.monotonic() - began
+        assert text == answer(bench.shared)
+        assert server.stop() == 0
+        return Outcome("the same answer", seconds, "serves, exit 0", remains.left())
+
+
+def log_fills_up(bench: Bench) -> Outcome:
+    """While it serves; then a rank dies."""
+    folder = bench.place()
+    with (
+        small_disk(folder / "disk", 256) as disk,
+        bench.start(bench.document(), log=disk / "log") as server,
+    ):
+        fill(disk)
+        remains = Remains(server)
+        text = answer(server)
+        assert text == answer(bench.shared)
+        stream = Watched(server.url).running()
+        os.kill(pid_of(server, TARGET), signal.SIGKILL)
+        began = time.monotonic()
+        seen = stream.seen()
+        assert server.wait() == 1
+        after = "serves; the rank's death ends it, exit 1, with nothing in the log"
+        return Outcome(f"the same answer; then {seen}", stream.ended - began, after, remains.left())
+
+
+def run_folder_full_from_the_start(bench: Bench) -> Outcome:
+    folder = bench.place()
+    with small_disk(folder / "disk", 64) as disk:
+        fill(disk)
+        began = time.monotonic()
+        server = bench.start(bench.document(), temporary=disk)
+        try:
+            code = server.wait()
+            assert code == 2, server.output
+            last = server.output.strip().splitlines()[-1].removeprefix("judge-decoding: ")
+            assert "No space left" in last
+            seconds = time.monotonic() - began
+            after = f"does not start, exit {code}: `{shorten(last)}`"
+            return Outcome("cannot connect", seconds, after, Remains(server).left())
+        finally:
+            server.stop()
+
+
+def run_folder_fills_up(bench: Bench) -> Outcome:
+    """Then a rank dies, and the notes of who was first cannot be written."""
+    folder = bench.place()
+    with (
+        small_disk(folder / "disk", 1024) as disk,
+        bench.start(bench.document(), temporary=disk) as server,
+    ):
+        fill(disk)
+        remains = Remains(server)
+        assert answer(server) == answer(bench.shared)
+        stream = Watched(server.url).running()
+        os.kill(pid_of(server, TARGET), signal.SIGKILL)
+        began = time.monotonic()
+        seen = stream.seen()
+        after = ended(server, 1)
+        return Outcome(f"the same answer; then {seen}", stream.ended - began, after, remains.left())
+
+
+def ready_file_cannot_be_written(bench: Bench) -> Outcome:
+    folder = bench.place()
+    with small_disk(folder / "disk", 64) as disk:
+        fill(disk)
+        began = time.monotonic()
+        server = bench.start(bench.document(), ready_file=disk / "ready.json")
+        try:
+            after = ended(server, 1)
+            assert "ready" in after and "No space left" in after
+            seconds = time.monotonic() - began
+            return Outcome("cannot connect", seconds, after, Remains(server).left())
+        finally:
+            server.stop()
+
+
+def shm_too_small(bench: Bench) -> Outcome:
+    """/dev/shm of 2 MB, in a mount namespace of its own."""
+    script = 'mount -t tmpfs -o size=2m tmpfs /dev/shm && exec "$@"'
+    prefix = ["unshare", "--mount", "sh", "-c", script, "serve"]
+    document = bench.document()
+    document["server"]["startup_timeout_s"] = 120
+    began = time.monotonic()
+    server = bench.start(document, prefix=prefix)
+    try:
+        wait_for(lambda: server.process.poll() is not None, "the end", 180)
+        after = ended(server, 1)
+        seconds = time.monotonic() - began
+        return Outcome("cannot connect", seconds, after, Remains(server).left())
+    finally:
+        server.stop()
+
+
+GROUP = "disk"
+FAULTS = [
+    Fault(GROUP, "log on a full disk from the start", log_full_from_the_start, quick=True),
+    Fault(GROUP, "disk of the log fills up, then a rank dies", log_fills_up),
+    Fault(GROUP, "disk of the run folder ($TMPDIR) is full", run_folder_full_from_the_start),
+    Fault(GROUP, "disk of the run folder fills up, then a rank dies", run_folder_fills_up),
+    Fault(GROUP, "disk of the ready file is full", ready_file_cannot_be_written),
+    Fault(GROUP, "/dev/shm of 2 MB", shm_too_small),
+]

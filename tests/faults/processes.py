@@ -1,0 +1,235 @@
+"""Ranks, stubs, server, launcher: killed, paused, slowed; at the start, in a round, at the end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from functools import partial
+
+from clients.client import JudgeClient
+from clients.server import descendants
+from tests.faults.bench import (
+    LONG,
+    Bench,
+    Fault,
+    Outcome,
+    Remains,
+    Watched,
+    answer,
+    ended,
+    said,
+)
+from tests.triton_world import Serving, wait_for
+
+DRAFT, TARGET = "rank 1 (draft)", "rank 2 (target)"
+CORE = "the judge_decoding model"
+LAUNCHER, MPIEXEC = "launcher", "mpiexec"
+
+
+def pid_of(server: Serving, role: str) -> int:
+    if role == LAUNCHER:
+        return server.process.pid
+    if role == MPIEXEC:
+        found = descendants(server.process.pid)
+        return next(pid for pid, (name, _) in sorted(found.items()) if name.startswith(MPIEXEC))
+    return server.processes()[role]
+
+
+def killed(role: str, number: signal.Signals, bench: Bench, *, ranks: int = 1) -> Outcome:
+    """In the middle of a stream."""
+    with bench.server(ranks=ranks) as server:
+        remains, stream = Remains(server), Watched(server.url).running()
+        pid = pid_of(server, role)
+        os.kill(pid, number)
+        began = time.monotonic()
+        seen = stream.seen()
+        assert stream.error is not None
+        if role == LAUNCHER:
+            assert server.wait() == -number
+            return Outcome(seen, stream.ended - began, "stops with it", remains.left())
+        after = ended(server, 1)
+        assert role == MPIEXEC or said(server).startswith(f"{role} (pid {pid}) died"), said(server)
+        return Outcome(seen, stream.ended - began, after, remains.left())
+
+
+def paused_too_long(role: str, bench: Bench, *, ranks: int = 1) -> Outcome:
+    """A rank that does not answer counts as dead after `ranks.timeout_s`, here 4 s."""
+    document = bench.document(ranks=ranks)
+    document["ranks"]["timeout_s"] = 4
+    with bench.start(document) as server:
+        remains, stream = Remains(server), Watched(server.url).running()
+        os.kill(pid_of(server, role), signal.SIGSTOP)
+        began = time.monotonic()
+        seen = stream.seen()
+        assert stream.error is not None
+        after = ended(server, 1)
+        assert re.search(rf"from {re.escape(role)} on host", said(server)), said(server)
+        return Outcome(seen, stream.ended - began, after, remains.left())
+
+
+def paused_for_ever(role: str, bench: Bench) -> Outcome:
+    """Nothing times this process: the client's own limit ends its wait, a probe finds it."""
+    with bench.server() as server:
+        remains, stream = Remains(server), Watched(server.url, timeout=5).running()
+        os.kill(pid_of(server, role), signal.SIGSTOP)
+        began = time.monotonic()
+        wait_for(lambda: stream.error is not None, "the client's limit")
+        seconds = time.monotonic() - began
+        seen = stream.seen()
+        assert stream.error is not None and stream.error.status == "DEADLINE_EXCEEDED"
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        server.process.send_signal(signal.SIGTERM)
+        code = server.wait()
+        after = f"does not notice (`clients.probe --live` does); two SIGTERM end it, exit {code}"
+        return Outcome(seen, seconds, after, remains.left())
+
+
+def paused_a_while(role: str, bench: Bench) -> Outcome:
+    """Two seconds: longer than a round, shorter than the time-out."""
+    server = bench.shared
+    pid = pid_of(server, role)
+    stream = Watched(server.url).running()
+    began = time.monotonic()
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(2)
+    assert stream.is_alive()
+    os.kill(pid, signal.SIGCONT)
+    seen = stream.seen()
+    assert stream.answer.text == whole(server)
+    return Outcome(f"{seen}, two seconds late", stream.ended - began, "goes on", bench.unharmed())
+
+
+def slowed(role: str, bench: Bench) -> Outcome:
+    """It runs for 5 ms of every 30."""
+    server = bench.shared
+    pid, over = pid_of(server, role), threading.Event()
+
+    def brake() -> None:
+        while not over.is_set():
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.025)
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.005)
+
+    stream = Watched(server.url).running()
+    began = time.monotonic()
+    thread = threading.Thread(target=brake)
+    thread.start()
+    try:
+        seen = stream.seen()
+    finally:
+        over.set()
+        thread.join()
+    assert stream.answer.text == whole(server)
+    return Outcome(f"{seen}, the same, slower", stream.ended - began, "goes on", bench.unharmed())
+
+
+def whole(server: Serving) -> str:
+    """The long answer, undisturbed."""
+    with JudgeClient(server.url, timeout=300) as client:
+        return client.generate(LONG).text
+
+
+def killed_at_the_start(bench: Bench) -> Outcome:
+    server = bench.start(bench.document())
+    try:
+        wait_for(lambda: server.temporary.is_dir() and DRAFT in roles(server), "the rank's note")
+        remains = Remains(server)
+        os.kill(server.processes()[DRAFT], signal.SIGKILL)
+        began = time.monotonic()
+        after = ended(server, 1)
+        assert said(server).startswith(DRAFT), said(server)
+        seconds = time.monotonic() - began
+        return Outcome("cannot connect yet", seconds, after, remains.left())
+    finally:
+        server.stop()
+
+
+def roles(server: Serving) -> dict[str, int]:
+    return server.processes() if list(server.temporary.glob("judge-decoding-*")) else {}
+
+
+def paused_at_the_start(bench: Bench) -> Outcome:
+    """`ranks.startup_timeout_s` is 25 here."""
+    document = bench.document()
+    document["ranks"]["startup_timeout_s"] = 25
+    server = bench.start(document)
+    try:
+        wait_for(lambda: TARGET in roles(server), "the rank's note")
+        remains = Remains(server)
+        os.kill(server.processes()[TARGET], signal.SIGSTOP)
+        began = time.monotonic()
+        after = ended(server, 1)
+        assert re.search(rf"no answer within 25 s from .*{re.escape(TARGET)}", said(server))
+        seconds = time.monotonic() - began
+        return Outcome("cannot connect yet", seconds, after, remains.left())
+    finally:
+        server.stop()
+
+
+def killed_while_draining(bench: Bench) -> Outcome:
+    with bench.server() as server:
+        remains, stream = Remains(server), Watched(server.url).running()
+        pid = pid_of(server, TARGET)
+        server.process.send_signal(signal.SIGTERM)
+        os.kill(pid, signal.SIGKILL)
+        began = time.monotonic()
+        seen = stream.seen()
+        assert stream.error is not None
+        after = ended(server, 1)
+        assert f"{TARGET} (pid {pid}) died" in said(server)
+        return Outcome(seen, stream.ended - began, after, remains.left())
+
+
+def restarted(bench: Bench) -> Outcome:
+    """On the same ports, right after a rank was killed: it serves again, with the same text."""
+    with bench.server() as server:
+        text = answer(server)
+        os.kill(pid_of(server, TARGET), signal.SIGKILL)
+        began = time.monotonic()
+        assert server.wait() == 1
+        with bench.start(bench.document(), ports=server.ports) as again:
+            remains = Remains(again)
+            assert answer(again) == text
+            seconds = time.monotonic() - began
+            assert again.stop() == 0, again.output
+        return Outcome("the same answer again", seconds, "starts, exit 0 later", remains.left())
+
+
+KILL, STOP = signal.SIGKILL, "processes"
+FAULTS = [
+    Fault(STOP, "draft rank: kill -9", partial(killed, DRAFT, KILL)),
+    Fault(
+        STOP,
+        "second of two target ranks: kill -9",
+        partial(killed, "rank 3 (target 2 of 2)", KILL, ranks=2),
+    ),
+    Fault(STOP, "target rank: SIGTERM", partial(killed, TARGET, signal.SIGTERM)),
+    Fault(STOP, "target rank: SIGSEGV", partial(killed, TARGET, signal.SIGSEGV)),
+    Fault(STOP, "core stub (rank 0): kill -9", partial(killed, CORE, KILL)),
+    Fault(STOP, "preprocessing stub: kill -9", partial(killed, "the preprocessing model", KILL)),
+    Fault(STOP, "postprocessing stub: kill -9", partial(killed, "the postprocessing model", KILL)),
+    Fault(STOP, "tritonserver: kill -9", partial(killed, "tritonserver", KILL)),
+    Fault(STOP, "mpiexec: kill -9", partial(killed, MPIEXEC, KILL), quick=True),
+    Fault(STOP, "launcher: kill -9", partial(killed, LAUNCHER, KILL), quick=True),
+    Fault(STOP, "rank killed while it loads", killed_at_the_start),
+    Fault(STOP, "rank paused while it loads", paused_at_the_start),
+    Fault(STOP, "rank killed while requests drain", killed_while_draining),
+    Fault(STOP, "rank killed, server started again at once", restarted),
+    Fault(STOP, "draft rank: paused for good", partial(paused_too_long, DRAFT)),
+    Fault(
+        STOP,
+        "one of two target ranks: paused for good",
+        partial(paused_too_long, "rank 2 (target 1 of 2)", ranks=2),
+    ),
+    Fault(STOP, "core stub: paused for good", partial(paused_for_ever, CORE)),
+    Fault(STOP, "tritonserver: paused for good", partial(paused_for_ever, "tritonserver")),
+    Fault(STOP, "target rank: paused for 2 s", partial(paused_a_while, TARGET), quick=True),
+    Fault(STOP, "core stub: paused for 2 s", partial(paused_a_while, CORE), quick=True),
+    Fault(STOP, "target rank: six times slower", partial(slowed, TARGET), quick=True),
+]

@@ -1,0 +1,36 @@
+"""The part of the faults (`tests/faults`) that fits into the suite; all are in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults import disks, files, network, processes
+from tests.faults.bench import Bench, Fault
+
+QUICK = [
+    fault
+    for fault in (*processes.FAULTS, *network.FAULTS, *disks.FAULTS, *files.FAULTS)
+    if fault.quick
+]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with Bench(tmp_path_factory.mktemp("faults")) as made:
+        yield made
+
+
+@pytest.mark.parametrize("fault", QUICK, ids=lambda fault: fault.name)
+def test_a_fault(bench: Bench, fault: Fault) -> None:
+    """Each asserts for itself what the client sees and what the server does."""
+    outcome = fault.run(bench)
+    assert outcome.client and outcome.server
+    if fault.name != "launcher: kill -9":  # whoever cleans up is dead
+        assert outcome.left == "nothing"
+
+
+@pytest.mark.parametrize("file", files.FILES, ids=lambda file: file.name)
+def test_a_damaged_file_is_refused_in_one_line(bench: Bench, file: files.File) -> None:
+    files.refused_by_loader(file, bench)
