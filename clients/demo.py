@@ -30,6 +30,15 @@ PROMPTS = (
 RULES = ("none", "strict", "judge")
 MAX_TOKENS = 96
 WARM_UP_TOKENS = 32
+COUNTERS = (
+    "rounds_total",
+    "spec_decode_num_draft_tokens_total",
+    "spec_decode_num_accepted_tokens_total",
+    "spec_decode_num_judged_tokens_total",
+    "generation_tokens_total",
+    "request_success_total",
+)
+"""Of the server's metrics (docs/operations/metrics.md), those that are shown."""
 
 
 class Timed(NamedTuple):
@@ -125,14 +134,9 @@ def table(answers: dict[str, list[Timed]]) -> Table:
 
 def show_counters(server: Server, out: Console) -> None:
     """The server's own counts, as Prometheus would read them."""
-    own = {
-        name: value
-        for name, value in read_metrics(server.metrics_url).items()
-        if name.startswith("judge_decoding_")
-    }
+    values = read_metrics(server.metrics_url, fresh=True)
     line = ", ".join(
-        f"{name.removeprefix('judge_decoding_').removesuffix('_total')} {value:g}"
-        for name, value in own.items()
+        f"{name.removesuffix('_total')} {values[f'judge_decoding_{name}']:g}" for name in COUNTERS
     )
     out.print(Text("\nServer's counters: ").append(line), style="dim", soft_wrap=True)
 

@@ -26,6 +26,8 @@ START_S = 900.0
 """Loading models and the warm-up round included."""
 STOP_S = 60.0
 """Draining included."""
+FRESH_S = 120.0
+"""Longer than any round."""
 
 
 @dataclass(frozen=True)
@@ -140,10 +142,33 @@ def descendants(root: int) -> dict[int, tuple[str, int]]:
 _SAMPLE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{.*\})? ([^ ]+)")
 
 
-def read_metrics(url: str) -> dict[str, float]:
-    """Every metric's value, summed over its labels."""
-    with urllib.request.urlopen(url, timeout=10) as page:
-        return parse_metrics(page.read().decode("utf-8"))
+ALIVE = "judge_decoding_loop_alive_timestamp_seconds"
+"""Published last and each time: what is read with it is as new."""
+
+
+def read_metrics(url: str, *, fresh: bool = False) -> dict[str, float]:
+    """Every metric's value, summed over its labels.
+
+    fresh  none older than this call: wait until the loop publishes the next time (1 s)
+    """
+    return parse_metrics(read_page(url, fresh=fresh))
+
+
+def read_page(url: str, *, fresh: bool = False) -> str:
+    """The metrics as text. JudgeClientError where the loop publishes none for FRESH_S seconds."""
+    wanted = time.time()
+    while True:
+        with urllib.request.urlopen(url, timeout=10) as page:
+            text = page.read().decode("utf-8")
+        if not fresh:
+            return text
+        # Once more then: this page may have been begun before and ended after a publication.
+        fresh = parse_metrics(text).get(ALIVE, 0.0) < wanted
+        if not fresh:
+            continue
+        if time.time() > wanted + FRESH_S:
+            raise JudgeClientError(f"{url}: no metrics of the loop since {FRESH_S:g} s")
+        time.sleep(0.02)
 
 
 def parse_metrics(text: str) -> dict[str, float]:

@@ -45,7 +45,7 @@ WARM_UP_S = 180.0
 SAMPLE_S = 2.0
 MAX_GROWTH_PERCENT = 2.0
 MAX_TOKENS = 96
-BUSY = ("judge_decoding_active_sequences", "judge_decoding_waiting_requests")
+BUSY = ("judge_decoding_num_requests_running", "judge_decoding_num_requests_waiting")
 """The server's gauges that must come back to 0."""
 
 PROMPTS = (
@@ -270,7 +270,7 @@ async def settle(metrics_url: str) -> dict[str, float]:
     """The server's busy gauges once they are 0, or as they are after SETTLE_S seconds."""
     deadline = time.monotonic() + SETTLE_S
     while True:
-        metrics = await asyncio.to_thread(server.read_metrics, metrics_url)
+        metrics = await asyncio.to_thread(server.read_metrics, metrics_url, fresh=True)
         missing = [name for name in BUSY if name not in metrics]
         if missing:
             raise JudgeClientError(f"{metrics_url}: no metric {', '.join(missing)}")

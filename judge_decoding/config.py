@@ -137,6 +137,8 @@ class ServerConfig(_Strict):
     max_prompt_bytes   of a request's text
     deadline_ms        of every request, waiting included; one may ask for less, not for more
     metrics            publish the loop's own metrics beside Triton's
+    deadline_ms        of every request, waiting included; one may ask for less, not for more
+    metrics            publish the loop's own metrics beside Triton's
     drain_s            time that running requests get after SIGTERM
     startup_timeout_s  until the warm-up request is answered, loading included
     token_file         its first line is a token that every request must bring (docs/operations/)
@@ -148,6 +150,8 @@ class ServerConfig(_Strict):
     metrics_port: int = Field(default=8002, ge=1, le=65535)
     max_queue: int = Field(default=64, ge=0)
     max_prompt_bytes: int = Field(default=1_000_000, ge=1)
+    deadline_ms: int | None = Field(default=None, ge=1)
+    metrics: bool = True
     deadline_ms: int | None = Field(default=None, ge=1)
     metrics: bool = True
     drain_s: float = Field(default=30.0, ge=0)

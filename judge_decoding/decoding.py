@@ -12,11 +12,14 @@ The loop owns the sequences, the engines own their caches (`engine.base`).
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
+from judge_decoding.engine import round as engine_round
 from judge_decoding.engine.base import (
     NO_DRAFT,
     PROBABILITY_RULES,
@@ -30,6 +33,7 @@ from judge_decoding.engine.base import (
     Verdict,
     VerifyRequest,
 )
+from judge_decoding.engine.round import RunRound
 from judge_decoding.errors import UserError
 from judge_decoding.sequence import (
     AcceptanceRecord,
@@ -42,13 +46,17 @@ from judge_decoding.text import TextStream, Tokenizer
 
 
 class Update(NamedTuple):
-    """What a round emitted for one sequence, out of `drafted` proposed tokens."""
+    """What a round emitted for one sequence, out of `drafted` proposed tokens.
+
+    scores  the judge's, of all drafted tokens; empty where no judge ran
+    """
 
     sequence: int
     tokens: list[Token]
     text: str
     finish_reason: FinishReason | None
     drafted: int = 0
+    scores: Seq[float] = ()
 
 
 @dataclass(frozen=True)
@@ -93,13 +101,15 @@ class SpeculativeDecoder:
         draft_min_prob: float = 0.0,
         prefill_chunk: int = 256,
         check_engine: Callable[[Acceptance, Sampling], None] | None = None,
+        run_round: RunRound | None = None,
     ) -> None:
         """drafter             None: every rule but `none` is refused
         tokenizer           needed for text and stop strings; without one, ids alone
         draft_len_schedule  {active sequences up to: draft length}; above the last key it is 0
         draft_min_prob      a sequence's drafting stops once the draft is less sure than this
-        prefill_chunk       tokens of a joining prompt read in one round
+        prefill_chunk       tokens of joining prompts, all together, read in one round
         check_engine        UserError for what this target cannot verify with, besides
+        run_round           both engine calls of a round in one, where the engines have that
         """
         self.drafter = drafter
         self.target = target
@@ -109,14 +119,21 @@ class SpeculativeDecoder:
         self.draft_min_prob = draft_min_prob
         self.prefill_chunk = prefill_chunk
         self._check_engine = check_engine
+        self._run_round = run_round or partial(engine_round.run_round, drafter, target)
         self.clock = LoopClock()
         self._active: dict[int, Sequence] = {}
         self._finished: dict[int, Sequence] = {}
+        self._joining: deque[int] = deque()  # their prompts are not wholly read
         self._next_id = 0
 
     @property
     def num_active(self) -> int:
         return len(self._active)
+
+    @property
+    def num_cached(self) -> int:
+        """Positions of the target's cache that hold a token."""
+        return sum(sequence.target_kept for sequence in self._active.values())
 
     def check(self, request: Request) -> None:
         """UserError where a request cannot be served. Any thread may ask."""
@@ -161,6 +178,7 @@ class SpeculativeDecoder:
             max_context=self.target.max_context,
             text=list(request.prompt_ids),
         )
+        self._joining.append(number)
         return number
 
     def _text_stream(self, request: Request) -> TextStream | None:
@@ -173,28 +191,29 @@ class SpeculativeDecoder:
         started = time.perf_counter()
         before = self._engine_seconds()
         ready = self._prefill()
-        # 1. Propose.
-        proposals = self._propose(ready)
-        proposed = time.perf_counter()
-        # 2. Verify, 3. accept.
-        verdicts = self._verify(ready, proposals)
-        verified = time.perf_counter()
+        proposes = self._propose_requests(ready)
+        prefilled = time.perf_counter()
+        # 1. Propose, 2. verify, 3. accept.
+        done = self._run_round(proposes, self._verify_requests(ready))
+        ran = time.perf_counter()
+        proposals = dict.fromkeys(ready, NO_DRAFT)
+        proposals.update(zip((r.sequence for r in proposes), done.proposals, strict=True))
         # 4. Emit, 5. roll back.
         updates = [
             self._emit(number, proposals[number], verdict)
-            for number, verdict in zip(ready, verdicts, strict=True)
+            for number, verdict in zip(ready, done.verdicts, strict=True)
         ]
         after = self._engine_seconds()
         clock = self.clock
         clock.rounds += 1
-        clock.propose += proposed - started
-        clock.verify += verified - proposed
+        clock.propose += prefilled - started + done.propose_s
+        clock.verify += ran - prefilled - done.propose_s
         clock.forward += after[0] - before[0]
         clock.judge += after[1] - before[1]
         clock.total += time.perf_counter() - started
         return updates
 
-    def _propose(self, ready: Seq[int]) -> dict[int, Proposal]:
+    def _propose_requests(self, ready: Seq[int]) -> list[ProposeRequest]:
         requests = []
         for number in ready:
             sequence = self._active[number]
@@ -212,16 +231,10 @@ class SpeculativeDecoder:
                         or sequence.request.acceptance.rule in PROBABILITY_RULES,
                     )
                 )
-        proposals = dict.fromkeys(ready, NO_DRAFT)
-        if requests:
-            assert self.drafter is not None
-            made = self.drafter.propose(requests)
-            proposals.update(zip((r.sequence for r in requests), made, strict=True))
-        return proposals
+        return requests
 
-    def _verify(self, ready: Seq[int], proposals: Mapping[int, Proposal]) -> list[Verdict]:
-        if not ready:
-            return []
+    def _verify_requests(self, ready: Seq[int]) -> list[VerifyRequest]:
+        """Their drafts come with the round."""
         requests = []
         for number in ready:
             sequence = self._active[number]
@@ -230,12 +243,11 @@ class SpeculativeDecoder:
                     sequence=number,
                     keep=sequence.target_kept,
                     tokens=sequence.text[sequence.target_kept :],
-                    draft=proposals[number],
                     sampling=sequence.request.sampling,
                     acceptance=sequence.request.acceptance,
                 )
             )
-        return self.target.verify(requests)
+        return requests
 
     def _emit(self, number: int, proposal: Proposal, verdict: Verdict) -> Update:
         """Accepted tokens, then the target's own, until a stop rule fires; then the new lengths."""
@@ -262,7 +274,7 @@ class SpeculativeDecoder:
         sequence.target_kept = length + verdict.accepted
         if sequence.finish_reason:
             self._retire(number)
-        return Update(number, emitted, text, sequence.finish_reason, len(drafted))
+        return Update(number, emitted, text, sequence.finish_reason, len(drafted), scores)
 
     def _draft_len(self, sequence: Sequence) -> int:
         """k for this round: never past `max_tokens` or the context, which the bonus token fills."""
@@ -278,33 +290,47 @@ class SpeculativeDecoder:
         return min(length, sequence.remaining - 1)
 
     def _prefill(self) -> list[int]:
-        """Feed one chunk to sequences with a long prompt; the numbers of those ready for a round.
+        """Read joining prompts on; the numbers of the sequences that are ready for a round.
 
-        A joining prompt of any length thus holds the others up for one chunk a round, not more.
+        All prompts together get `prefill_chunk` tokens a round: they hold the others up for one
+        chunk, however many and long they are. A prompt that is cut short goes to the end of the
+        line, so that a short one does not wait for the whole of a long one before it.
         """
-        ready = []
-        for number, sequence in self._active.items():
-            chunk, kept = self.prefill_chunk, sequence.target_kept
-            if len(sequence.text) - kept <= chunk:
-                ready.append(number)
-                continue
-            piece = sequence.text[kept : kept + chunk]
-            self.target.prefill(number, kept, piece)
-            sequence.target_kept += len(piece)
-            if self._draft_len(sequence) > 0 and sequence.draft_kept == kept:
-                assert self.drafter is not None
-                self.drafter.prefill(number, kept, piece)
-                sequence.draft_kept += len(piece)
-        return ready
+        budget = self.prefill_chunk
+        for number in list(self._joining):
+            if not budget:
+                break
+            self._joining.popleft()
+            sequence = self._active[number]
+            rest = len(sequence.text) - sequence.target_kept
+            if rest > budget:
+                self._read(number, sequence, budget)
+                self._joining.append(number)
+            budget -= min(rest, budget)
+        joining = set(self._joining)
+        return [number for number in self._active if number not in joining]
 
-    def cancel(self, number: int) -> None:
-        """End a sequence now; its result has finish_reason `cancelled`. Unknown: nothing."""
+    def _read(self, number: int, sequence: Sequence, count: int) -> None:
+        """The next `count` tokens of a prompt, by both models."""
+        kept = sequence.target_kept
+        piece = sequence.text[kept : kept + count]
+        self.target.prefill(number, kept, piece)
+        sequence.target_kept += len(piece)
+        if self._draft_len(sequence) > 0 and sequence.draft_kept == kept:
+            assert self.drafter is not None
+            self.drafter.prefill(number, kept, piece)
+            sequence.draft_kept += len(piece)
+
+    def cancel(self, number: int, reason: FinishReason = "cancelled") -> None:
+        """End a sequence now; its result has that finish reason. Unknown numbers: nothing."""
         if number in self._active:
-            self._active[number].finish_reason = "cancelled"
+            self._active[number].finish_reason = reason
             self._retire(number)
 
     def _retire(self, number: int) -> None:
         self._finished[number] = self._active.pop(number)
+        if number in self._joining:
+            self._joining.remove(number)
         self.target.release(number)
         if self.drafter is not None:
             self.drafter.release(number)

@@ -8,8 +8,9 @@ from typing import Any, Literal, NamedTuple
 from judge_decoding.engine.base import Acceptance, Provenance, Sampling
 from judge_decoding.text import TextStream
 
-FinishReason = Literal["stop", "length", "cancelled"]
-"""`stop`: an end token or a stop string; `length`: `max_tokens` or the context is full."""
+FinishReason = Literal["stop", "length", "cancelled", "deadline"]
+"""`stop`: an end token or a stop string; `length`: `max_tokens` or the context is full; the others:
+whoever runs the loop ended it early."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -126,10 +125,11 @@ def assert_same(answer: Answer, expected: Result) -> None:
 
 def finished(running: server.Server, reason: str) -> int:
     """Requests that ended for this reason so far, as the server counts them."""
-    with urllib.request.urlopen(running.metrics_url, timeout=WAIT_S) as page:
-        text = page.read().decode()
-    found = re.search(rf'^judge_decoding_requests_total{{.*"{reason}".*}} (\S+)$', text, re.M)
-    return int(float(found[1])) if found else 0
+    text = server.read_page(running.metrics_url, fresh=True)
+    name = "judge_decoding_request_success_total"
+    found = re.search(rf'^{name}{{.*"{reason}".*}} (\S+)$', text, re.M)
+    assert found is not None
+    return int(float(found[1]))
 
 
 def until(true: Callable[[], bool], what: str) -> None:
@@ -141,7 +141,7 @@ def until(true: Callable[[], bool], what: str) -> None:
 
 def until_idle(running: server.Server) -> None:
     def idle() -> bool:
-        metrics = server.read_metrics(running.metrics_url)
+        metrics = server.read_metrics(running.metrics_url, fresh=True)
         return all(metrics[name] == 0 for name in soak.BUSY)
 
     until(idle, "sequences are active still")

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from judge_decoding.config import Deployment
 from judge_decoding.decoding import Result, SpeculativeDecoder, Update
 from judge_decoding.engine.base import Acceptance
 from judge_decoding.engine.torch_engine import load_drafter, load_target
 from judge_decoding.errors import UserError
 from judge_decoding.sequence import Request
-from judge_decoding.serving.scheduler import Scheduler, Statistics
+from judge_decoding.serving.metrics import Metrics
+from judge_decoding.serving.scheduler import Scheduler
 from judge_decoding.text import Tokenizer
 
 LIMITS = {"dtype": "float32", "max_sequences": 2, "max_context": 300, "prefill_chunk": 16}
@@ -67,15 +69,19 @@ def decoder(tiny_target: Path, tiny_draft: Path) -> SpeculativeDecoder:
 
 
 class Run:
-    """A scheduler, and what it told its observer last."""
+    """A scheduler, and what it counted."""
 
     def __init__(self, load: Callable[[], SpeculativeDecoder], max_queue: int = 8) -> None:
-        self.seen = Statistics()
+        limits = {"max_sequences": 2, "max_context": 300}
+        deployment = Deployment(
+            name="tiny", target={"model": "x"}, draft={"model": "x"}, max_draft_len=4, limits=limits
+        )
+        self.seen = Metrics(deployment)
         self.closed_on: list[str] = []
         self.scheduler = Scheduler(
             load,
             max_queue=max_queue,
-            observe=lambda statistics: setattr(self, "seen", statistics),
+            metrics=self.seen,
             close=lambda: self.closed_on.append(threading.current_thread().name),
         )
 
@@ -117,7 +123,7 @@ def test_requests_share_rounds_and_each_gets_its_own_answer(
     assert run.seen.emitted_tokens == sum(len(r.token_ids) for r in expected)
     assert run.seen.draft_tokens == sum(r.num_draft_tokens for r in records)
     assert run.seen.accepted_tokens == sum(r.num_accepted_draft_tokens for r in records)
-    assert run.seen.active == run.seen.waiting == 0
+    assert run.seen.running == run.seen.waiting == 0
 
 
 def test_stop_strings_work_without_text(decoder: SpeculativeDecoder, run: Run) -> None:
@@ -187,14 +193,15 @@ def test_a_full_queue_refuses_and_takes_in_again(decoder: SpeculativeDecoder) ->
     owners = [Owner(hold), Owner(hold), Owner()]
     for i, owner in enumerate(owners):
         run.scheduler.submit(request([i + 1], 9), owner)
-    with pytest.raises(UserError, match="busy, 1 requests are waiting already"):
+    with pytest.raises(UserError, match="RESOURCE_EXHAUSTED: 1 requests are waiting"):
         run.scheduler.submit(request([9], 9), Owner())
     hold.set()
     for owner in owners:
         owner.wait()
     assert run.scheduler.drain(LIMIT_S)
     run.scheduler.stop()
-    assert run.seen.finished == {"length": 3, "refused": 1}
+    assert run.seen.finished == {"length": 3}
+    assert run.seen.failed == {"queue_full": 1}
 
 
 def test_what_cannot_be_served_is_refused_at_once(run: Run) -> None:
@@ -264,7 +271,8 @@ def test_a_failing_engine_fails_every_request_and_the_scheduler(
         run.scheduler.submit(request([1], rule="none"), Owner())
     run.scheduler.stop()
     assert run.closed_on == ["scheduler"]
-    assert run.seen.finished == {"failed": 4, "refused": 1}
+    assert not run.seen.finished
+    assert run.seen.failed == {"engine": 5}
 
 
 def test_a_load_that_fails_is_raised_by_start() -> None:

@@ -277,12 +277,16 @@ def test_load_generators_and_openai_clients_inputs_are_accepted(
     assert_same(warm, sampled)
 
 
+def ended(server: Serving, reason: str) -> float:
+    return server.metric("request_success_total", finished_reason=reason)
+
+
 LONG = {"max_tokens": 400, "stream": True, "ignore_eos": True, "acceptance_rule": "none"}
 
 
 def test_a_cancel_frees_the_slot_within_two_rounds(server: Serving, loop: Pipeline) -> None:
     before = server.metric("cancel_rounds_total")
-    cancelled = server.metric("requests_total", reason="cancelled")
+    cancelled = ended(server, "cancelled")
     with Stream(server) as stream:
         stream.send(text_input=PROMPTS[6], request_id="mine", **LONG)
         first = stream.next()
@@ -294,35 +298,38 @@ def test_a_cancel_frees_the_slot_within_two_rounds(server: Serving, loop: Pipeli
         assert 0 < last[-1]["num_output_tokens"][0] < 400
         assert first["id"] == last[-1]["id"] == "mine"
     wait_for(
-        lambda: server.metric("requests_total", reason="cancelled") == cancelled + 1, "the metric"
+        lambda: ended(server, "cancelled") == cancelled + 1,
+        "the metric",
     )
     assert server.metric("cancel_rounds_total") - before <= 2
-    assert server.metric("active_sequences") == 0
+    assert server.metric("num_requests_running") == 0
     assert_same(ask(server, text_input=PROMPTS[6], max_tokens=9), here(loop, PROMPTS[6], 9))
 
 
 def test_a_client_of_the_core_that_leaves_is_cancelled(server: Serving, loop: Pipeline) -> None:
-    cancelled = server.metric("requests_total", reason="cancelled")
+    cancelled = ended(server, "cancelled")
     with Stream(server) as stream:
         prompt = loop.tokenizer.encode(PROMPTS[7])
         stream.send(model="judge_decoding", input_ids=prompt, **LONG)
         stream.next()
     wait_for(
-        lambda: server.metric("requests_total", reason="cancelled") == cancelled + 1, "the cancel"
+        lambda: ended(server, "cancelled") == cancelled + 1,
+        "the cancel",
     )
-    assert server.metric("active_sequences") == 0
+    assert server.metric("num_requests_running") == 0
 
 
 def test_a_client_of_the_ensemble_that_leaves_hurts_nobody(server: Serving, loop: Pipeline) -> None:
     """Triton does not tell the core: the answer runs to its end, and then the slot is free."""
-    before = server.metric("requests_total", reason="length")
+    before = ended(server, "length")
     with Stream(server) as stream:
         stream.send(text_input=PROMPTS[8], **LONG)
         stream.next()
     wait_for(
-        lambda: server.metric("requests_total", reason="length") == before + 1, "the answer's end"
+        lambda: ended(server, "length") == before + 1,
+        "the answer's end",
     )
-    assert server.metric("active_sequences") == 0
+    assert server.metric("num_requests_running") == 0
     assert_same(ask(server, text_input=PROMPTS[8], max_tokens=9), here(loop, PROMPTS[8], 9))
 
 
@@ -331,11 +338,15 @@ def test_a_full_queue_refuses_and_says_so(server: Serving) -> None:
         for _ in range(4 + 16 + 1):
             stream.send(text_input="Hi", request_id="many", **LONG)
         endless = (stream.next() for _ in range(100_000))
-        with pytest.raises(InferenceServerException, match="server: busy, 16 requests"):
+        with pytest.raises(
+            InferenceServerException, match="RESOURCE_EXHAUSTED: 16 requests are waiting"
+        ):
             deque(endless, maxlen=0)
         stream.send(text_input="", stop=True, request_id="many")
         wait_for(
-            lambda: server.metric("active_sequences") + server.metric("waiting_requests") == 0,
+            lambda: (
+                server.metric("num_requests_running") + server.metric("num_requests_waiting") == 0
+            ),
             "the queue to empty",
         )
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from tritonclient import grpc
 
+from clients.server import read_page
 from judge_decoding.serving import environment
 
 LIMIT_S = 180.0
@@ -114,14 +115,17 @@ class Serving:
         with urllib.request.urlopen(url, body, timeout=LIMIT_S) as answer:
             return str(answer.read().decode())
 
+    def metrics(self) -> str:
+        """What the endpoint shows, nothing of it older than this call."""
+        return read_page(f"http://127.0.0.1:{self.ports[2]}/metrics", fresh=True)
+
     def metric(self, name: str, **labels: str) -> float:
-        """The value of judge_decoding_NAME; 0 where it was never set."""
-        text = self.http("/metrics", port=2)
-        for line in text.splitlines():
+        """The value of judge_decoding_NAME now."""
+        for line in self.metrics().splitlines():
             found = re.match(rf"judge_decoding_{name}\{{(.*)\}} (\S+)$", line)
             if found and all(f'{k}="{v}"' in found[1] for k, v in labels.items()):
                 return float(found[2])
-        return 0.0
+        raise AssertionError(f"no metric {name} with {labels}")
 
 
 Response = dict[str, np.ndarray]

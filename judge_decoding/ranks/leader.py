@@ -71,6 +71,8 @@ class Ranks:
         self._closed = False
         self.pids: dict[int, int] = {}
         """Process id of every rank but this one, each on its own host."""
+        self.heard: dict[int, float] = {}
+        """Unix time of every other rank's last message."""
         atexit.register(self._at_exit)
         ready = self._greet(deployment, ranks.startup_timeout_s)
         self._waiting = False
@@ -167,6 +169,7 @@ class Ranks:
         if received is None:
             silent = "; ".join(self._comm.describe(rank) for rank in waiting)
             self.abort(f"no answer within {allowed_s:g} s from {silent}")
+        self.heard[received[0]] = time.time()
         return received
 
     def _fail(self, rank: int, got: m.Message) -> NoReturn:

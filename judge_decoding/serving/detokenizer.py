@@ -39,6 +39,6 @@ class Detokenizer:
             self._streams[sequence] = stream
             if len(self._streams) > self._capacity:
                 self._streams.popitem(last=False)
-        elif finish != "cancelled" and texts:
+        elif finish not in ("cancelled", "deadline") and texts:
             texts[-1] += stream.flush()
         return texts

@@ -50,6 +50,7 @@ class Parameters(_Values):
     acceptance_rule: RuleName | None = None
     judge_threshold: float | None = Field(default=None, ge=0, le=1)
     ignore_eos: bool = False
+    deadline_ms: int | None = Field(default=None, ge=1)
     stream: bool = False
     return_provenance: bool = False
     return_judge_scores: bool = False
@@ -74,6 +75,15 @@ class Parameters(_Values):
         if any(len(text.encode()) > MAX_STOP_BYTES for text in self.stop_words):
             raise ValueError(f"stop_words: one is longer than {MAX_STOP_BYTES} bytes")
         return self
+
+    def deadline_s(self, deployment: Deployment, timeout_us: int = 0) -> float | None:
+        """Seconds the request may take: the least of its own limit and the deployment's.
+
+        timeout_us  Triton's own request parameter `timeout`; 0 where it was not given
+        """
+        given = [self.deadline_ms, deployment.server.deadline_ms]
+        limits = [ms / 1e3 for ms in given if ms is not None]
+        return min([*limits, timeout_us / 1e6] if timeout_us else limits, default=None)
 
     def request(self, prompt_ids: list[int], deployment: Deployment) -> Request:
         """The loop's request. It brings no text: who detokenizes is up to the caller."""

@@ -2,68 +2,30 @@
 
 Whoever receives requests calls `submit` and `cancel` from any thread and returns at once. All
 else happens on the scheduler's own thread: loading (MPI belongs to one thread), admission, rounds,
-cancelling, callbacks, statistics.
+cancelling, callbacks, metrics.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter, deque
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
 
 from judge_decoding.decoding import Result, SpeculativeDecoder, Update
 from judge_decoding.errors import UserError
-from judge_decoding.sequence import AcceptanceRecord, Request
+from judge_decoding.sequence import FinishReason, Request
+from judge_decoding.serving.admission import (
+    SHUTTING_DOWN,
+    Admission,
+    Job,
+    Listener,
+    Unavailable,
+    never_started,
+)
+from judge_decoding.serving.metrics import Metrics
 
 _log = logging.getLogger(__name__)
-
-SHUTTING_DOWN = "server: it is shutting down"
-
-
-class Unavailable(UserError):
-    """Not the request's fault: another server, or this one later, may take it."""
-
-
-class Listener(Protocol):
-    """A request's owner; called on the scheduler's thread alone, and must not block for long."""
-
-    def updated(self, update: Update, result: Result | None) -> None:
-        """A round emitted tokens; `result` comes with the last update."""
-
-    def failed(self, message: str) -> None:
-        """The request ends here; no update follows."""
-
-    def is_cancelled(self) -> bool:
-        """Asked before every round: true ends the request."""
-
-
-@dataclass
-class Statistics:
-    """Cumulative, but for `active` and `waiting`.
-
-    cancel_rounds  rounds run between a cancel's arrival and its slot's release, over all cancels
-    finished       requests by finish reason; also `failed` and `refused`
-    """
-
-    active: int = 0
-    waiting: int = 0
-    rounds: int = 0
-    draft_tokens: int = 0
-    accepted_tokens: int = 0
-    judged_tokens: int = 0
-    emitted_tokens: int = 0
-    cancel_rounds: int = 0
-    finished: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass(frozen=True)
-class _Job:
-    request: Request
-    listener: Listener
-    name: str
 
 
 class Scheduler:
@@ -74,30 +36,30 @@ class Scheduler:
         load: Callable[[], SpeculativeDecoder],
         *,
         max_queue: int,
-        observe: Callable[[Statistics], None] = lambda statistics: None,
+        metrics: Metrics,
+        tick: Callable[[], float] | None = None,
         close: Callable[[], None] = lambda: None,
     ) -> None:
         """load       makes the decoder, on the scheduler's thread
         max_queue  requests that wait while all sequences are in use; one more is refused
-        observe    told the statistics after every round, and when the last request has ended
+        tick       called after every round, and while there is nothing to do after as many seconds
+                   as it said the last time (metrics.Publisher.tick)
         close      the thread's last call, whatever ended it
         """
         self._load = load
-        self._max_queue = max_queue
-        self._observe = observe
+        self._tick = tick
         self._close = close
+        self.metrics = metrics
         self._wake = threading.Condition()
         # Guarded by _wake:
-        self._waiting: deque[_Job] = deque()
-        self._unfinished = 0  # requests waiting or active
+        self._admission = Admission(max_queue)
         self._cancels: dict[str, int] = {}  # name -> rounds run when the cancel arrived
         self._closing = False  # nothing new is taken in
         self._stopping = False  # what was taken in is not finished
         self._dead: str | None = None
         # The thread's own:
         self._decoder: SpeculativeDecoder | None = None
-        self._active: dict[int, _Job] = {}
-        self._statistics = Statistics()
+        self._active: dict[int, Job] = {}
         self._error: BaseException | None = None
         self._loaded = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -120,44 +82,52 @@ class Scheduler:
         if self._error is not None:
             raise self._error
 
-    def submit(self, request: Request, listener: Listener, name: str = "") -> None:
+    def submit(
+        self,
+        request: Request,
+        listener: Listener,
+        name: str = "",
+        *,
+        deadline_s: float | None = None,
+    ) -> None:
         """Take in a request; UserError where it cannot be served, Unavailable where not now.
 
-        name  by which `cancel` finds it
+        name        by which `cancel` finds it
+        deadline_s  seconds from now, waiting included, after which it ends with what it has
         """
         with self._wake:
             try:
-                self._check(request)
-            except UserError:
-                self._statistics.finished["refused"] += 1
+                self._take_in(request, listener, name, deadline_s)
+            except UserError as error:
+                reason = error.reason if isinstance(error, Unavailable) else "invalid"
+                self.metrics.failed[reason] += 1
                 raise
-            self._waiting.append(_Job(request, listener, name))
-            self._unfinished += 1
             self._wake.notify_all()
 
-    def _check(self, request: Request) -> None:
+    def _take_in(
+        self, request: Request, listener: Listener, name: str, deadline_s: float | None
+    ) -> None:
         if self._dead is not None:
-            raise Unavailable(self._dead)
+            raise Unavailable(self._dead, "engine")
         if self._closing:
-            raise Unavailable(SHUTTING_DOWN)
+            raise Unavailable(SHUTTING_DOWN, "shutting_down")
         self.decoder.check(request)
-        if self._unfinished >= self.decoder.target.max_sequences + self._max_queue:
-            raise Unavailable(
-                f"server: busy, {self._max_queue} requests are waiting already "
-                "(server.max_queue); try again later"
-            )
+        job = Job(request, listener, name, arrived=time.monotonic())
+        if deadline_s is not None:
+            job.deadline = job.arrived + deadline_s
+        self._admission.add(job, self.decoder.target.max_sequences)
 
     def cancel(self, name: str) -> None:
         """End every request of that name before the next round; unknown names are ignored."""
         with self._wake:
-            self._cancels.setdefault(name, self._statistics.rounds)
+            self._cancels.setdefault(name, self.metrics.rounds)
             self._wake.notify_all()
 
     def drain(self, timeout_s: float) -> bool:
         """Take in nothing more and wait for the rest; whether all of it ended in time."""
         with self._wake:
             self._closing = True
-            return self._wake.wait_for(lambda: self._unfinished == 0, timeout_s)
+            return self._wake.wait_for(lambda: self._admission.unfinished == 0, timeout_s)
 
     def stop(self) -> None:
         """Take in nothing more, fail what still runs, end the thread."""
@@ -179,115 +149,119 @@ class Scheduler:
         try:
             while self._has_work():
                 self._round(self._decoder)
-            self._fail_all(SHUTTING_DOWN)
+            self._fail_all(SHUTTING_DOWN, "shutting_down")
         except Exception as error:
             _log.exception("the scheduler ends")
             self._dead = f"engine: it failed ({type(error).__name__}: {error})"
-            self._fail_all(self._dead)
+            self._fail_all(self._dead, "engine")
         finally:
             self._close()
 
     def _has_work(self) -> bool:
-        """Wait for something to do; False: stop."""
+        """Wait for something to do, the metrics' next turn included; False: stop."""
+        pause = self._tick() if self._tick is not None else None
         with self._wake:
             self._wake.wait_for(
-                lambda: self._stopping or self._waiting or self._active or self._cancels
+                lambda: self._stopping or self._admission.waiting or self._active or self._cancels,
+                pause,
             )
             return not self._stopping
 
     def _round(self, decoder: SpeculativeDecoder) -> None:
-        self._cancel(decoder)
+        self._end_early(decoder)
         self._admit(decoder)
         if self._active:
             updates = decoder.step()
-            self._statistics.rounds += 1
+            self.metrics.count_round(updates)
             for update in updates:
                 self._deliver(decoder, update)
-        self._report()
+        self._take_stock()
 
-    def _cancel(self, decoder: SpeculativeDecoder) -> None:
+    def _end_early(self, decoder: SpeculativeDecoder) -> None:
+        """What was cancelled, and what is past its deadline."""
+        now = time.monotonic()
         with self._wake:
             cancels, self._cancels = self._cancels, {}
-            queued = [job for job in self._waiting if job.name in cancels]
-            self._waiting = deque(job for job in self._waiting if job.name not in cancels)
+            queued = self._admission.take_out(
+                lambda job: job.name in cancels or job.deadline <= now
+            )
         for job in queued:
-            self._end(job, "cancelled", *never_started())
-        now = self._statistics.rounds
+            reason: FinishReason = "cancelled" if job.name in cancels else "deadline"
+            self._end(job, *never_started(reason))
+        rounds = self.metrics.rounds
         for number, job in list(self._active.items()):
             if job.name in cancels or job.listener.is_cancelled():
-                decoder.cancel(number)
-                self._statistics.cancel_rounds += now - cancels.get(job.name, now)
-                self._finish(decoder, Update(number, [], "", "cancelled"))
+                self.metrics.cancel_rounds += rounds - cancels.get(job.name, rounds)
+                self._cut_off(decoder, number, "cancelled")
+            elif job.deadline <= now:
+                self._cut_off(decoder, number, "deadline")
+
+    def _cut_off(self, decoder: SpeculativeDecoder, number: int, reason: FinishReason) -> None:
+        decoder.cancel(number, reason)
+        self._finish(decoder, Update(number, [], "", reason))
 
     def _admit(self, decoder: SpeculativeDecoder) -> None:
         while len(self._active) < decoder.target.max_sequences:
             with self._wake:
-                if not self._waiting:
+                if not self._admission.waiting:
                     return
-                job = self._waiting.popleft()
+                job = self._admission.waiting.popleft()
             if job.listener.is_cancelled():
-                self._end(job, "cancelled", *never_started())
-            else:
-                self._active[decoder.add(job.request)] = job
+                self._end(job, *never_started())
+                continue
+            job.started = time.monotonic()
+            self.metrics.admit(len(job.request.prompt_ids), job.started - job.arrived)
+            self._active[decoder.add(job.request)] = job
 
     def _deliver(self, decoder: SpeculativeDecoder, update: Update) -> None:
-        """Count an update and hand it on."""
-        statistics = self._statistics
-        sources = Counter(token.provenance for token in update.tokens)
-        statistics.draft_tokens += update.drafted
-        statistics.accepted_tokens += sources["aligned"] + sources["judged"]
-        statistics.judged_tokens += sources["judged"]
-        statistics.emitted_tokens += len(update.tokens)
+        job = self._active[update.sequence]
+        if update.tokens and not job.has_tokens:
+            job.has_tokens = True
+            self.metrics.first_token_time.observe(time.monotonic() - job.arrived)
         if update.finish_reason:
             self._finish(decoder, update)
             return
         try:
-            self._active[update.sequence].listener.updated(update, None)
+            job.listener.updated(update, None)
         except Exception:
             _log.exception("a reply could not be sent; its request is cancelled")
-            decoder.cancel(update.sequence)
-            self._finish(decoder, update._replace(tokens=[], finish_reason="cancelled"))
+            self._cut_off(decoder, update.sequence, "cancelled")
 
     def _finish(self, decoder: SpeculativeDecoder, update: Update) -> None:
         job, result = self._active.pop(update.sequence), decoder.result(update.sequence)
-        self._end(job, str(update.finish_reason), update, result)
+        self._end(job, update, result)
 
-    def _end(self, job: _Job, reason: str, update: Update, result: Result) -> None:
+    def _end(self, job: Job, update: Update, result: Result) -> None:
         """A request's last words, and its place in the books given back."""
         try:
             job.listener.updated(update, result)
         except Exception:
             _log.exception("a last reply could not be sent")
-        self._forget(reason)
+        self.metrics.finish(str(update.finish_reason), time.monotonic() - job.arrived)
+        self._forget(job)
 
-    def _forget(self, reason: str) -> None:
+    def _forget(self, job: Job, failure: str | None = None) -> None:
         with self._wake:
-            self._statistics.finished[reason] += 1
-            self._unfinished -= 1
+            if failure is not None:
+                self.metrics.failed[failure] += 1
+            self._admission.forget(job, time.monotonic())
             self._wake.notify_all()
 
-    def _fail_all(self, message: str) -> None:
+    def _fail_all(self, message: str, reason: str) -> None:
         with self._wake:
             self._closing = True
-            jobs = [*self._active.values(), *self._waiting]
+            jobs = [*self._active.values(), *self._admission.waiting]
             self._active.clear()
-            self._waiting.clear()
+            self._admission.waiting.clear()
         for job in jobs:
             try:
                 job.listener.failed(message)
             except Exception:
                 _log.exception("a failure could not be sent")
-            self._forget("failed")
-        self._report()
+            self._forget(job, reason)
+        self._take_stock()
 
-    def _report(self) -> None:
-        self._statistics.active, self._statistics.waiting = len(self._active), len(self._waiting)
-        self._observe(self._statistics)
-
-
-def never_started() -> tuple[Update, Result]:
-    """What a request that was cancelled in the queue is told."""
-    return (
-        Update(-1, [], "", "cancelled"),
-        Result("", [], "cancelled", [], [], AcceptanceRecord()),
-    )
+    def _take_stock(self) -> None:
+        metrics, decoder = self.metrics, self.decoder
+        metrics.running, metrics.waiting = len(self._active), len(self._admission.waiting)
+        metrics.cached_tokens, metrics.clock = decoder.num_cached, decoder.clock

@@ -11,14 +11,16 @@ from threading import Thread
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from metrics import Metrics
+from metrics import Endpoint
 
 from judge_decoding.errors import UserError
 from judge_decoding.pipeline import load_pipeline
 from judge_decoding.serving import environment
+from judge_decoding.serving.admission import Unavailable, never_started
+from judge_decoding.serving.metrics import Metrics, Publisher
 from judge_decoding.serving.reply import Reply
 from judge_decoding.serving.request import parameters
-from judge_decoding.serving.scheduler import Scheduler, Unavailable, never_started
+from judge_decoding.serving.scheduler import Scheduler
 
 NOTHING = np.array(b"", object)
 LAST = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -30,10 +32,12 @@ class TritonPythonModel:
         environment.announce(environment.SERVER, pid=os.getppid())
         self.deployment = environment.deployment()
         self.numbers = count(1)
+        self.metrics = Metrics(self.deployment)
         self.scheduler = Scheduler(
             self.load,
             max_queue=self.deployment.server.max_queue,
-            observe=lambda statistics: self.metrics.update(statistics),
+            metrics=self.metrics,
+            tick=lambda: self.publisher.tick(),
             close=self.close,
         )
         try:
@@ -46,8 +50,12 @@ class TritonPythonModel:
         self.end_ids = frozenset(self.scheduler.decoder.target.end_ids)
 
     def load(self):
-        self.metrics = Metrics(self.deployment)
         self.pipeline = load_pipeline(self.deployment)
+        make = Endpoint(self.deployment).series if self.deployment.server.metrics else None
+        self.publisher = Publisher(self.metrics, make)
+        if (ranks := self.pipeline.ranks) is not None:
+            self.metrics.heard = ranks.heard
+            self.publisher.beat = ranks.ping
         return self.pipeline.decoder
 
     def execute(self, requests):
@@ -74,7 +82,8 @@ class TritonPythonModel:
             return
         wanted = asked.request(prompt_ids, self.deployment)
         reply = Reply(next(self.numbers), wanted, asked, self.end_ids, before)
-        self.scheduler.submit(wanted, Stream(sender, reply), name)
+        deadline_s = asked.deadline_s(self.deployment, request.timeout())
+        self.scheduler.submit(wanted, Stream(sender, reply), name, deadline_s=deadline_s)
 
     def close(self):
         if self.scheduler.dead:

@@ -1,0 +1,106 @@
+"""Requests on their way into the loop: first come, first served, at most so many, none too late."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from judge_decoding.decoding import Result, Update
+from judge_decoding.errors import UserError
+from judge_decoding.sequence import AcceptanceRecord, FinishReason, Request
+
+SHUTTING_DOWN = "server: it is shutting down"
+FIRST_GUESS_S = 1.0
+"""How long a request takes, while none has ended yet."""
+
+
+class Unavailable(UserError):
+    """Not the request's fault: another server, or this one later, may take it.
+
+    reason  as the metrics name it (metrics.FAILED)
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Busy(Unavailable):
+    """The queue is full. Clients know it by RESOURCE_EXHAUSTED and read both numbers."""
+
+    def __init__(self, waiting: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"server: RESOURCE_EXHAUSTED: {waiting} requests are waiting already "
+            f"(server.max_queue); try again in {retry_after_s:.1f} s",
+            "queue_full",
+        )
+
+
+class Listener(Protocol):
+    """A request's owner; called on the scheduler's thread alone, and must not block for long."""
+
+    def updated(self, update: Update, result: Result | None) -> None:
+        """A round emitted tokens; `result` comes with the last update."""
+
+    def failed(self, message: str) -> None:
+        """The request ends here; no update follows."""
+
+    def is_cancelled(self) -> bool:
+        """Asked before every round: true ends the request."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A request between arrival and end. Times are seconds of the scheduler's clock."""
+
+    request: Request
+    listener: Listener
+    name: str
+    arrived: float
+    deadline: float = float("inf")
+    started: float | None = None
+    has_tokens: bool = False
+
+
+class Admission:
+    """The queue, and how many requests there are in all. Not thread-safe: the scheduler's lock."""
+
+    def __init__(self, max_queue: int) -> None:
+        self.max_queue = max_queue
+        self.waiting: deque[Job] = deque()
+        self.unfinished = 0
+        """Waiting or active."""
+        self._service_s = 0.0  # from start to end, a moving average
+
+    def add(self, job: Job, slots: int) -> None:
+        """Busy where `slots` sequences run already and `max_queue` requests wait for them."""
+        if self.unfinished >= slots + self.max_queue:
+            raise Busy(self.max_queue, self.retry_after_s(slots))
+        self.waiting.append(job)
+        self.unfinished += 1
+
+    def retry_after_s(self, slots: int) -> float:
+        """Until one more request would have its turn, at the pace of the last ones."""
+        before = self.unfinished + 1 - slots
+        return min(max(before * (self._service_s or FIRST_GUESS_S) / slots, 0.1), 60.0)
+
+    def take_out(self, wanted: Callable[[Job], bool]) -> list[Job]:
+        """Remove those that wait no longer; the others keep their order."""
+        taken = [job for job in self.waiting if wanted(job)]
+        if taken:
+            self.waiting = deque(job for job in self.waiting if not wanted(job))
+        return taken
+
+    def forget(self, job: Job, now: float) -> None:
+        """A request has ended."""
+        self.unfinished -= 1
+        if job.started is not None:
+            took = now - job.started
+            self._service_s += (took - self._service_s) * (0.1 if self._service_s else 1.0)
+
+
+def never_started(reason: FinishReason = "cancelled") -> tuple[Update, Result]:
+    """What a request that ended in the queue is told."""
+    return Update(-1, [], "", reason), Result("", [], reason, [], [], AcceptanceRecord())
