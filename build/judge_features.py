@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from target_reader import in_span, load_reader, read_states
+from target_reader import ReadingTarget, ReadRequest, in_span, load_reader, read_states
 
 from judge_decoding.engine.weights import fingerprint
 from judge_decoding.labels import AfterError, LabelRecord
@@ -30,7 +30,7 @@ class Tokens:
     hidden    float32 [n, H]
     good      bool, the label
     mismatch  bool, the token is not the target's own choice: the judge's word decides
-    group, domain, origin  str; heldout bool
+    group, domain, origin, source  str: source is the label file's name; heldout bool
     """
 
     hidden: NDArray[np.float32]
@@ -39,6 +39,7 @@ class Tokens:
     group: NDArray[np.str_]
     domain: NDArray[np.str_]
     origin: NDArray[np.str_]
+    source: NDArray[np.str_]
     heldout: NDArray[np.bool_]
 
     @property
@@ -67,11 +68,56 @@ def hidden_of(
     return hidden
 
 
+def likelihood_of(
+    records: Sequence[LabelRecord], folder: Path, cache: Path, dtype: str
+) -> torch.Tensor:
+    """float32, a row a token that lies in a span: the target's log-probability of the token, from
+    the row before it. Kept in a file of the cache, like the states."""
+    read = [[r.prompt, r.response_ids, in_span(r)] for r in records]
+    identity = json.dumps([read, fingerprint(folder), dtype, "likelihood"])
+    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    path = cache / f"likelihood-{name}.safetensors"
+    if path.is_file():
+        return load_file(path)["logprob"]
+    target = load_reader(folder, dtype=dtype, max_sequences=1, max_context=512)
+    found = read_likelihood(records, target, Tokenizer(folder))
+    cache.mkdir(parents=True, exist_ok=True)
+    save_file({"logprob": found}, path)
+    return found
+
+
+def read_likelihood(
+    records: Sequence[LabelRecord], target: ReadingTarget, tokenizer: Tokenizer
+) -> torch.Tensor:
+    """As `likelihood_of`; each record reads only what the one before it, by text, has not."""
+    from rich.progress import track
+
+    prompts = {
+        p: tokenizer.chat([{"role": "user", "content": p}]) for p in {r.prompt for r in records}
+    }
+    texts = [[*prompts[r.prompt], *r.response_ids] for r in records]
+    found: dict[int, torch.Tensor] = {}
+    held: list[int] = []
+    order = sorted((n for n, r in enumerate(records) if r.spans), key=lambda n: texts[n])
+    for n in track(order, description="likelihood"):
+        places = [len(prompts[records[n].prompt]) + at for at in in_span(records[n])]
+        text = texts[n][: places[-1] + 1]
+        keep = 0
+        while keep < min(len(held), places[0] - 1) and held[keep] == text[keep]:
+            keep += 1
+        [read] = target.likelihood([ReadRequest(0, keep, text[keep:])])
+        found[n] = read[torch.tensor(places) - keep - 1]
+        held = text
+    target.release(0)
+    return torch.cat([found[n] for n in range(len(records)) if n in found])
+
+
 def gather(
     records: Sequence[LabelRecord],
     hidden: dict[str, torch.Tensor],
     feature: str,
     after_error: AfterError | None,
+    source: str = "labels",
 ) -> Tokens:
     """The labelled tokens of all records; ignored ones are left out.
 
@@ -96,6 +142,7 @@ def gather(
         group=spread([r.group for r in records]),
         domain=spread([r.domain for r in records]),
         origin=np.array([origin for _, origin in labels])[kept],
+        source=np.full(kept.sum(), source),
         heldout=spread([r.split == "heldout" for r in records]),
     )
 

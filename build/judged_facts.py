@@ -231,7 +231,9 @@ def write_threshold(path: Path, threshold: float, rows: Sequence[dict[str, Any]]
                 "gate_low": row["report"]["low"],
                 "gate_acceptance_length": row["mean_acceptance_length"],
             }
-    changed = judge.metadata.model_copy(update={"threshold": threshold, "metrics": metrics})
+    method = f"build/judged_facts.py: at most {100 * ALLOWED_LOSS:g} points lost, point estimate"
+    update = {"threshold": threshold, "threshold_method": method, "metrics": metrics}
+    changed = judge.metadata.model_copy(update=update)
     Judge(judge.weight, judge.bias, changed).save(path)
     card = path.with_suffix(".md")
     if card.is_file():

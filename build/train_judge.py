@@ -1,40 +1,63 @@
 """Train the judge: a linear head on the target's hidden states that knows a correct token.
 
-    python build/train_judge.py --labels cache:court.jsonl --labels cache:mined-facts.jsonl \
-        --labels cache:mined-chat.jsonl --target cache:smollm2-135m-instruct
+    python build/train_judge.py --labels cache:mined-facts.jsonl --labels cache:mined-chat.jsonl \
+        --held-out-labels cache:court.jsonl --target cache:smollm2-135m-instruct
 
 StandardScaler and L2 logistic regression on features read through the target's verify pass. The
 feature (before or after the final norm) and the strength are chosen by cross-validation grouped by
 fact, on the tokens that matter: mismatches, since all others are accepted anyway, and of them the
-mined ones where there are any, which are the draft's own. Writes the judge, its card,
-docs/results/judge_training.json and docs/figures/judge_*.png.
+mined ones where there are any, which are the draft's own. The threshold, one of:
+
+--bad-recall 0.95        (default) the smallest that refuses this share of the bad tokens that
+                         count, each scored by a head that saw nothing of its fact
+--threshold 0.5          fixed; the paper's
+--max-quality-drop 0.01  the smallest of --try that loses at most this accuracy, upper confidence
+                         bound, on a task answered through the real loop (--deployment, --task);
+                         1, the standard rule, where none does
+
+Writes the judge, its card beside it, DOCS/results/judge_training.json and DOCS/figures/judge_*.png.
+See docs/training.md.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from court import resolve
 from judge_features import Tokens, gather, hidden_of, join
 from judge_head import (
+    FOLDS,
+    Head,
+    check_trainable,
+    counted,
     cross_scores,
     cross_validate,
     fit,
     held_out_domains,
-    pick_threshold,
+)
+from judge_measures import (
+    BINS,
+    auc,
+    calibration_error,
+    interval,
+    reliability,
     report_on,
     threshold_curve,
 )
-from judge_report import draw, write_card
+from judge_report import draw, measures_table, write_card
+from judge_threshold import Calibration, Choice, by_bad_recall, fixed
 
 from judge_decoding.engine.weights import fingerprint, tokenizer_hash
 from judge_decoding.errors import UserError
+from judge_decoding.evaluation.systems import parse_numbers
 from judge_decoding.judge import Judge, JudgeMetadata
 from judge_decoding.labels import labels_hash, read_labels
 from judge_decoding.provenance import collect
@@ -45,7 +68,7 @@ FEATURES = ("pre_norm", "post_norm")
 
 
 def main(
-    labels: Annotated[list[str] | None, typer.Option(help="JSONL files")] = None,
+    labels: Annotated[list[str] | None, typer.Option(help="JSONL files; repeatable")] = None,
     held_out_labels: Annotated[
         list[str] | None, typer.Option(help="JSONL files to report on, not to train on")
     ] = None,
@@ -57,62 +80,83 @@ def main(
     after_error: Annotated[str | None, typer.Option(help="overrules the labels' own")] = None,
     train_on: Annotated[str, typer.Option(help="mismatch (refused tokens) or all")] = "mismatch",
     class_weight: Annotated[str, typer.Option(help="balanced or none")] = "balanced",
-    bad_rejected: Annotated[float, typer.Option(help="sets the threshold until the gate")] = 0.95,
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="fixed")] = None,
+    bad_recall: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    max_quality_drop: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    deployment: Annotated[
+        Path | None, typer.Option(help="YAML whose draft and target answer the task")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="name or JSONL file")] = None,
+    tried: Annotated[
+        str, typer.Option("--try", help="thresholds for --max-quality-drop")
+    ] = "0.5,0.6,0.7,0.8,0.9",
+    batch: Annotated[int | None, typer.Option(min=1, help="answers to the task at a time")] = None,
+    run_code: Annotated[bool, typer.Option(help="let a task's tests run written code")] = False,
     dtype: str = "bfloat16",
-    block: Annotated[int, typer.Option(help="tokens a verify pass reads")] = 9,
+    block: Annotated[int, typer.Option(min=1, help="tokens a verify pass reads")] = 9,
 ) -> None:
     try:
         check_choice("--feature", feature, (*FEATURES, "best"))
         check_choice("--after-error", after_error, (None, "negative", "ignore", "error_only"))
         check_choice("--train-on", train_on, ("all", "mismatch"))
         check_choice("--class-weight", class_weight, ("balanced", "none"))
+        if sum(option is not None for option in (threshold, bad_recall, max_quality_drop)) > 1:
+            raise UserError("give one of --threshold, --bad-recall and --max-quality-drop")
+        if max_quality_drop is not None and (deployment is None or task is None):
+            raise UserError("--max-quality-drop needs --deployment and --task")
+        thresholds = parse_numbers(tried, "--try")
+        calibration = None
+        if max_quality_drop is not None and deployment is not None and task is not None:
+            calibration = Calibration.of(deployment, task, max_quality_drop, batch)
         folder = resolve(target)
-        paths = [resolve(p) for p in labels or ["cache:court.jsonl"]]
+        paths = [resolve(p) for p in labels or ["cache:mined-facts.jsonl"]]
         reported = [resolve(p) for p in held_out_labels or []]
         read_labels(paths + reported)  # all together: no id twice, no fact in both splits
         parts = {
             path: (r := read_labels([path]), hidden_of(r, folder, resolve(cache), dtype, block))
             for path in paths + reported
         }
+
+        def tokens_of(name: str, wanted: Sequence[Path]) -> Tokens:
+            return join([gather(*parts[p], name, after_error, p.stem) for p in wanted])  # type: ignore
+
+        weight = None if class_weight == "none" else class_weight
+        names = FEATURES if feature == "best" else (feature,)
+        sets = {}
+        for name in names:
+            every = tokens_of(name, paths)
+            sets[name] = every.where(~every.heldout & (every.mismatch | (train_on == "all")))
+        check_trainable(sets[names[0]])
+        feature, strength, validation = select(sets, weight)
+        train = sets[feature]
+        heldout = tokens_of(feature, paths + reported)
+        heldout = heldout.where(heldout.heldout & heldout.mismatch)
+        head = fit(train, strength, weight)
+        cross = cross_scores(train, strength, weight)
+        judge = Judge(
+            torch.tensor(head.weight, dtype=torch.float32),
+            head.bias,
+            JudgeMetadata(
+                feature=feature,  # type: ignore[arg-type]
+                hidden_size=len(head.weight),
+                target_fingerprint=fingerprint(folder),
+                tokenizer_hash=tokenizer_hash(folder),
+                threshold=1.0,
+                training_data_hash=labels_hash(r for path in paths for r in parts[path][0]),
+            ),
+        )
+        at = counted(train)
+        if threshold is not None:
+            choice = fixed(threshold)
+        elif calibration is not None:
+            choice = calibration.choose(judge, thresholds, run_code)
+        else:
+            recall = 0.95 if bad_recall is None else bad_recall
+            choice = by_bad_recall(cross[at], train.good[at], recall)
     except UserError as error:
         raise SystemExit(f"train_judge: {error}") from None
-    records = [record for path in paths for record in parts[path][0]]
-
-    def tokens_of(name: str, wanted: Sequence[Path]) -> Tokens:
-        every = [gather(*parts[path], name, after_error) for path in wanted]  # type: ignore[arg-type]
-        return join(every)
-
-    names = FEATURES if feature == "best" else (feature,)
-    sets = {name: tokens_of(name, paths) for name in names}
-    weight = None if class_weight == "none" else class_weight
-    # 1. The feature and the strength, by grouped cross-validation.
-    validation = {}
-    for name, tokens in sets.items():
-        keep = ~tokens.heldout & (tokens.mismatch | (train_on == "all"))
-        for strength in STRENGTHS:
-            found = cross_validate(tokens.where(keep), strength, weight)
-            validation[f"{name} {strength:g}"] = found
-            print(f"{name}, C = {strength:g}: AUC {found:.4f}", flush=True)
-    # The first of those that are as good: before the norm, as in the paper, and the stronger L2.
-    best = next(c for c, found in validation.items() if found >= max(validation.values()) - TIE)
-    feature, strength = best.split()[0], float(best.split()[1])
-    tokens = sets[feature]
-    train, heldout = tokens.where(~tokens.heldout), tokens.where(tokens.heldout)
-    if train_on == "mismatch":
-        train = train.where(train.mismatch)
-    # 2. The head, on all training tokens; its curve on held-out facts.
-    head = fit(train, strength, weight)
-    validated = report_on(cross_scores(train, strength, weight), train)
-    if reported:
-        extra = tokens_of(feature, reported)
-        heldout = join([heldout, extra.where(extra.heldout)])
-    report = report_on(head.score(heldout.hidden), heldout)
-    test = heldout.where(heldout.mismatch)
-    scores = head.score(test.hidden)
-    curve = threshold_curve(scores, test.good)
-    threshold = pick_threshold(curve, bad_rejected)
-    at = next((p for p in curve if p["threshold"] == threshold), None)
     document = {
+        "target": folder.name,
         "feature": feature,
         "dtype": dtype,
         "train_on": train_on,
@@ -120,54 +164,97 @@ def main(
         "after_error": after_error or "as in the labels",
         "strength": strength,
         "cross_validation": validation,
-        "training_tokens": {"good": int(train.good.sum()), "bad": int((~train.good).sum())},
-        "training_origins": dict(
-            sorted(
-                Counter(
-                    f"{o} {'good' if g else 'bad'}"
-                    for o, g in zip(train.origin.tolist(), train.good.tolist(), strict=True)
-                ).items()
-            )
-        ),
-        "validated": validated,
-        "heldout": report,
-        "curve": curve,
-        "threshold": threshold,
-        "auc_on_unseen_domain": held_out_domains(train, heldout, strength, weight),
+        **report(train, heldout, head, cross, strength, weight),
+        **choice.document(cross[at], train.good[at]),
         "provenance": collect(),
     }
-    # 3. What is shipped.
-    metrics = {
-        "auc": report["all"]["auc"],
-        "auc_facts": report["facts"]["auc"],
-        "cross_validation_auc": validation[best],
-    }
-    metrics |= {key: at[key] for key in ("bad_rejected", "good_accepted")} if at else {}
-    judge = Judge(
-        torch.tensor(head.weight, dtype=torch.float32),
-        head.bias,
-        JudgeMetadata(
-            feature=feature,
-            hidden_size=len(head.weight),  # type: ignore[arg-type]
-            target_fingerprint=fingerprint(folder),
-            tokenizer_hash=tokenizer_hash(folder),
-            threshold=threshold,
-            training_data_hash=labels_hash(records),
-            metrics=metrics,
-        ),
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    judge.save(out)
-    write_card(out.with_suffix(".md"), document)
-    draw(docs / "figures", scores, test.good, test.domain == "chat", document)
+    ship(judge, choice, document, out)
+    series = {"cross-validated": (cross[at], train.good[at])}
+    for name in np.unique(heldout.source):
+        test = heldout.where(heldout.source == name)
+        series[f"{name}, held out"] = (head.score(test.hidden), test.good)
+    draw(docs / "figures", series, choice.threshold)
+    write_card(out.with_suffix(".md"), document, docs / "figures")
     (docs / "results").mkdir(parents=True, exist_ok=True)
     (docs / "results" / "judge_training.json").write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in document.items() if k != "curve"}))
+    print(measures_table(document["validated"], document["auc_on_unseen_domain"]))
+    print(f"threshold {choice.threshold:g}: {choice.method}")
+    print(json.dumps(document))
 
 
 def check_choice(option: str, value: str | None, choices: Sequence[str | None]) -> None:
     if value not in choices:
         raise UserError(f"{option}: {value!r} is not one of {[c for c in choices if c]}")
+
+
+def select(
+    sets: dict[str, Tokens], class_weight: str | None
+) -> tuple[str, float, dict[str, float]]:
+    """Feature and strength by grouped cross-validation, and every AUC that was found.
+
+    The first that is as good as the best: before the norm, as in the paper, and the stronger L2.
+    """
+    found = {}
+    for name, tokens in sets.items():
+        for strength in STRENGTHS:
+            found[name, strength] = cross_validate(tokens, strength, class_weight)
+            print(f"{name}, C = {strength:g}: AUC {found[name, strength]:.4f}", flush=True)
+    feature, strength = next(c for c, area in found.items() if area >= max(found.values()) - TIE)
+    return feature, strength, {f"{name} {c:g}": area for (name, c), area in found.items()}
+
+
+def report(
+    train: Tokens,
+    heldout: Tokens,
+    head: Head,
+    cross: Any,
+    strength: float,
+    class_weight: str | None,
+) -> dict[str, Any]:
+    """What was trained on, and how good it is: cross-validated, held out, on an unseen domain."""
+    rows = zip(train.source.tolist(), train.origin.tolist(), train.good.tolist(), strict=True)
+    origins = Counter(f"{s}, {o}, {'good' if g else 'bad'}" for s, o, g in rows)
+    scores = head.score(heldout.hidden)
+    at = counted(train)
+    return {
+        "training_tokens": {"good": int(train.good.sum()), "bad": int((~train.good).sum())},
+        "training_origins": dict(sorted(origins.items())),
+        "folds": FOLDS,
+        "bins": BINS,
+        "validated": report_on(cross, train),
+        "counted": interval(lambda w: auc(cross[at], train.good[at], w), train.group[at])._asdict(),
+        "heldout": report_on(scores, heldout) if len(heldout.good) else {},
+        "auc_on_unseen_domain": held_out_domains(train, heldout, strength, class_weight),
+        "domains_never_trained_on": sorted(
+            set(heldout.domain.tolist()) - set(train.domain.tolist())
+        ),
+        "reliability": {
+            "cross_validated": reliability(cross[at], train.good[at]),
+            "heldout": reliability(scores, heldout.good),
+        },
+        "curve": threshold_curve(cross[at], train.good[at]),
+        "heldout_curve": threshold_curve(scores, heldout.good) if len(heldout.good) else [],
+    }
+
+
+def ship(judge: Judge, choice: Choice, document: dict[str, Any], out: Path) -> None:
+    """The judge's file, with its threshold, how that was chosen, and the main measures."""
+    metrics = {
+        "auc": document["counted"]["value"],
+        "auc_low": document["counted"]["low"],
+        "auc_high": document["counted"]["high"],
+        "auc_within_domains": document["validated"]["all"]["auc_within_domains"],
+        "auc_heldout": document["heldout"].get("all", {}).get("auc", math.nan),
+        "ece": calibration_error(document["reliability"]["cross_validated"]),
+        **{f"threshold_{key}": value for key, value in choice.figures.items()},
+    }
+    update = {
+        "threshold": choice.threshold,
+        "threshold_method": choice.method,
+        "metrics": {key: value for key, value in metrics.items() if not math.isnan(value)},
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    Judge(judge.weight, judge.bias, judge.metadata.model_copy(update=update)).save(out)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ class JudgeMetadata(BaseModel):
     target_fingerprint: str = Field(min_length=1)
     tokenizer_hash: str = Field(min_length=1)
     threshold: float = Field(ge=0.0, le=1.0)
+    threshold_method: str | None = None
+    """How the threshold was chosen, and on what; None in files older than this field."""
     training_data_hash: str
     metrics: dict[str, float] = Field(default_factory=dict)
 
