@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 from judge_decoding.engine.base import RULES, Acceptance, Sampling
 from judge_decoding.errors import UserError
-from judge_decoding.evaluation.cli import evaluate
+from judge_decoding.evaluation.cli import audit, evaluate
 from judge_decoding.planner.cli import plan
 
 if TYPE_CHECKING:
@@ -206,6 +206,7 @@ def serve(
 
 app.command()(plan)
 app.command("eval")(evaluate)
+app.command()(audit)
 
 
 @app.command(hidden=True)

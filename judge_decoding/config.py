@@ -105,14 +105,25 @@ class RankGroup(_Strict):
 class RanksConfig(_Strict):
     """MPI ranks: rank 0 leads, then the draft's, then the target's (docs/ranks.md).
 
+    colocate_draft     the draft has no ranks of its own: the target's first rank holds it, whole
     timeout_s          any one answer of a rank; past it the whole job ends
     startup_timeout_s  loading included
     """
 
     draft: RankGroup = RankGroup()
     target: RankGroup = RankGroup()
+    colocate_draft: bool = False
     timeout_s: float = Field(default=60.0, gt=0)
     startup_timeout_s: float = Field(default=900.0, gt=0)
+
+    @model_validator(mode="after")
+    def _one_place_for_the_draft(self) -> RanksConfig:
+        if self.colocate_draft and self.draft != RankGroup():
+            raise ValueError(
+                "colocate_draft puts the draft on the target's first rank, but `draft` describes "
+                "ranks of its own; leave one of the two out"
+            )
+        return self
 
 
 class TlsConfig(_Strict):
@@ -137,8 +148,6 @@ class ServerConfig(_Strict):
     max_prompt_bytes   of a request's text
     deadline_ms        of every request, waiting included; one may ask for less, not for more
     metrics            publish the loop's own metrics beside Triton's
-    deadline_ms        of every request, waiting included; one may ask for less, not for more
-    metrics            publish the loop's own metrics beside Triton's
     drain_s            time that running requests get after SIGTERM
     startup_timeout_s  until the warm-up request is answered, loading included
     token_file         its first line is a token that every request must bring (docs/operations/)
@@ -152,12 +161,23 @@ class ServerConfig(_Strict):
     max_prompt_bytes: int = Field(default=1_000_000, ge=1)
     deadline_ms: int | None = Field(default=None, ge=1)
     metrics: bool = True
-    deadline_ms: int | None = Field(default=None, ge=1)
-    metrics: bool = True
     drain_s: float = Field(default=30.0, ge=0)
     startup_timeout_s: float = Field(default=900.0, gt=0)
     tls: TlsConfig | None = None
     token_file: ModelPath | None = None
+
+
+class AuditConfig(_Strict):
+    """The log of finished requests that `judge-decoding audit` decodes again (docs/evaluation.md).
+
+    log     JSON lines; the folder must be there
+    share   of the requests that are written down
+    max_mb  of the log, the older half included
+    """
+
+    log: ModelPath
+    share: float = Field(default=0.05, gt=0, le=1)
+    max_mb: float = Field(default=64.0, ge=0.001, le=1e6)
 
 
 class EngineConfig(_Strict):
@@ -234,6 +254,7 @@ class Deployment(_Strict):
     ranks: RanksConfig | None = None
     """None: one process runs both models."""
     server: ServerConfig = ServerConfig()
+    audit: AuditConfig | None = None
     trtllm: TrtLlmConfig | None = None
     """Read by engine `trtllm` alone, which needs it."""
 
@@ -249,6 +270,8 @@ class Deployment(_Strict):
             raise ValueError(f"acceptance.rule {self.acceptance.rule} needs a draft")
         if self.acceptance.rule == "judge" and self.judge is None:
             raise ValueError("acceptance.rule judge needs a judge")
+        if self.ranks is not None and self.ranks.colocate_draft and self.draft is None:
+            raise ValueError("ranks.colocate_draft needs a draft")
         if self.engine == "trtllm":
             self._check_trtllm()
         return self
@@ -262,6 +285,11 @@ class Deployment(_Strict):
             raise ValueError("engine trtllm needs ranks: tp and devices of draft and target")
         if self.draft is None:
             raise ValueError("engine trtllm needs a draft")
+        if ranks.colocate_draft:
+            raise ValueError(
+                "engine trtllm has no ranks.colocate_draft: an executor holds one model; give both "
+                "models the same ranks.*.devices and say trtllm.shared_gpus: true"
+            )
         if self.dtype != "bfloat16":
             raise ValueError(f"engine trtllm runs dtype bfloat16, not {self.dtype}")
         if self.max_draft_len < 1:

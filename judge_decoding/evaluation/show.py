@@ -105,6 +105,45 @@ def _print_overrides(out: Console, rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
+def print_audit(out: Console, report: dict[str, Any]) -> None:
+    """A report as `audit.report` returns it: a row a window, and all of them."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"audit: {report['audited']} of {report['logged']} logged requests decoded again",
+        title_justify="left",
+    )
+    table.add_column("window from (UTC)", no_wrap=True)
+    for heading in (
+        "requests",
+        "tokens",
+        "judged %",
+        "identical %",
+        "agreement %",
+        "parted at judged",
+        "elsewhere",
+        "answers",
+        "changed",
+    ):
+        table.add_column(heading, justify="right")
+    for row in [*report["windows"], {"start": "all", **report["total"]}]:
+        table.add_row(
+            row["start"],
+            str(row["requests"]),
+            str(row["tokens"]),
+            percent(row["judged_share"]),
+            percent(row["identical"] / row["requests"]) if row["requests"] else NOTHING,
+            percent(row["agreement"]),
+            str(row["diverged_at_judged"]),
+            str(row["diverged_elsewhere"]),
+            str(row["answers_compared"]),
+            str(row["answers_changed"]),
+        )
+    out.print(table)
+    if report["audited"] < report["logged"]:
+        out.print("ended early: the server was busy all the time")
+
+
 def number(value: float | None, spec: str) -> str:
     return NOTHING if value is None else format(value, spec)
 

@@ -14,6 +14,7 @@ import triton_python_backend_utils as pb_utils
 from metrics import Endpoint
 
 from judge_decoding.errors import UserError
+from judge_decoding.evaluation.audit_log import AuditLog
 from judge_decoding.pipeline import load_pipeline
 from judge_decoding.serving import environment
 from judge_decoding.serving.admission import Unavailable, never_started
@@ -32,6 +33,7 @@ class TritonPythonModel:
         environment.announce(environment.SERVER, pid=os.getppid())
         self.deployment = environment.deployment()
         self.numbers = count(1)
+        self.audit = AuditLog(self.deployment.audit)
         self.metrics = Metrics(self.deployment)
         self.scheduler = Scheduler(
             self.load,
@@ -83,7 +85,8 @@ class TritonPythonModel:
         wanted = asked.request(prompt_ids, self.deployment)
         reply = Reply(next(self.numbers), wanted, asked, self.end_ids, before)
         deadline_s = asked.deadline_s(self.deployment, request.timeout())
-        self.scheduler.submit(wanted, Stream(sender, reply), name, deadline_s=deadline_s)
+        listener = self.audit.watch(wanted, Stream(sender, reply))
+        self.scheduler.submit(wanted, listener, name, deadline_s=deadline_s)
 
     def close(self):
         if self.scheduler.dead:

@@ -1,0 +1,192 @@
+"""The audit: finished requests decoded again with the standard rule, in a server's idle time.
+
+    judge-decoding audit --config FILE -u 127.0.0.1:8001 --json
+
+Requests come from the log that the deployment writes (`evaluation.audit_log`). Each is sent again
+with rule `strict`, whose greedy answer is the target's own, and the two answers are compared:
+
+agreement        the share of the answer before the first token that differs, of the longer one
+identical        no token differs
+diverged_at_judged, diverged_elsewhere
+                 whether the first token that differs was overridden. Elsewhere the two may differ
+                 by rounding alone (bfloat16, other batches); many of them mean that something is
+                 wrong: another model, another judge, a broken cache.
+judged_share     tokens that the standard rule would have refused, of all logged ones: their
+                 disagreement with the target, which needs no decoding
+answers_changed  of the answers that say something to the parser both times (`answers_compared`)
+
+Windows are by the time at which the request had ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, Literal, Protocol
+
+from judge_decoding import provenance
+from judge_decoding.evaluation.audit_log import Logged
+from judge_decoding.evaluation.parsers import LETTERS, choice, exact, last_number
+from judge_decoding.evaluation.statistics import wilson
+from judge_decoding.pipeline import Pipeline
+from judge_decoding.sequence import Request
+
+Parse = Callable[[str], str | None]
+
+PARSERS: dict[str, Parse] = {
+    "number": last_number,
+    "choice": lambda text: choice(text, LETTERS),
+    "exact": exact,
+    "none": lambda text: None,
+}
+"""What is taken for the answer of a request that no task knows."""
+
+Rule = Literal["strict", "none"]
+POLL_S = 0.2
+
+
+class Deployed(Protocol):
+    """What can decode a request again."""
+
+    def is_idle(self) -> bool:
+        """Whether nobody else's request is running or waiting."""
+
+    def decode(self, logged: Logged) -> list[int]:
+        """The standard rule's tokens, an end token included."""
+
+
+class InProcess:
+    """The deployment's models in this process."""
+
+    def __init__(self, pipeline: Pipeline, rule: Rule = "strict") -> None:
+        self._decoder = pipeline.decoder
+        self._acceptance = pipeline.deployment.default_acceptance(rule=rule)
+
+    def is_idle(self) -> bool:
+        return True
+
+    def decode(self, logged: Logged) -> list[int]:
+        request = Request(
+            logged.prompt_ids,
+            logged.max_tokens,
+            self._acceptance,
+            stop=tuple(logged.stop_words),
+            ignore_end=logged.ignore_eos,
+            min_tokens=logged.min_tokens,
+        )
+        return self._decoder.generate([request])[0].token_ids
+
+
+@dataclass(frozen=True)
+class Audited:
+    """A logged request and the standard rule's tokens for it."""
+
+    logged: Logged
+    standard: list[int]
+
+    @property
+    def first_difference(self) -> int | None:
+        """The place of the first token that differs or is there once only; None: all the same."""
+        ours = self.logged.token_ids
+        for place, (one, other) in enumerate(zip(ours, self.standard, strict=False)):
+            if one != other:
+                return place
+        shorter, longer = sorted((len(ours), len(self.standard)))
+        return None if shorter == longer else shorter
+
+    @property
+    def agreement(self) -> float:
+        place = self.first_difference
+        longer = max(len(self.logged.token_ids), len(self.standard))
+        return 1.0 if place is None else place / longer
+
+    @property
+    def at_judged(self) -> bool:
+        """Whether an overridden token is where they part."""
+        place, origins = self.first_difference, self.logged.provenance
+        return place is not None and place < len(origins) and origins[place] == "judged"
+
+
+def audit(
+    logged: Sequence[Logged],
+    deployed: Deployed,
+    *,
+    wait_s: float = 300.0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[Audited]:
+    """Each request decoded again, one at a time, whenever nothing else runs.
+
+    wait_s  gives up, and ends early, once it was busy for so long at a stretch
+    """
+    for done, one in enumerate(logged):
+        progress(done, len(logged))
+        waited = 0.0
+        while not deployed.is_idle():
+            if waited >= wait_s:
+                return
+            sleep(POLL_S)
+            waited += POLL_S
+        yield Audited(one, deployed.decode(one))
+    progress(len(logged), len(logged))
+
+
+def report(
+    audited: Iterable[Audited],
+    *,
+    logged: int,
+    window_s: float,
+    parse: Parse,
+    decode: Callable[[Sequence[int]], str],
+) -> dict[str, Any]:
+    """{"windows", "total", "logged", "audited", "provenance"}.
+
+    logged  requests there were to decode; fewer were, where the server was never idle
+    """
+    found = sorted(audited, key=lambda one: one.logged.time)
+    windows: dict[int, list[Audited]] = {}
+    for one in found:
+        windows.setdefault(int(one.logged.time // window_s), []).append(one)
+    return {
+        "windows": [
+            {"start": _utc(number * window_s), **_figures(part, parse, decode)}
+            for number, part in windows.items()
+        ],
+        "total": _figures(found, parse, decode),
+        "logged": logged,
+        "audited": len(found),
+        "window_s": window_s,
+        "provenance": provenance.collect(),
+    }
+
+
+def _figures(
+    part: Sequence[Audited], parse: Parse, decode: Callable[[Sequence[int]], str]
+) -> dict[str, Any]:
+    tokens = sum(len(one.logged.token_ids) for one in part)
+    judged = sum(one.logged.provenance.count("judged") for one in part)
+    pairs = [(parse(decode(one.logged.token_ids)), parse(decode(one.standard))) for one in part]
+    compared = [(ours, standard) for ours, standard in pairs if None not in (ours, standard)]
+    changed = sum(ours != standard for ours, standard in compared)
+    apart = [one for one in part if one.first_difference is not None]
+    at_judged = sum(one.at_judged for one in apart)
+    return {
+        "requests": len(part),
+        "tokens": tokens,
+        "judged_tokens": judged,
+        "judged_share": judged / tokens if tokens else None,
+        "identical": len(part) - len(apart),
+        "agreement": sum(one.agreement for one in part) / len(part) if part else None,
+        "diverged_at_judged": at_judged,
+        "diverged_elsewhere": len(apart) - at_judged,
+        "answers_compared": len(compared),
+        "answers_changed": changed,
+        "changed_share": changed / len(compared) if compared else None,
+        "changed_ci": list(wilson(changed / len(compared), len(compared))) if compared else None,
+    }
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
