@@ -1,0 +1,285 @@
+"""The controlled pair's judge: exact labels from the draft's own text, a head, a threshold.
+
+    python build/controlled_judge.py
+
+1. The draft answers training problems. Every word is checked by the task's grammar (`Reader`): good
+   while the answer stays true in any wording, bad where it first says something false. There the
+   target's own word takes over, as in a round of decoding, and the draft goes on.
+2. The target's hidden states at those words, through its verify pass; a linear head is trained on
+   the mismatches (words that the target would not have written: the others are accepted anyway).
+3. The threshold: the smallest within the quality budget on the task's split `calibrate`.
+
+`--labels-out` writes the labels in the project's format, which build/train_judge.py reads too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import typer
+from controlled_pair import END
+from controlled_task import Problem, Reader, problems
+from numpy.typing import NDArray
+
+from judge_decoding.config import Deployment, load_deployment
+from judge_decoding.decoding import SpeculativeDecoder
+from judge_decoding.engine.base import Acceptance
+from judge_decoding.engine.loading import deployed_drafter, deployed_target
+from judge_decoding.engine.torch_engine import TorchTarget
+from judge_decoding.engine.weights import fingerprint, tokenizer_hash
+from judge_decoding.evaluation.evaluate import evaluate
+from judge_decoding.evaluation.gate import choose_threshold
+from judge_decoding.evaluation.systems import DraftAlone, systems_of
+from judge_decoding.evaluation.task import read_task
+from judge_decoding.judge import Judge, JudgeMetadata
+from judge_decoding.labels import LabelRecord, Span, labels_hash, write_labels
+from judge_decoding.pipeline import load_pipeline
+from judge_decoding.provenance import collect
+from judge_decoding.sequence import Request
+from judge_decoding.text import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN_SEED = 4
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+MOST_MISTAKES = 8
+"""Of the draft in one answer; then the rest of it is left."""
+FOLDS = 3
+METHOD = "{method} of {budget:g} at confidence {confidence:g} on {items} calibration problems"
+
+
+class Answer(NamedTuple):
+    """An answer as an ideal judge would have it, and where the draft said something false.
+
+    ids       every word true: the draft's, and the target's where the draft's was false
+    mistakes  (place, id): the draft's false word in place of ids[place]
+    """
+
+    problem: Problem
+    ids: list[int]
+    mistakes: list[tuple[int, int]]
+
+
+class Writer:
+    """A model that continues answers greedily, many at a time."""
+
+    def __init__(self, decoder: SpeculativeDecoder, tokenizer: Tokenizer) -> None:
+        self._decoder, self._tokenizer = decoder, tokenizer
+
+    def __call__(self, asked: Sequence[tuple[Problem, list[int]]], tokens: int) -> list[list[int]]:
+        requests = [
+            Request(
+                prompt_of(self._tokenizer, problem) + ids, tokens, Acceptance("none"), text=False
+            )
+            for problem, ids in asked
+        ]
+        return [result.token_ids for result in self._decoder.generate(requests)]
+
+
+def prompt_of(tokenizer: Tokenizer, problem: Problem) -> list[int]:
+    return tokenizer.chat([{"role": "user", "content": problem.question}])
+
+
+def true_words(tokenizer: Tokenizer, problem: Problem, ids: Sequence[int]) -> int:
+    """How many ids from the start on are true; the end token is, where the answer is whole."""
+    reader = Reader(problem)
+    for place, token in enumerate(ids):
+        if not (
+            reader.complete if token == END else reader.push(tokenizer.decode([token]).strip())
+        ):
+            return place
+    return len(ids)
+
+
+def collect_answers(
+    draft: Writer, target: Writer, tokenizer: Tokenizer, asked: Sequence[Problem], tokens: int
+) -> list[Answer]:
+    """The draft's answers, corrected by the target; those that it cannot save stay unfinished."""
+    answers = [Answer(problem, [], []) for problem in asked]
+    going = list(answers)
+    for _ in range(MOST_MISTAKES):
+        failed = []
+        for answer, more in zip(
+            going, draft([(a.problem, a.ids) for a in going], tokens), strict=True
+        ):
+            ids = answer.ids + more
+            true = true_words(tokenizer, answer.problem, ids)
+            answer.ids[:] = ids[:true]
+            if true < len(ids):
+                answer.mistakes.append((true, ids[true]))
+                failed.append(answer)
+        going = []
+        if not failed:
+            break
+        for answer, word in zip(
+            failed, target([(a.problem, a.ids) for a in failed], 1), strict=True
+        ):
+            if true_words(tokenizer, answer.problem, answer.ids + word) > len(answer.ids):
+                answer.ids.extend(word)
+                if word != [END]:
+                    going.append(answer)
+    return answers
+
+
+def labels_of(tokenizer: Tokenizer, answers: Sequence[Answer]) -> list[LabelRecord]:
+    """A record an answer, all of it good, and one a mistake, whose last token is bad."""
+    records = []
+    for number, (problem, ids, mistakes) in enumerate(answers):
+        common: dict[str, Any] = {
+            "group": f"problem-{number}",
+            "domain": "controlled",
+            "prompt": problem.question,
+            "split": "train",
+        }
+        cases = (
+            [(ids, Span(start=0, end=len(ids), label="good", origin="mined_true"))] if ids else []
+        )
+        for place, token in mistakes:
+            wrong = [*ids[:place], token]
+            bad = Span(start=place, end=place + 1, label="bad", origin="mined_false")
+            cases.append((wrong, bad))
+        for case, (response, span) in enumerate(cases):
+            records.append(
+                LabelRecord(
+                    id=f"problem-{number}-{case}",
+                    response=tokenizer.decode(response),
+                    response_ids=response,
+                    spans=[span],
+                    **common,
+                )
+            )
+    return records
+
+
+class Tokens(NamedTuple):
+    """The mismatches: pre-norm hidden states float32 [n, H], good bool [n], group int [n]."""
+
+    hidden: NDArray[np.float32]
+    good: NDArray[np.bool_]
+    group: NDArray[np.int64]
+
+
+def read_tokens(target: TorchTarget, tokenizer: Tokenizer, answers: Sequence[Answer]) -> Tokens:
+    hidden, good, group = [], [], []
+    for number, (problem, ids, mistakes) in enumerate(answers):
+        prompt = prompt_of(tokenizer, problem)
+        cases = [(ids, slice(0, None), True)] if ids else []
+        cases += [([*ids[:at], token], slice(at, None), False) for at, token in mistakes]
+        for response, part, label in cases:
+            seen = target.teacher_forced(prompt, response, block=17)
+            keep = (seen.argmax != torch.tensor(response))[part]
+            hidden.append(seen.pre_norm[part][keep].numpy())
+            good += [label] * int(keep.sum())
+            group += [number] * int(keep.sum())
+    return Tokens(np.concatenate(hidden), np.array(good), np.array(group))
+
+
+def fit(tokens: Tokens, strength: float) -> tuple[NDArray[np.float64], float]:
+    """Scaler and L2 logistic regression folded into one head: weight [H], bias."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(tokens.hidden)
+    model = LogisticRegression(C=strength, class_weight="balanced", solver="newton-cholesky")
+    model.fit(scaler.transform(tokens.hidden), tokens.good)
+    weight = model.coef_[0] / scaler.scale_
+    return weight, float(model.intercept_[0] - weight @ scaler.mean_)
+
+
+def cross_validate(tokens: Tokens, strength: float) -> float:
+    """AUC of scores given by heads that saw nothing of the problem."""
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import GroupKFold
+
+    scores = np.zeros(len(tokens.good))
+    for train, test in GroupKFold(FOLDS).split(tokens.hidden, groups=tokens.group):
+        weight, bias = fit(Tokens(*(column[train] for column in tokens)), strength)
+        scores[test] = tokens.hidden[test] @ weight + bias
+    return float(roc_auc_score(tokens.good, scores))
+
+
+def calibrate(deployment: Deployment, budget: float) -> dict[str, Any]:
+    """The threshold on the task's split `calibrate`, as the deployment runs."""
+    items = [item for item in read_task("controlled") if item.split == "calibrate"]
+    pipeline = load_pipeline(deployment)
+    found = evaluate(pipeline, items, systems_of(pipeline, ["none"], thresholds=THRESHOLDS))
+    outcomes = {}
+    for answers in found.answers:
+        paired = found.paired(answers)
+        if answers.system.threshold is not None and paired is not None:
+            outcomes[answers.system.threshold] = paired
+    return choose_threshold(outcomes, budget).to_dict()
+
+
+def main(
+    config: Path = typer.Option(ROOT / "configs" / "controlled.yaml", help="whose pair"),
+    out: Path | None = typer.Option(None, help="default: where the deployment has its judge"),
+    count: int = typer.Option(400, min=10, help="training problems"),
+    labels_out: Path | None = typer.Option(None, help="write the labels there too"),
+    budget: float = typer.Option(0.01, help="accuracy that the threshold may cost"),
+    target: Path | None = typer.Option(None, help="probe another target: AUC, and no file"),
+) -> None:
+    """Label, train, set the threshold, write the judge."""
+    deployment = load_deployment(config)
+    if target is not None:
+        deployment = deployment.override(target={"model": target})
+    folder = deployment.target.model
+    tokenizer = Tokenizer(folder)
+    large, small = deployed_target(deployment, None), deployed_drafter(deployment)
+    assert small is not None and deployment.judge is not None
+    # 1. Labels.
+    answers = collect_answers(
+        Writer(SpeculativeDecoder(None, DraftAlone(small, large.end_ids)), tokenizer),
+        Writer(SpeculativeDecoder(None, large), tokenizer),
+        tokenizer,
+        list(itertools.islice(problems(TRAIN_SEED, held_out=False), count)),
+        deployment.limits.max_tokens,
+    )
+    records = labels_of(tokenizer, answers)
+    if labels_out is not None:
+        write_labels(labels_out, records)
+    # 2. The head.
+    tokens = read_tokens(large, tokenizer, answers)
+    found = {strength: cross_validate(tokens, strength) for strength in STRENGTHS}
+    strength = max(found, key=lambda c: found[c])
+    report: dict[str, Any] = {
+        "problems": count,
+        "mistakes": sum(len(answer.mistakes) for answer in answers),
+        "mismatches": {"true": int(tokens.good.sum()), "false": int((~tokens.good).sum())},
+        "cross_validation_auc": {f"{c:g}": round(auc, 4) for c, auc in found.items()},
+    }
+    if target is not None:
+        print(json.dumps(report))
+        return
+    weight, bias = fit(tokens, strength)
+    judge = Judge(
+        torch.tensor(weight, dtype=torch.float32),
+        bias,
+        JudgeMetadata(
+            feature="pre_norm",
+            hidden_size=len(weight),
+            target_fingerprint=fingerprint(folder),
+            tokenizer_hash=tokenizer_hash(folder),
+            threshold=0.5,
+            training_data_hash=labels_hash(records),
+            metrics={"cross_validation_auc": found[strength]},
+        ),
+    )
+    path = out or deployment.judge.path
+    judge.save(path)
+    # 3. The threshold.
+    choice = calibrate(deployment.override(judge={"path": path}), budget)
+    method = {"threshold": choice["threshold"], "threshold_method": METHOD.format(**choice)}
+    replace(judge, metadata=judge.metadata.model_copy(update=method)).save(path)
+    print(json.dumps(report | {"strength": strength, "choice": choice, "provenance": collect()}))
+
+
+if __name__ == "__main__":
+    typer.run(main)

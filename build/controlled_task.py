@@ -1,0 +1,403 @@
+"""Word problems whose every step can be said in many ways and checked exactly.
+
+    python build/controlled_task.py --count 3          # a look at the text of both writers
+    python build/controlled_task.py --write            # the held-out problems of the eval task
+
+A problem is a pile that grows and shrinks over some days. Its answer is a chain of steps, and both
+are written from one grammar: `WORDINGS` says in how many ways each thing can be put. Numbers and
+directions are facts. Two *writers* use the same grammar and prefer different wordings: each has
+its own weights for every slot, log-normal and thus sharp here and flat there, as people have.
+
+What a grammar writes it can also read: `Reader` follows an answer word by word and says where it
+first leaves everything that could truly be written. That is the exact label of a token.
+
+A *slip* is a wrong fact that is noticed and put right at once ("that makes 31, no, 28"), more often
+where a sum crosses a ten. `slips=True` mixes some in. `Reader` counts a slip as wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import typer
+
+from judge_decoding.evaluation.task import Item, write_task
+
+TASK = Path(__file__).resolve().parents[1] / "judge_decoding/data/tasks/controlled.jsonl"
+TASK_SEED, CALIBRATE, REPORT = 1, 300, 300
+MAX_TOKENS = 192
+
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+PEOPLE = {
+    "Mia": "she", "Ana": "she", "Rosa": "she", "Lena": "she", "Ivy": "she", "Nora": "she",
+    "Tom": "he", "Ben": "he", "Omar": "he", "Leo": "he", "Max": "he", "Carl": "he",
+}  # fmt: skip
+THINGS = (
+    "apples", "coins", "shells", "stamps", "books", "marbles",
+    "cards", "beads", "pens", "stones", "tickets", "buttons",
+)  # fmt: skip
+GAINS = ("buys", "finds", "wins", "collects", "makes")
+LOSSES = ("sells", "loses", "trades", "drops", "donates")
+LARGEST = 20
+"""Totals lie in 0..LARGEST, what comes or goes in 2..6."""
+
+WORDINGS: dict[str, tuple[str, ...]] = {
+    "opening": (
+        "{name} {starts} {start} {things} .",
+        "At first there are {start} {things} .",
+        "The {pile} {starts} {start} .",
+        "We know that {name} has {start} {things} .",
+        "To begin , {name} has {start} .",
+        "Before all this , the {pile} is {start} .",
+    ),
+    "starts": ("starts with", "begins with", "sets out with", "opens with"),
+    "when": (
+        "On {day}",
+        "Then on {day}",
+        "Next , on {day} ,",
+        "When {day} comes ,",
+        "After that , on {day} ,",
+        "By {day} night",
+        "Come {day} ,",
+        "{day} is when",
+    ),
+    "up": (
+        "{who} {gains} {n} {more} , {so} {after} {tail} .",
+        "the {pile} {rises} by {n} {to} {after} {tail} .",
+        "{n} {more} {things} {arrive} , {so} {after} {tail} .",
+        "{before} {plus} {n} {is} {after} {tail} .",
+    ),
+    "down": (
+        "{who} {loses} {n} {of_them} , {so} {after} {tail} .",
+        "the {pile} {falls} by {n} {to} {after} {tail} .",
+        "{n} {old} {things} {leave} , {so} {after} {tail} .",
+        "{before} {minus} {n} {is} {after} {tail} .",
+    ),
+    "who": ("{she}", "{name}", "our {friend}"),
+    "friend": ("friend", "collector", "owner"),
+    "gains": ("gains", "gets", "adds", "receives", "takes in"),
+    "loses": ("loses", "spends", "removes", "gives up", "parts with"),
+    "rises": ("rises", "grows", "climbs", "goes up", "increases"),
+    "falls": ("falls", "shrinks", "sinks", "goes down", "decreases"),
+    "arrive": ("arrive", "come in", "join", "turn up"),
+    "leave": ("leave", "go out", "vanish", "are gone"),
+    "plus": ("plus", "and", "with another", "added to"),
+    "minus": ("minus", "less", "without", "take away"),
+    "more": ("more", "extra", "new", "additional"),
+    "of_them": ("of them", "of those", "for good", ""),
+    "old": ("", "old", "of the", "of these"),
+    "pile": ("pile", "total", "count", "number", "collection", "stock"),
+    "to": ("to", "and reaches", "and is now", ", giving", "and stands at", ", ending at"),
+    "so": (
+        "so there are", "which makes", "and that is",
+        "leaving us at", "so we have", "for a sum of",
+    ),
+    "is": ("is", "makes", "gives", "comes to", "equals", "yields"),
+    "tail": ("", "{things}", "in all", "altogether", "now", "by the end of it"),
+    "closing": (
+        "So the answer is {after} .",
+        "In the end the answer is {after} .",
+        "That means the answer is {after} .",
+        "Therefore the answer is {after} .",
+        "Hence , the answer is {after} .",
+    ),
+    "oops": (", no ,", ", wait ,", ", sorry ,", ", rather"),
+}  # fmt: skip
+
+OPPOSITE = {"gains": "loses", "rises": "falls", "arrive": "leave", "plus": "minus"}
+OPPOSITE |= {loss: gain for gain, loss in OPPOSITE.items()}
+
+PUNCTUATION = frozenset(".,:?")
+SPREAD = 1.8
+"""Of the log-normal weights: about half of a slot's weight is on its favourite wording."""
+SLIP = 0.02
+SLIP_TOTAL = 0.04
+SLIP_TOTAL_CROSSING = 0.15
+"""Chance of a slip of the tongue: anywhere, in a new total, in one that crosses a ten."""
+
+
+def text_of(words: Sequence[str]) -> str:
+    """Words as text; every word but punctuation brings its own space, the first one too."""
+    return "".join(word if word in PUNCTUATION else " " + word for word in words)
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"\w+|[^\w\s]", text)
+
+
+def symbols(template: str) -> tuple[str, ...]:
+    return tuple(template.split())
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of an answer: a template and what its facts are."""
+
+    template: str
+    day: str
+    facts: Mapping[str, str]
+    wrong: Mapping[str, tuple[float, tuple[str, ...]]]
+    """Fact -> chance of a slip, and what the slip may be."""
+
+    def options(self, slot: str) -> tuple[str, ...]:
+        return (self.facts[slot],) if slot in self.facts else WORDINGS[slot]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A pile of `start` things and its changes, one a day from Monday on."""
+
+    name: str
+    things: str
+    start: int
+    changes: tuple[int, ...]
+    verbs: tuple[str, ...]
+    form: int
+
+    @cached_property
+    def totals(self) -> tuple[int, ...]:
+        """Before the first change and after each one."""
+        totals = [self.start]
+        for change in self.changes:
+            totals.append(totals[-1] + change)
+        return tuple(totals)
+
+    @property
+    def answer(self) -> int:
+        return self.totals[-1]
+
+    @property
+    def held_out(self) -> bool:
+        """A sixteenth of all number sequences is never trained on."""
+        seed = f"held out {self.start} {self.changes}"
+        return random.Random(seed).randrange(16) == 0
+
+    @property
+    def question(self) -> str:
+        she = PEOPLE[self.name]
+        words = f"{self.name} has {self.start} {self.things} .".split()
+        for day, verb, change in zip(DAYS, self.verbs, self.changes, strict=False):
+            lead = (f"On {day}", f"{day} :")[self.form % 2]
+            words += f"{lead} {she} {verb} {abs(change)} .".split()
+        asked = (
+            f"How many {self.things} does {self.name} have now ?",
+            f"How many {self.things} are left with {self.name} ?",
+            f"What is the number of {self.things} now ?",
+        )[self.form % 3]
+        return text_of([*words, *asked.split()]).strip()
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        common = {"name": self.name, "she": PEOPLE[self.name], "things": self.things}
+        sizes = {str(abs(change)) for change in self.changes}
+        parts = [self._part("{opening}", "", common | {"start": str(self.start)}, sizes)]
+        steps = zip(DAYS, self.changes, self.totals, self.totals[1:], strict=False)
+        for day, change, before, after in steps:
+            facts = common | {
+                "day": day,
+                "n": str(abs(change)),
+                "before": str(before),
+                "after": str(after),
+            }
+            parts.append(
+                self._part("{when} {up}" if change > 0 else "{when} {down}", day, facts, sizes)
+            )
+        parts.append(self._part("{closing}", "", common | {"after": str(self.answer)}, sizes))
+        return tuple(parts)
+
+    def _part(self, template: str, day: str, facts: dict[str, str], sizes: set[str]) -> Part:
+        wrong = {}
+        for slot in ("start", "n", "before", "after"):
+            if slot not in facts:
+                continue
+            value = int(facts[slot])
+            chance = SLIP
+            if slot == "n":
+                near = {*sizes, str(value - 1), str(value + 1)}
+            else:
+                # Near misses, and anything at all as often.
+                near = {str(value + d) for d in (-10, -2, -1, 1, 2, 10) if value + d >= 0}
+                if slot == "after" and day:
+                    before = int(facts["before"])
+                    near |= {str(before), str(max(0, 2 * before - value))}
+                    crossing = before // 10 != value // 10
+                    chance = SLIP_TOTAL_CROSSING if crossing else SLIP_TOTAL
+                near |= {
+                    str(random.Random(f"{value} {day} {i}").randrange(LARGEST)) for i in range(6)
+                }
+            wrong[slot] = (chance, tuple(sorted(near - {facts[slot]})))
+        return Part(template, day, facts, wrong)
+
+
+def make_problem(rng: random.Random) -> Problem:
+    """Three to five changes; every total is within 0..LARGEST."""
+    start = rng.randint(2, 18)
+    total, changes = start, []
+    for _ in range(rng.randint(3, 5)):
+        possible = [c for c in range(-6, 7) if abs(c) > 1 and 0 <= total + c <= LARGEST]
+        changes.append(rng.choice(possible))
+        total += changes[-1]
+    return Problem(
+        name=rng.choice(list(PEOPLE)),
+        things=rng.choice(THINGS),
+        start=start,
+        changes=tuple(changes),
+        verbs=tuple(rng.choice(GAINS if change > 0 else LOSSES) for change in changes),
+        form=rng.randrange(6),
+    )
+
+
+def problems(seed: int, *, held_out: bool) -> Iterator[Problem]:
+    """Without end; those of one kind never share a sequence of numbers with the other's."""
+    rng = random.Random(seed)
+    while True:
+        problem = make_problem(rng)
+        if problem.held_out == held_out:
+            yield problem
+
+
+@cache
+def weights(writer: str, slot: str, day: str, count: int) -> tuple[float, ...]:
+    """How much a writer likes each wording of a slot, on a day."""
+    rng = random.Random(f"{writer} {slot} {day}")
+    raw = [math.exp(rng.gauss(0, SPREAD)) for _ in range(count)]
+    return tuple(w / sum(raw) for w in raw)
+
+
+def write(problem: Problem, writer: str, rng: random.Random, *, slips: bool = False) -> list[str]:
+    """One answer, as words."""
+    words: list[str] = []
+
+    def put(part: Part, template: str) -> None:
+        for symbol in symbols(template):
+            if symbol[0] == "{":
+                fill(part, symbol[1:-1])
+            else:
+                words.append(symbol)
+
+    def pick(part: Part, slot: str) -> str:
+        options = part.options(slot)
+        if len(options) == 1:
+            return options[0]
+        return rng.choices(options, weights(writer, slot, part.day, len(options)))[0]
+
+    def fill(part: Part, slot: str) -> None:
+        if slips and slot in OPPOSITE and rng.random() < SLIP:
+            put(part, pick(part, OPPOSITE[slot]))
+            put(part, pick(part, "oops"))
+        if slips and slot in part.wrong:
+            chance, wrong = part.wrong[slot]
+            if rng.random() < chance:
+                words.append(rng.choice(wrong))
+                put(part, pick(part, "oops"))
+        put(part, pick(part, slot))
+
+    for part in problem.parts:
+        put(part, part.template)
+    return words
+
+
+class Reader:
+    """Follows an answer word by word as long as it may still become a true and whole one."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._parts = problem.parts
+        self._states = self._open({(0, symbols(self._parts[0].template))})
+
+    def _open(self, states: set[tuple[int, tuple[str, ...]]]) -> set[tuple[int, tuple[str, ...]]]:
+        """The states with every slot at their head filled: (part, what is left of it to say)."""
+        done, todo = set(), list(states)
+        while todo:
+            place, rest = todo.pop()
+            if not rest and place + 1 < len(self._parts):
+                todo.append((place + 1, symbols(self._parts[place + 1].template)))
+            elif rest and rest[0][0] == "{":
+                options = self._parts[place].options(rest[0][1:-1])
+                todo += [(place, symbols(option) + rest[1:]) for option in options]
+            else:
+                done.add((place, rest))
+        return done
+
+    def push(self, word: str) -> bool:
+        """Take in a word; False, and nothing is taken in, where no true answer goes on so."""
+        after = {(place, rest[1:]) for place, rest in self._states if rest and rest[0] == word}
+        if not after:
+            return False
+        self._states = self._open(after)
+        return True
+
+    @property
+    def complete(self) -> bool:
+        return any(not rest for _, rest in self._states)
+
+    @property
+    def next_words(self) -> set[str]:
+        return {rest[0] for _, rest in self._states if rest}
+
+
+def first_false(problem: Problem, words: Sequence[str]) -> int | None:
+    """Index of the first word that says something false, or leaves the language; None: all true."""
+    reader = Reader(problem)
+    return next((i for i, word in enumerate(words) if not reader.push(word)), None)
+
+
+def vocabulary() -> list[str]:
+    """Every word that questions and answers are made of."""
+    words = {str(number) for number in range(100)} | PUNCTUATION | {*DAYS, *THINGS, *GAINS, *LOSSES}
+    words |= {*PEOPLE, *PEOPLE.values()}
+    for template in (option for options in WORDINGS.values() for option in options):
+        words |= {symbol for symbol in symbols(template) if symbol[0] != "{"}
+    words |= set(words_of("On has have How many are left with What is the number of now does ?"))
+    return sorted(words)
+
+
+def main(
+    count: int = typer.Option(2, min=0, help="problems to show"),
+    seed: int = 0,
+    write_task_file: bool = typer.Option(False, "--write", help="write the eval task"),
+) -> None:
+    """Show problems with both writers' answers, or write the held-out ones of the eval task."""
+    if write_task_file:
+        write_task(TASK, task_items())
+        print(f"{TASK}: {CALIBRATE} problems to calibrate on, {REPORT} to report on")
+        return
+    rng = random.Random(seed)
+    for problem in itertools.islice(problems(seed, held_out=True), count):
+        print(problem.question)
+        for writer, slips in (("target", False), ("target", True), ("draft", False)):
+            name = writer + (" with slips" if slips else "")
+            print(f"  {name}:{text_of(write(problem, writer, rng, slips=slips))}")
+
+
+def task_items() -> list[Item]:
+    """The eval task: held-out problems, all different."""
+    items: dict[str, Item] = {}
+    for problem in problems(TASK_SEED, held_out=True):
+        if len(items) == CALIBRATE + REPORT:
+            return list(items.values())
+        number = len(items)
+        items.setdefault(
+            problem.question,
+            Item(
+                id=f"controlled-{number:03}",
+                group=f"controlled-{number:03}",
+                domain=f"{len(problem.changes)} steps",
+                prompt=problem.question,
+                answer=str(problem.answer),
+                parser="number",
+                max_tokens=MAX_TOKENS,
+                split="calibrate" if number < CALIBRATE else "report",
+            ),
+        )
+    raise AssertionError("problems() has no end")
+
+
+if __name__ == "__main__":
+    typer.run(main)
