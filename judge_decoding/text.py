@@ -45,13 +45,21 @@ class Tokenizer:
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The ids of a conversation of {"role", "content"}, ready for the assistant's answer."""
+        return self.encode(self.chat_text(messages), special=False)
+
+    def chat_text(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> str:
+        """The conversation as the chat template writes it; it brings its own special tokens."""
         try:
             text = self._template.render(
-                messages=list(messages), add_generation_prompt=True, **self._special_tokens
+                messages=list(messages),
+                add_generation_prompt=add_generation_prompt,
+                **self._special_tokens,
             )
         except Exception as error:  # a template may raise anything, for bad roles above all
             raise UserError(f"tokenizer: the chat template refused the messages: {error}") from None
-        return self.encode(text, special=False)
+        return str(text)
 
     @cached_property
     def _config(self) -> dict[str, Any]:
