@@ -59,15 +59,19 @@ LOOKS = {
 UNKNOWN = Look("", "", "", "")
 
 
-def run(command: Callable[..., Any], name: str) -> NoReturn:
-    """Run a function as a command: complaints are one line on stderr, and exit code 2."""
+def run(command: Callable[..., Any] | Sequence[Callable[..., Any]], name: str) -> NoReturn:
+    """Run a function as a command, or several as its commands by their names.
+
+    Complaints are one line on stderr, and exit code 2.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # text that the terminal cannot show
             stream.reconfigure(errors="replace")
     # As an exception, so that a server that was started for the command is stopped with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
+    for one in [command] if callable(command) else command:
+        app.command()(one)
     try:
         code = typer.main.get_command(app)(standalone_mode=False)
     except JudgeClientError as error:

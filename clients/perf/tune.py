@@ -1,0 +1,175 @@
+"""`tune`: measure tok/s by active sequences and draft length, and choose the schedule.
+
+Serves the deployment without its schedule, so that every request's own `max_draft_len` holds, and
+keeps a = 1, 2, 3, ... streams busy at draft lengths 0..k, all lengths and rule `none` in turn at
+each a. As many streams as there are slots are as many active sequences as there ever are: what
+comes beyond `limits.max_sequences` waits, so that higher concurrency runs at the last entry.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from clients import terminal
+from clients.perf import schedule
+from clients.perf.analyzer import Load
+from clients.perf.inputs import read_prompts
+from clients.perf.load import MaxTokens, Prompts, Repeats, measuring, provenance, streams
+from clients.perf.report import BASELINE, number, origin
+from clients.perf.sweep import System
+from clients.wire import JudgeClientError
+
+ACTIVE = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+PATHS = (
+    ("target", "model"),
+    ("draft", "model"),
+    ("judge", "path"),
+    ("trtllm", "engines"),
+    ("trtllm", "plugin"),
+)
+"""Of a deployment file, relative to it."""
+
+
+def tune(
+    config: Annotated[Path, typer.Option(help="Deployment file.")] = Path("configs/demo.yaml"),
+    rule: Annotated[str, typer.Option(help="Whose draft length is tuned.")] = "judge",
+    max_draft_len: Annotated[
+        int | None, typer.Option(min=1, max=128, help="The longest to try.", show_default="its own")
+    ] = None,
+    max_sequences: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Instead of the file's.")
+    ] = None,
+    active: Annotated[str, typer.Option(help="Comma-separated.", show_default="up to all")] = "",
+    prompts: Prompts = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="A point's, about.")] = 3.0,
+    repeats: Repeats = 2,
+    max_tokens: MaxTokens = 64,
+    margin: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="A gain that drafting must exceed.")
+    ] = 0.02,
+    write: Annotated[bool, typer.Option("--write", help="Into the deployment file.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Writes OUT.json.")] = None,
+    as_json: terminal.Json = False,
+) -> None:
+    """Find the draft_len_schedule by measuring."""
+    if out is not None and not out.parent.is_dir():
+        raise JudgeClientError(f"out: no folder {out.parent}")
+    values = read_config(config)
+    longest = max_draft_len or int(values.get("max_draft_len", 8))
+    limits = {"max_sequences": 4, **(values.get("limits") or {})}
+    if max_sequences is not None:
+        limits["max_sequences"] = max_sequences
+    slots = int(limits["max_sequences"])
+    wanted = streams(active, "active") or sorted({a for a in ACTIVE if a < slots} | {slots})
+    if wanted[-1] > slots:
+        raise JudgeClientError(f"active: {wanted[-1]} is more than limits.max_sequences {slots}")
+    systems = [System(BASELINE), *(System(rule, length) for length in range(longest + 1))]
+    log, source, texts = terminal.console(stderr=True), provenance(), read_prompts(prompts)
+    with tempfile.TemporaryDirectory(prefix="judge-tune-") as folder:
+        free = Path(folder) / config.name
+        free.write_text(yaml.safe_dump(without_schedule(values, config, longest, limits)))
+        with measuring(free, None, None, texts, max_tokens, log.print) as sweep:
+            loads = [Load("concurrency", number_active) for number_active in wanted]
+            rows = list(
+                sweep.points(systems, loads, seconds=seconds, repeats=repeats, progress=log.print)
+            )
+            version = sweep.analyzer.version
+    document: dict[str, Any] = {
+        **chosen(rows, rule, margin),
+        "results": rows,
+        "provenance": {
+            **source,
+            "deployment": config.name,
+            "perf_analyzer": version,
+            "rule": rule,
+            "max_sequences": slots,
+            "prompts": len(texts),
+            "max_tokens": max_tokens,
+            "seconds": seconds,
+            "repeats": repeats,
+            "margin": margin,
+        },
+    }
+    show(document)
+    if out is not None:
+        text = json.dumps(document, indent=1, allow_nan=False)
+        out.with_name(f"{out.name}.json").write_text(f"{text}\n", encoding="utf-8")
+    if write:
+        schedule.write(document["draft_len_schedule"], config)
+        log.print(f"written: {config}")
+    if as_json:
+        terminal.print_json(document)
+
+
+def chosen(rows: list[dict[str, Any]], rule: str, margin: float) -> dict[str, Any]:
+    """-> {"draft_len_schedule", "choices", "curves": active -> {"none", "0", "1", ...}: tok/s}.
+
+    Drafting has to beat the faster of rule `none` and the rule itself at length 0: these two do the
+    same work, and how far they are apart is the noise of the run.
+    """
+    curves: dict[int, dict[int, float]] = {}
+    alone: dict[int, float] = {}
+    for row in rows:
+        if "error" in row:
+            raise JudgeClientError(row["error"])
+        if row["draft_len"] is None:
+            alone[int(row["value"])] = row["tokens_per_s"]
+        else:
+            curves.setdefault(int(row["value"]), {})[row["draft_len"]] = row["tokens_per_s"]
+    floor = {active: {**c, 0: max(c[0], alone[active])} for active, c in curves.items()}
+    best = schedule.choices(floor, margin)
+    return {
+        "draft_len_schedule": schedule.schedule(best),
+        "choices": best,
+        "curves": {
+            active: {BASELINE: alone[active], **{str(k): v for k, v in curve.items()}}
+            for active, curve in curves.items()
+        },
+    }
+
+
+def show(document: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    out, curves = terminal.console(), document["curves"]
+    table = Table(title="tok/s by active sequences and draft length", title_justify="left")
+    headings = list(next(iter(curves.values())))
+    for heading in ("active", *headings, "best"):
+        table.add_column(heading, justify="right")
+    for active, curve in curves.items():
+        best = str(document["choices"][active])
+        table.add_row(str(active), *(number(curve[heading], 1) for heading in headings), best)
+    out.print(table)
+    out.print(schedule.line(document["draft_len_schedule"]))
+    out.print(origin(document), soft_wrap=True)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The file as it is; the server checks it."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise JudgeClientError(f"config: cannot read {path} ({reason})") from None
+    if not isinstance(values, dict):
+        raise JudgeClientError(f"config: {path} must hold a mapping")
+    return values
+
+
+def without_schedule(
+    values: dict[str, Any], path: Path, max_draft_len: int, limits: dict[str, Any]
+) -> dict[str, Any]:
+    """The deployment for measuring, to be written anywhere: its relative paths made absolute."""
+    made = {key: value for key, value in values.items() if key != "draft_len_schedule"}
+    for section, key in PATHS:
+        where = (made.get(section) or {}).get(key)
+        if isinstance(where, str) and not where.startswith("cache:"):
+            full = (path.resolve().parent / Path(where).expanduser()).resolve()
+            made[section] = {**made[section], key: str(full)}
+    return {**made, "max_draft_len": max_draft_len, "limits": limits}
