@@ -9,6 +9,7 @@ from judge_decoding.config import Deployment
 from judge_decoding.decoding import SpeculativeDecoder
 from judge_decoding.engine.base import Acceptance, Sampling
 from judge_decoding.engine.loading import deployed_drafter, deployed_judge, deployed_target
+from judge_decoding.engine.round import RunRound
 from judge_decoding.engine.torch_engine import TorchDrafter, TorchTarget
 from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
 from judge_decoding.engine.trtllm_loading import compiled_judge, engine_check, load_engines
@@ -47,12 +48,18 @@ def load_pipeline(deployment: Deployment) -> Pipeline:
     """
     if deployment.ranks is not None and under_mpiexec():
         start_mpi()  # first: an error below then ends the ranks that wait for this one
-    read_config(deployment.target.model)  # what the engine cannot run is refused first
+    config = read_config(deployment.target.model)  # what the engine cannot run is refused first
     tokenizer = Tokenizer(deployment.target.model)
+    if tokenizer.size > config.vocab_size:
+        raise UserError(
+            f"tokenizer: {deployment.target.model} has {tokenizer.size} tokens, its model only "
+            f"{config.vocab_size}; put the model's own tokenizer.json there"
+        )
     if deployment.draft is not None:
         check_vocabulary(deployment)
     ranks: Ranks | None = None
     check_engine: Callable[[Acceptance, Sampling], None] | None = None
+    run_round: RunRound | None = None
     target: TorchTarget | RemoteTarget | TrtTarget
     drafter: TorchDrafter | RemoteDrafter | TrtDrafter | None
     if deployment.trtllm is not None and deployment.engine == "trtllm":
@@ -69,7 +76,7 @@ def load_pipeline(deployment: Deployment) -> Pipeline:
             check_engine = target.check
     elif deployment.ranks is not None and under_mpiexec():
         ranks = lead(deployment, deployed_judge(deployment))
-        target, drafter = ranks.target, ranks.drafter
+        target, drafter, run_round = ranks.target, ranks.drafter, ranks.run_round
     else:
         target = deployed_target(deployment, deployed_judge(deployment))
         drafter = deployed_drafter(deployment)
@@ -82,6 +89,7 @@ def load_pipeline(deployment: Deployment) -> Pipeline:
         draft_min_prob=deployment.draft_min_prob,
         prefill_chunk=deployment.limits.prefill_chunk,
         check_engine=check_engine,
+        run_round=run_round,
     )
     return Pipeline(deployment, tokenizer, decoder, target, drafter, ranks)
 

@@ -53,9 +53,10 @@ class Models:
         self.judge = write_judge(folder / "judge.safetensors", self.target, scale=0.02, seed=4)
 
     def deployment(self, draft_tp: int, target_tp: int, **changes: Any) -> Path:
+        """draft_tp 0: colocated."""
         path = self.folder / f"{draft_tp}-{target_tp}-{len(changes)}.yaml"
         ranks = {
-            "draft": {"tp": draft_tp},
+            **({"draft": {"tp": draft_tp}} if draft_tp else {"colocate_draft": True}),
             "target": {"tp": target_tp},
             "timeout_s": 60,
             "startup_timeout_s": 100,
@@ -124,7 +125,7 @@ def in_process(models: Models) -> list[dict[str, Any]]:
     return run(pipeline, MIXED)
 
 
-@pytest.mark.parametrize(("draft_tp", "target_tp"), [(1, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize(("draft_tp", "target_tp"), [(1, 1), (1, 2), (2, 3), (0, 1), (0, 2)])
 def test_ranks_give_what_one_process_gives(
     models: Models, in_process: list[dict[str, Any]], draft_tp: int, target_tp: int
 ) -> None:
@@ -158,17 +159,20 @@ def test_a_killed_rank_ends_the_job(models: Models, endless: Path) -> None:
         world.ends_clean()
 
 
-@pytest.mark.parametrize(("rank", "role"), [(1, "draft"), (2, "target 1 of 2")])
+@pytest.mark.parametrize(
+    ("draft_tp", "rank", "role"),
+    [(1, 1, "draft"), (1, 2, "target 1 of 2"), (0, 1, "draft and target 1 of 2")],
+)
 def test_a_rank_that_stalls_ends_the_job_by_name(
-    models: Models, endless: Path, rank: int, role: str
+    models: Models, endless: Path, draft_tp: int, rank: int, role: str
 ) -> None:
-    config = models.deployment(1, 2, ranks={"timeout_s": TIMEOUT_S}, name="stall")
-    with World(config, 3, endless) as world:
+    config = models.deployment(draft_tp, 2, ranks={"timeout_s": TIMEOUT_S}, name="stall")
+    with World(config, draft_tp + 2, endless) as world:
         os.kill(world.pids()[rank], signal.SIGSTOP)
         assert world.wait(TIMEOUT_S + 20) == 1
         world.ends_clean()
     host = os.uname().nodename
-    last = {1: "propose", 2: "verify"}[rank]
+    last = "round" if not draft_tp else {1: "propose", 2: "verify"}[rank]
     named = rf"rank {rank} \({role}\) on host {host}, last message: ({last}|check\w+) \d+ sent"
     assert re.search(f"judge-decoding: ending the job: .*{named}", world.err), world.err
 

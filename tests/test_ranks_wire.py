@@ -23,8 +23,9 @@ from judge_decoding.engine.base import (
     Verdict,
     VerifyRequest,
 )
+from judge_decoding.ranks import codecs, wire
 from judge_decoding.ranks import messages as m
-from judge_decoding.ranks import wire
+from judge_decoding.ranks.layout import MODELS
 
 tokens = st.lists(st.integers(0, 2**31 - 1), max_size=20)
 numbers = st.integers(-1, 2**40)
@@ -46,6 +47,7 @@ acceptances = st.builds(
     synthetic_length=reals,
     protect_end_ids=st.booleans(),
 )
+models = st.sampled_from(MODELS)
 texts = st.text(st.characters(codec="utf-8"), max_size=30)
 
 
@@ -77,19 +79,32 @@ verdicts = st.builds(
 every_message = st.one_of(
     st.builds(m.Hello, texts, texts, sizes, texts, sizes, texts),
     st.lists(texts, max_size=5).map(lambda hosts: m.Welcome(hosts, [h + "!" for h in hosts])),
-    st.builds(m.Ready, texts, sizes, sizes, sizes, tokens.map(tuple)),
-    st.builds(m.Prefill, numbers, sizes, tokens),
+    st.builds(m.Ready, models, texts, sizes, sizes, sizes, tokens.map(tuple)),
+    st.builds(m.Prefill, models, numbers, sizes, tokens),
     st.builds(m.Propose, st.lists(propose_requests, max_size=4)),
     st.builds(m.Proposals, st.lists(proposals(), max_size=4), clocks),
     st.builds(m.Verify, st.lists(verify_requests, max_size=4)),
     st.builds(m.Verdicts, st.lists(verdicts, max_size=4), clocks),
-    st.builds(m.Release, st.lists(numbers, max_size=5)),
-    st.builds(m.CheckIntegrity, st.dictionaries(numbers, tokens, max_size=4), st.booleans()),
+    st.builds(m.Release, models, st.lists(numbers, max_size=5)),
+    st.builds(
+        m.CheckIntegrity, models, st.dictionaries(numbers, tokens, max_size=4), st.booleans()
+    ),
     st.just(m.Ping()),
     st.builds(m.Done, clocks),
     st.builds(m.Digest, st.integers(0, 2**64 - 1)),
     st.builds(m.Error, texts, texts, numbers),
     st.just(m.Shutdown()),
+    st.builds(
+        m.Round, st.lists(propose_requests, max_size=3), st.lists(verify_requests, max_size=3)
+    ),
+    st.builds(
+        m.Outcome,
+        st.lists(proposals(), max_size=3),
+        st.lists(verdicts, max_size=3),
+        st.floats(0, 1e9),
+        clocks,
+        clocks,
+    ),
 )
 
 
@@ -106,21 +121,21 @@ def plain(value: Any) -> Any:
 
 @given(every_message, st.integers(0, 2**64 - 1))
 def test_every_message_survives(message: m.Message, call: int) -> None:
-    got, number = m.decode(bytearray(m.encode(message, call)))
+    got, number = codecs.decode(bytearray(codecs.encode(message, call)))
     assert type(got) is type(message)
     assert plain(got) == plain(message)
     assert number == call
 
 
 def test_the_strategies_cover_every_kind() -> None:
-    assert len(every_message.branches) == len(m._CODECS)
+    assert len(every_message.branches) == len(codecs._CODECS)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63 + 5, 2**200 + 3])
 def test_a_seed_of_any_size_keeps_its_draws(seed: int) -> None:
     """An engine takes seeds modulo 2^63; so many bits must survive."""
     sent = m.Propose([ProposeRequest(0, 0, [1], 1, Sampling(1.0, seed=seed))])
-    got, _ = m.decode(bytearray(m.encode(sent)))
+    got, _ = codecs.decode(bytearray(codecs.encode(sent)))
     assert isinstance(got, m.Propose)
     assert got.requests[0].sampling.seed % 2**63 == seed % 2**63
 
@@ -131,56 +146,60 @@ def test_a_damaged_message_is_an_error_of_the_wire_or_a_message(
     message: m.Message, data: Any
 ) -> None:
     """Never another exception, and never an allocation that a length in it asked for."""
-    raw = bytearray(m.encode(message, 3))
+    raw = bytearray(codecs.encode(message, 3))
     for _ in range(data.draw(st.integers(1, 3))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(wire.WireError):
-        m.decode(raw)
+        codecs.decode(raw)
 
 
 @given(every_message, st.integers(1, 200))
 @example(m.Ping(), 1)
 def test_a_message_cut_short_says_so(message: m.Message, cut: int) -> None:
-    raw = bytearray(m.encode(message))
+    raw = bytearray(codecs.encode(message))
     with pytest.raises(wire.WireError, match=r"follow|shorter than a header"):
-        m.decode(raw[: max(0, len(raw) - cut)])
+        codecs.decode(raw[: max(0, len(raw) - cut)])
     body = max(0, len(raw) - wire.HEADER_BYTES - cut // 8 * 8)
     shorter = raw[: wire.HEADER_BYTES + body]
     struct.pack_into("<Q", shorter, 16, body)
     if len(shorter) < len(raw):
         with pytest.raises(wire.WireError, match=r"cut short"):
-            m.decode(shorter)
+            codecs.decode(shorter)
 
 
 def test_foreign_and_other_versions_are_named() -> None:
     with pytest.raises(wire.WireError, match=r"foreign message of \d+ bytes: .*x80"):
-        m.decode(pickle.dumps(list(range(30))))
-    raw = bytearray(m.encode(m.Ping()))
+        codecs.decode(pickle.dumps(list(range(30))))
+    raw = bytearray(codecs.encode(m.Ping()))
     struct.pack_into("<H", raw, 4, 9)
-    with pytest.raises(wire.WireError, match="version 9, this rank speaks 1"):
-        m.decode(raw)
-    struct.pack_into("<HH", raw, 4, 1, 99)
+    with pytest.raises(wire.WireError, match="version 9, this rank speaks 2"):
+        codecs.decode(raw)
+    struct.pack_into("<HH", raw, 4, wire.VERSION, 99)
     with pytest.raises(wire.WireError, match="unknown kind 99"):
-        m.decode(raw)
-    longer = m.encode(m.Ping())[:16] + struct.pack("<Q", 8) + bytes(8)
+        codecs.decode(raw)
+    longer = codecs.encode(m.Ping())[:16] + struct.pack("<Q", 8) + bytes(8)
     with pytest.raises(wire.WireError, match="8 bytes too many"):
-        m.decode(longer)
+        codecs.decode(longer)
 
 
 def test_a_length_beyond_the_message_allocates_nothing() -> None:
-    raw = bytearray(m.encode(m.Release([1, 2, 3])))
-    struct.pack_into("<Q", raw, wire.HEADER_BYTES, 2**60)
+    raw = bytearray(codecs.encode(m.Release("draft", [1, 2, 3])))
+    struct.pack_into("<Q", raw, wire.HEADER_BYTES + 8, 2**60)
     with pytest.raises(wire.WireError, match=r"cut short: \d+ bytes wanted, 24 left"):
-        m.decode(raw)
+        codecs.decode(raw)
 
 
 def test_a_message_too_large_is_refused_by_its_sender(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "MAX_BYTES", 1000)
     with pytest.raises(wire.WireError, match=r"limit is 1,000; lower limits.max_sequences"):
-        m.encode(m.Prefill(0, 0, list(range(300))))
+        codecs.encode(m.Prefill("draft", 0, 0, list(range(300))))
 
 
 def test_a_digest_sees_the_result_and_not_the_clock() -> None:
     one = m.Verdicts([Verdict(1, [True], [0.5], 7)], EngineClock(1.0, 2.0))
-    assert m.digest(one) == m.digest(replace(one, clock=EngineClock(3.0, 4.0)))
-    assert m.digest(one) != m.digest(replace(one, verdicts=[Verdict(1, [False], [0.5], 7)]))
+    assert codecs.digest(one) == codecs.digest(replace(one, clock=EngineClock(3.0, 4.0)))
+    other = [Verdict(1, [False], [0.5], 7)]
+    assert codecs.digest(one) != codecs.digest(replace(one, verdicts=other))
+    both = m.Outcome([Proposal([3])], other, 0.1, EngineClock(1.0), EngineClock(2.0))
+    assert codecs.digest(both) == codecs.digest(m.Outcome([Proposal([3])], other))
+    assert codecs.digest(both) != codecs.digest(m.Outcome([Proposal([4])], other))

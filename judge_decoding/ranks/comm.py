@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from judge_decoding.ranks import messages
+from judge_decoding.ranks import codecs, messages
 from judge_decoding.ranks.bell import Bell
 from judge_decoding.ranks.layout import Layout
 from judge_decoding.ranks.messages import Message
@@ -137,7 +137,7 @@ class Comm:
         if not self._wait(request.Test, timeout_s):  # a large one needs its sender again
             raise RankTimeout(sender, f"the rest of a message is missing after {timeout_s:g} s")
         try:
-            message, call = messages.decode(data)
+            message, call = codecs.decode(data)
         except WireError as error:
             raise WireError(f"{self.describe(sender)}: {error}") from None
         self._last[sender] = f"{messages.name(message)} {call} received"

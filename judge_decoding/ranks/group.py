@@ -1,4 +1,4 @@
-"""A tensor-parallel group over MPI: the engine's `Group`."""
+"""Between the ranks of one model: the engine's `Group` over MPI, and drafts from one for all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from judge_decoding.ranks.comm import Comm
+from judge_decoding.engine.base import EngineClock, Proposal, ProposeRequest
+from judge_decoding.engine.round import Proposer
+from judge_decoding.ranks import codecs
+from judge_decoding.ranks import messages as m
+from judge_decoding.ranks.comm import Comm, RankTimeout
 
 
 class MpiGroup:
@@ -28,3 +32,40 @@ class MpiGroup:
         theirs = [part for i, part in enumerate(parts) if i != self.index]
         self._comm.exchange(self._peers, mine, theirs, self._timeout_s)
         return parts
+
+
+class GroupDrafter:
+    """Proposals for a group whose first rank holds the draft: it drafts and sends the others what
+    came out. So all read the same tokens, whatever their CPUs, and none drafts a second time.
+    """
+
+    def __init__(
+        self, comm: Comm, ranks: Sequence[int], drafter: Proposer | None, timeout_s: float
+    ) -> None:
+        """drafter  on the first of `ranks`; None on the others"""
+        self._comm = comm
+        self._first, *self._others = ranks
+        self._drafter = drafter
+        self._timeout_s = timeout_s
+
+    def propose(self, requests: Sequence[ProposeRequest]) -> list[Proposal]:
+        """Every rank of the group calls it. RankTimeout names a first rank that sends nothing."""
+        if self._drafter is None:
+            return self._receive()
+        proposals = self._drafter.propose(requests)
+        if self._others:
+            data = codecs.encode(m.Proposals(proposals, EngineClock()))
+            for rank in self._others:
+                self._comm.send(rank, data, "proposals", self._timeout_s)
+        return proposals
+
+    def _receive(self) -> list[Proposal]:
+        received = self._comm.receive(self._timeout_s, source=self._first)
+        if received is None:
+            raise RankTimeout(
+                self._first, f"no drafts within {self._timeout_s:g} s from rank {self._first}"
+            )
+        _, message, _ = received
+        if not isinstance(message, m.Proposals):
+            raise RuntimeError(f"{m.name(message)} from rank {self._first}, not its drafts")
+        return message.proposals

@@ -1,4 +1,7 @@
-"""Which rank does what: rank 0 leads, then the draft's ranks, then the target's."""
+"""Which rank does what: rank 0 leads, then the draft's ranks, then the target's.
+
+A colocated draft has no ranks of its own: the target's first rank holds it.
+"""
 
 from __future__ import annotations
 
@@ -12,31 +15,50 @@ from judge_decoding.config import Deployment
 from judge_decoding.errors import UserError
 
 Role = Literal["leader", "draft", "target"]
+Model = Literal["draft", "target"]
+MODELS: tuple[Model, ...] = ("draft", "target")
 
 
 @dataclass(frozen=True)
 class Place:
-    """One rank: its number in the world, its role, its index among the `size` ranks of the role."""
+    """One rank: its number in the world, its role, its index among the `size` ranks of the role.
+
+    with_draft  a target's rank that holds the draft as well
+    """
 
     rank: int
     role: Role
     index: int
     size: int
+    with_draft: bool = False
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """What the rank holds, or holds a shard of."""
+        if self.role == "leader":
+            return ()
+        return MODELS if self.with_draft else (self.role,)
 
     def __str__(self) -> str:
+        role = "draft and target" if self.with_draft else self.role
         if self.size == 1:
-            return f"rank {self.rank} ({self.role})"
-        return f"rank {self.rank} ({self.role} {self.index + 1} of {self.size})"
+            return f"rank {self.rank} ({role})"
+        return f"rank {self.rank} ({role} {self.index + 1} of {self.size})"
 
 
 class Layout:
     """The places of a deployment's world."""
 
-    def __init__(self, draft: int, target: int) -> None:
-        """The number of ranks of each; draft 0 where the deployment has none."""
+    def __init__(self, draft: int, target: int, *, colocated: bool = False) -> None:
+        """The number of ranks of each; draft 0 where the deployment has none.
+
+        colocated  the draft's one rank is the target's first
+        """
+        own = 0 if colocated else draft
+        self.colocated = colocated
         self.draft = range(1, 1 + draft)
-        self.target = range(1 + draft, 1 + draft + target)
-        self.size = 1 + draft + target
+        self.target = range(1 + own, 1 + own + target)
+        self.size = 1 + own + target
 
     @classmethod
     def of(cls, deployment: Deployment) -> Layout:
@@ -50,22 +72,25 @@ class Layout:
                     f"ranks.{name}.devices: {gpus}, but the ranks of engine torch run on the CPU; "
                     "leave devices out"
                 )
-        return cls(ranks.draft.tp if deployment.draft else 0, ranks.target.tp)
+        draft = ranks.draft.tp if deployment.draft else 0
+        return cls(draft, ranks.target.tp, colocated=ranks.colocate_draft)
 
     def place(self, rank: int) -> Place:
         if rank == 0:
             return Place(0, "leader", 0, 1)
-        if rank in self.draft:
+        if rank in self.draft and not self.colocated:
             return Place(rank, "draft", rank - self.draft.start, len(self.draft))
-        return Place(rank, "target", rank - self.target.start, len(self.target))
+        index, with_draft = rank - self.target.start, rank in self.draft
+        return Place(rank, "target", index, len(self.target), with_draft)
 
     def check_world(self, size: int) -> None:
         """UserError unless the MPI world has as many ranks as the deployment asks for."""
         if size == self.size:
             return
+        draft = "" if self.colocated else f"{len(self.draft)} draft + "
         raise UserError(
             f"ranks: the MPI world has {size} ranks, the deployment needs {self.size}: 1 leader + "
-            f"{len(self.draft)} draft + {len(self.target)} target; start it as "
+            f"{draft}{len(self.target)} target; start it as "
             f"`mpiexec -n 1 LEADER : -n {self.size - 1} {sys.executable} -m "
             "judge_decoding.ranks.worker --config FILE`"
         )

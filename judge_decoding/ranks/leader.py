@@ -10,6 +10,7 @@ import atexit
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import NoReturn, TypeVar
 
 from judge_decoding.config import Deployment
@@ -20,12 +21,14 @@ from judge_decoding.engine.base import (
     Verdict,
     VerifyRequest,
 )
+from judge_decoding.engine.round import Round, RunRound
 from judge_decoding.engine.weights import fingerprint
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
+from judge_decoding.ranks import codecs
 from judge_decoding.ranks import messages as m
 from judge_decoding.ranks.comm import Comm, RankTimeout
-from judge_decoding.ranks.layout import Layout, config_hash
+from judge_decoding.ranks.layout import Layout, Model, config_hash
 from judge_decoding.ranks.wire import WireError
 
 _Answer = TypeVar("_Answer", bound=m.Message)
@@ -82,10 +85,17 @@ class Ranks:
         self.tell(everyone[1:], welcome)
         # TensorRT-LLM's ranks talk among themselves: ours go to the first of each group.
         asked = slice(1 if deployment.engine == "trtllm" else None)
-        self.target = RemoteTarget(self, layout.target[asked], ready[layout.target[0]], judge)
+        first = ready[layout.target[0], "target"]
+        self.target = RemoteTarget(self, layout.target[asked], first, judge)
         self.drafter = None
         if layout.draft:
-            self.drafter = RemoteDrafter(self, layout.draft[asked], ready[layout.draft[0]])
+            first = ready[layout.draft[0], "draft"]
+            self.drafter = RemoteDrafter(self, layout.draft[asked], first)
+        self.run_round: RunRound | None = None
+        """A round in one message, where the ranks can: for the loop (`engine.round`)."""
+        if layout.colocated:
+            assert self.drafter is not None
+            self.run_round = partial(self.target.run_round, self.drafter)
 
     @property
     def hosts(self) -> Mapping[int, str]:
@@ -120,7 +130,7 @@ class Ranks:
         if self._closed:
             raise RuntimeError("ranks: they were shut down already")
         self._call += 1
-        data = m.encode(message, self._call)
+        data = codecs.encode(message, self._call)
         try:
             for rank in ranks:
                 self._comm.send(rank, data, f"{m.name(message)} {self._call}", self._timeout_s)
@@ -184,16 +194,17 @@ class Ranks:
             self.abort(f"{who} failed: {text}", 2 if user else 1)
         self.abort(f"unexpected {m.name(got)} from {self._comm.describe(rank)}")
 
-    def _greet(self, deployment: Deployment, timeout_s: float) -> dict[int, m.Ready]:
-        """Every rank's `Hello`, then its `Ready`, compared with what this rank has."""
+    def _greet(self, deployment: Deployment, timeout_s: float) -> dict[tuple[int, Model], m.Ready]:
+        """Every rank's `Hello`, then a `Ready` a model, compared with what this rank has."""
         models = {"target": fingerprint(deployment.target.model)}
         if deployment.draft is not None:
             models["draft"] = fingerprint(deployment.draft.model)
         expected = config_hash(deployment)
         deadline = time.monotonic() + timeout_s
-        ready: dict[int, m.Ready] = {}
-        while len(ready) < self._layout.size - 1:
-            waiting = [rank for rank in range(1, self._layout.size) if rank not in ready]
+        places = map(self._layout.place, range(1, self._layout.size))
+        awaited = [(place.rank, model) for place in places for model in place.models]
+        ready: dict[tuple[int, Model], m.Ready] = {}
+        while waiting := sorted({key[0] for key in awaited if key not in ready}):
             rank, got, _ = self._receive(deadline, waiting, timeout_s)
             place = self._layout.place(rank)
             if isinstance(got, m.Hello):
@@ -209,14 +220,14 @@ class Ranks:
                         2,
                     )
             elif isinstance(got, m.Ready):
-                if got.fingerprint != models[place.role]:
+                if got.fingerprint != models[got.model]:
                     self.abort(
-                        f"{place} on host {self._comm.hosts[rank]} has another {place.role} model "
-                        f"({got.fingerprint}, here {models[place.role]}); copy the same folder to "
+                        f"{place} on host {self._comm.hosts[rank]} has another {got.model} model "
+                        f"({got.fingerprint}, here {models[got.model]}); copy the same folder to "
                         "every host",
                         2,
                     )
-                ready[rank] = got
+                ready[rank, got.model] = got
             else:
                 self._fail(rank, got)
         return ready
@@ -237,6 +248,8 @@ def _say(text: str) -> None:
 class _Remote:
     """What both engines share (`engine.base.Engine`)."""
 
+    _model: Model
+
     def __init__(self, ranks: Ranks, members: range, ready: m.Ready) -> None:
         self._ranks = ranks
         self._members = members
@@ -247,23 +260,25 @@ class _Remote:
         """Of the group's first rank, as of its last answer."""
 
     def prefill(self, sequence: int, keep: int, tokens: Sequence[int]) -> None:
-        done = self._ranks.call(self._members, m.Prefill(sequence, keep, tokens), m.Done)[0]
+        message = m.Prefill(self._model, sequence, keep, tokens)
+        done = self._ranks.call(self._members, message, m.Done)[0]
         assert isinstance(done, m.Done)
         self.clock = done.clock
 
     def release(self, sequence: int) -> None:
-        self._ranks.tell(self._members, m.Release([sequence]))
+        self._ranks.tell(self._members, m.Release(self._model, [sequence]))
 
     def check_integrity(self, expected: Mapping[int, Sequence[int]], *, deep: bool = False) -> None:
         """Every rank checks its own caches; the error names the rank."""
-        self._ranks.call(self._members, m.CheckIntegrity(dict(expected), deep), m.Done)
+        message = m.CheckIntegrity(self._model, dict(expected), deep)
+        self._ranks.call(self._members, message, m.Done)
 
     def _ask(self, message: m.Message, answer: type[_Answer]) -> _Answer:
         """The first rank's answer; the job ends where another rank has come to another one."""
         first, *others = self._ranks.call(self._members, message, answer)
         assert isinstance(first, answer)
         if others:
-            wanted = m.digest(first)
+            wanted = codecs.digest(first)
             for rank, got in zip(self._members[1:], others, strict=True):
                 if got != wanted:
                     self._ranks.abort(
@@ -276,6 +291,8 @@ class _Remote:
 class RemoteDrafter(_Remote):
     """The draft's ranks (`engine.base.Drafter`)."""
 
+    _model = "draft"
+
     def propose(self, requests: Sequence[ProposeRequest]) -> list[Proposal]:
         answer = self._ask(m.Propose(requests), m.Proposals)
         self.clock = answer.clock
@@ -284,6 +301,8 @@ class RemoteDrafter(_Remote):
 
 class RemoteTarget(_Remote):
     """The target's ranks (`engine.base.Target`)."""
+
+    _model = "target"
 
     def __init__(self, ranks: Ranks, members: range, ready: m.Ready, judge: Judge | None) -> None:
         super().__init__(ranks, members, ready)
@@ -294,3 +313,16 @@ class RemoteTarget(_Remote):
         answer = self._ask(m.Verify(requests), m.Verdicts)
         self.clock = answer.clock
         return answer.verdicts
+
+    def run_round(
+        self,
+        drafter: RemoteDrafter,
+        proposes: Sequence[ProposeRequest],
+        verifies: Sequence[VerifyRequest],
+    ) -> Round:
+        """Both calls in one message (`engine.round.RunRound`), where the draft is colocated."""
+        if not verifies:
+            return Round([], [], 0.0)
+        answer = self._ask(m.Round(proposes, verifies), m.Outcome)
+        drafter.clock, self.clock = answer.draft_clock, answer.target_clock
+        return Round(answer.proposals, answer.verdicts, answer.propose_s)

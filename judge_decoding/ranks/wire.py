@@ -3,7 +3,7 @@
     offset  bytes
          0      4  magic "JDRK"
          4      2  protocol version
-         6      2  kind (`messages.KINDS`)
+         6      2  kind (a place in `codecs`)
          8      8  call: the number of the request, the same in its answer
         16      8  length of the body that follows
 
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 1 << 30
 """No message is larger: one GiB, twice what 64 sequences of 16 sampled drafts of a 128k vocabulary
 need. A batch that exceeds it is refused by its sender."""

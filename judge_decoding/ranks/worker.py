@@ -1,4 +1,4 @@
-"""A rank that holds a shard and answers the leader.
+"""A rank that holds a shard, or the draft and a shard, and answers the leader.
 
     mpiexec -n 1 LEADER : -n 3 python -m judge_decoding.ranks.worker --config FILE
 
@@ -12,17 +12,20 @@ import faulthandler
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from judge_decoding.config import Deployment
+    from judge_decoding.config import Deployment, RanksConfig
+    from judge_decoding.engine.base import ProposeRequest, VerifyRequest
+    from judge_decoding.engine.round import Proposer
     from judge_decoding.engine.torch_engine import TorchDrafter, TorchTarget
     from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
     from judge_decoding.engine.trtllm_loading import Follower
     from judge_decoding.ranks.comm import Comm
-    from judge_decoding.ranks.layout import Place
-    from judge_decoding.ranks.messages import Message
+    from judge_decoding.ranks.layout import Model, Place
+    from judge_decoding.ranks.messages import CheckIntegrity, Message, Prefill, Release
 
     Part = TorchDrafter | TorchTarget | TrtDrafter | TrtTarget | Follower
 
@@ -82,10 +85,17 @@ def main() -> int:
     return 0
 
 
+class _Held(NamedTuple):
+    """What this rank holds, by the model's name; `proposer` where rounds come in one message."""
+
+    engines: dict[Model, Part]
+    proposer: Proposer | None = None
+
+
 def _work(comm: Comm, place: Place, deployment: Deployment) -> None:
     import torch
 
-    from judge_decoding.ranks import messages
+    from judge_decoding.ranks import codecs, messages
     from judge_decoding.ranks.layout import config_hash
 
     ranks = deployment.ranks
@@ -93,38 +103,43 @@ def _work(comm: Comm, place: Place, deployment: Deployment) -> None:
     hello = messages.Hello(
         config_hash(deployment), place.role, place.index, comm.host, os.getpid(), comm.bell
     )
-    comm.send(0, messages.encode(hello), "hello", ranks.startup_timeout_s)
+    comm.send(0, codecs.encode(hello), "hello", ranks.startup_timeout_s)
     group = ranks.draft if place.role == "draft" else ranks.target
     torch.set_num_threads(group.threads or max(1, torch.get_num_threads() // group.tp))
-    engine, fingerprint = _load(comm, place, deployment)
-    ready = messages.Ready(
-        fingerprint,
-        engine.vocab_size,
-        engine.max_context,
-        engine.max_sequences,
-        getattr(engine, "end_ids", ()),
-    )
-    comm.send(0, messages.encode(ready), "ready", ranks.timeout_s)
-    _serve(comm, place, engine, ranks.timeout_s)
+    engines: dict[Model, Part] = {}
+    for model in place.models:
+        engine, fingerprint = _load(comm, place, model, deployment)
+        engines[model] = engine
+        ready = messages.Ready(
+            model,
+            fingerprint,
+            engine.vocab_size,
+            engine.max_context,
+            engine.max_sequences,
+            getattr(engine, "end_ids", ()),
+        )
+        comm.send(0, codecs.encode(ready), "ready", ranks.timeout_s)
+    _serve(comm, place, _Held(engines, _proposer(comm, engines, ranks)), ranks.timeout_s)
     if deployment.engine == "trtllm":
-        engine.close()  # type: ignore[union-attr]
+        for engine in engines.values():
+            engine.close()  # type: ignore[union-attr]
 
 
-def _load(comm: Comm, place: Place, deployment: Deployment) -> tuple[Part, str]:
-    """This rank's shard of its model, and the fingerprint of the whole."""
-    if deployment.engine == "trtllm" and place.role != "leader":
+def _load(comm: Comm, place: Place, model: Model, deployment: Deployment) -> tuple[Part, str]:
+    """This rank's part of a model, and the fingerprint of the whole."""
+    if deployment.engine == "trtllm":
         from judge_decoding.engine.trtllm_loading import load_rank
 
-        return load_rank(deployment, place.role, place.index, place.rank)
+        return load_rank(deployment, model, place.index, place.rank)
     from judge_decoding.engine.loading import deployed_drafter, deployed_judge, deployed_target
     from judge_decoding.engine.weights import fingerprint
     from judge_decoding.ranks.group import MpiGroup
 
     assert deployment.ranks is not None
     assert comm.layout is not None
-    members = comm.layout.draft if place.role == "draft" else comm.layout.target
+    members = comm.layout.draft if model == "draft" else comm.layout.target
     group = MpiGroup(comm, members, _GROUP_SHARE * deployment.ranks.timeout_s)
-    if place.role == "draft":
+    if model == "draft":
         drafter = deployed_drafter(deployment, group)
         assert drafter is not None
         assert deployment.draft is not None
@@ -133,9 +148,21 @@ def _load(comm: Comm, place: Place, deployment: Deployment) -> tuple[Part, str]:
     return target, fingerprint(deployment.target.model)
 
 
-def _serve(comm: Comm, place: Place, engine: Part, timeout_s: float) -> None:
+def _proposer(comm: Comm, engines: dict[Model, Part], ranks: RanksConfig) -> Proposer | None:
+    from judge_decoding.engine.torch_engine import TorchDrafter
+    from judge_decoding.ranks.group import GroupDrafter
+
+    assert comm.layout is not None
+    if not comm.layout.colocated:
+        return None
+    drafter = engines.get("draft")
+    assert drafter is None or isinstance(drafter, TorchDrafter)
+    return GroupDrafter(comm, comm.layout.target, drafter, _GROUP_SHARE * ranks.timeout_s)
+
+
+def _serve(comm: Comm, place: Place, held: _Held, timeout_s: float) -> None:
     """Answer the leader until it says `Shutdown`."""
-    from judge_decoding.ranks import messages
+    from judge_decoding.ranks import codecs, messages
 
     while True:
         received = comm.receive(None, source=0)
@@ -146,45 +173,76 @@ def _serve(comm: Comm, place: Place, engine: Part, timeout_s: float) -> None:
             comm.bells = dict(enumerate(message.bells))
             continue
         try:
-            answer = _answer(engine, message)
+            answer = _answer(held, message)
         except Exception as error:
             # The leader decides: a failed integrity check is a finding, all else ends the job.
             answer = _error(error)
         if answer is None:
             continue
-        if place.index > 0 and isinstance(answer, (messages.Proposals, messages.Verdicts)):
-            answer = messages.digest(answer)
+        results = (messages.Proposals, messages.Verdicts, messages.Outcome)
+        if place.index > 0 and isinstance(answer, results):
+            answer = codecs.digest(answer)
         what = f"{messages.name(answer)} {call}"
-        comm.send(0, messages.encode(answer, call), what, timeout_s)
+        comm.send(0, codecs.encode(answer, call), what, timeout_s)
         if isinstance(message, messages.Shutdown):
             return
 
 
-def _answer(engine: Part, message: Message) -> Message | None:
+def _answer(held: _Held, message: Message) -> Message | None:
     from judge_decoding.engine.torch_engine import TorchDrafter, TorchTarget
     from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
     from judge_decoding.engine.trtllm_loading import Follower
     from judge_decoding.ranks import messages as m
 
+    draft, target = held.engines.get("draft"), held.engines.get("target")
     match message:
-        case m.Propose(requests) if isinstance(engine, (TorchDrafter, TrtDrafter)):
-            return m.Proposals(engine.propose(requests), engine.clock)
-        case m.Verify(requests) if isinstance(engine, (TorchTarget, TrtTarget)):
-            return m.Verdicts(engine.verify(requests), engine.clock)
         case m.Ping() | m.Shutdown():
-            pass
-        case _ if isinstance(engine, Follower):
-            raise RuntimeError(f"no answer to {m.name(message)} here")
-        case m.Prefill(sequence, keep, tokens):
+            return m.Done()
+        case m.Propose(requests) if isinstance(draft, (TorchDrafter, TrtDrafter)):
+            return m.Proposals(draft.propose(requests), draft.clock)
+        case m.Verify(requests) if isinstance(target, (TorchTarget, TrtTarget)):
+            return m.Verdicts(target.verify(requests), target.clock)
+        case m.Round(proposes, verifies) if held.proposer and isinstance(target, TorchTarget):
+            return _round(held.proposer, draft, target, proposes, verifies)
+        case m.Prefill() | m.Release() | m.CheckIntegrity():
+            engine = held.engines.get(message.model)
+            if engine is not None and not isinstance(engine, Follower):
+                return _keep_cache(engine, message)
+    raise RuntimeError(f"no answer to {m.name(message)} here")
+
+
+def _round(
+    proposer: Proposer,
+    draft: Part | None,
+    target: TorchTarget,
+    proposes: Sequence[ProposeRequest],
+    verifies: Sequence[VerifyRequest],
+) -> Message:
+    from judge_decoding.engine.base import EngineClock
+    from judge_decoding.engine.round import run_round
+    from judge_decoding.ranks import messages as m
+
+    done = run_round(proposer, target, proposes, verifies)
+    tokens = [p._replace(probs=None, vocab_ids=None) for p in done.proposals]
+    clock = draft.clock if draft is not None else EngineClock()
+    return m.Outcome(tokens, done.verdicts, done.propose_s, clock, target.clock)
+
+
+def _keep_cache(
+    engine: TorchDrafter | TorchTarget | TrtDrafter | TrtTarget,
+    message: Prefill | Release | CheckIntegrity,
+) -> Message | None:
+    from judge_decoding.ranks import messages as m
+
+    match message:
+        case m.Prefill(_, sequence, keep, tokens):
             engine.prefill(sequence, keep, tokens)
-        case m.Release(sequences):
+        case m.Release(_, sequences):
             for sequence in sequences:
                 engine.release(sequence)
             return None
-        case m.CheckIntegrity(expected, deep):
+        case m.CheckIntegrity(_, expected, deep):
             engine.check_integrity(expected, deep=deep)
-        case _:
-            raise RuntimeError(f"no answer to {m.name(message)} here")
     return m.Done(engine.clock)
 
 
@@ -202,14 +260,14 @@ def _error(error: Exception) -> Message:
 
 def _last_words(comm: Comm, error: Exception) -> None:
     """Tell the leader why this rank ends, and give it the time to end the job in good order."""
-    from judge_decoding.ranks import messages
+    from judge_decoding.ranks import codecs
 
     message = _error(error)
     if comm.rank == 0:
         print(f"judge-decoding: {error}", file=sys.stderr, flush=True)
         return
     try:
-        comm.send(0, messages.encode(message), "error", _LAST_WORDS_S)
+        comm.send(0, codecs.encode(message), "error", _LAST_WORDS_S)
         comm.receive(_LAST_WORDS_S, source=0)
     except Exception:
         traceback.print_exc()

@@ -30,7 +30,7 @@ def command(deployment: Deployment, config: Path, server: list[str], path: str) 
     build = deployment.trtllm if deployment.engine == "trtllm" else None
     if build is not None and build.mode == "orchestrator" and not build.fast_logits:
         return line  # TensorRT-LLM spawns the ranks from there
-    if deployment.draft is not None:
+    if deployment.draft is not None and not deployment.ranks.colocate_draft:
         line += [":", "-n", str(deployment.ranks.draft.tp), *_WATCHED, *worker]
     return [*line, ":", "-n", str(deployment.ranks.target.tp), *_WATCHED, *worker]
 
