@@ -29,6 +29,7 @@ from typing import Annotated
 
 import typer
 from court_facts import Question, questions
+from court_split import split_in, split_of
 
 from judge_decoding.config import cache_folder
 from judge_decoding.decoding import SpeculativeDecoder
@@ -40,7 +41,6 @@ from judge_decoding.labels import (
     AfterError,
     LabelRecord,
     Span,
-    Split,
     after_error_label,
     write_labels,
 )
@@ -49,7 +49,6 @@ from judge_decoding.text import Tokenizer
 
 LEADS = ("", "", "", "Sure! ", "Good question. ", "Of course. ", "The answer is simple. ")
 TAILS = ("", "", " I hope this helps!", " Let me know if you would like to know more.")
-HELDOUT_SHARE = 0.5
 CORRUPT_EVERY = 10
 CORRUPT_LOGPROB = -6.0
 """A replaced token counts as a mistake only where the target finds it this unlikely."""
@@ -83,12 +82,6 @@ def chat_prompts(seed: int, count: int) -> list[str]:
     return made[:count]
 
 
-def split_of(group: str, seed: int) -> Split:
-    """By the group's own hash, so that adding questions moves none of the others."""
-    digest = hashlib.sha256(f"{seed} {group}".encode()).digest()
-    return "heldout" if digest[0] < 256 * HELDOUT_SHARE else "train"
-
-
 def fact_records(
     asked: Iterable[Question],
     tokenizer: Tokenizer,
@@ -112,7 +105,7 @@ def fact_records(
                 "group": q.group,
                 "domain": q.domain,
                 "prompt": q.prompt,
-                "split": split_of(q.group, seed),
+                "split": split_in(q.domain, q.group, seed),
             }
             yield LabelRecord(
                 id=f"{name}-right",

@@ -1,8 +1,9 @@
 """Mine labels for the judge from the draft's own mistakes, without annotators.
 
-    python build/mine_labels.py --out cache:mined-facts.jsonl
+    python build/mine_labels.py --out cache:mined-facts.jsonl --limit 900
     python build/mine_labels.py --out cache:mined-chat.jsonl --method likelihood \
-        --task prompts.jsonl.gz --limit 300
+        --task text.jsonl.gz --limit 300
+    mpiexec -n 5 python -m mpi4py.futures build/mine_labels.py --mpi --out labels.jsonl --task ...
 
 The draft follows the target's greedy answer round by round, as in serving; every token of its that
 differs from the target's is a *mismatch*, and a label:
@@ -13,118 +14,36 @@ search      AutoJudge (arXiv 2504.20039): the target goes on greedily from the d
 likelihood  SelfJudge (arXiv 2510.02329): s = dlogP(token) + dlogP(the target's next 20 tokens),
             read after the swap; good where s > tau. One pass a mismatch, no generation.
 
-Tasks: `facts` (court_facts.py; the answer is checked against its kind), or a JSONL file of
-{"prompt": ...} with a `--parser` for `search`. Many prompts are in flight at once, each a coroutine
-that asks the engines for a pass; passes of all are batched, and a swap costs no prompt, since both
-caches roll back to it. Writes the records of judge_decoding/labels.py: one answer with its good
-swaps, and for each swap that is not in it one that ends there. An interrupted run goes on.
+Many prompts are in flight at once, and the models' passes are batched over them. Writes the records
+of judge_decoding/labels.py: one answer with its good swaps, and for each swap that is not in it one
+that ends there. An interrupted run goes on. With --mpi rank 0 writes, and the others mine
+(docs/labels.md). The last line is what it cost, as JSON.
 """
 
 from __future__ import annotations
 
-import random
+import hashlib
+import json
+import os
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from court import resolve, split_of
-from court_answers import PARSERS, rivals_by_domain, said
-from court_facts import questions
-from distil_text import read_text
-from mining import Ask, Job, Mined, Miner, run_all
-from target_reader import load_reader
+from court import resolve
+from mining import Cost
+from mining_file import LabelFile
+from mining_jobs import Job, check_jobs, fact_jobs, task_jobs
+from mining_work import Settings, close, mine, mine_share
 
-from judge_decoding.config import load_deployment
-from judge_decoding.engine.torch_engine import load_drafter
+from judge_decoding.config import Deployment, load_deployment
+from judge_decoding.engine.weights import fingerprint
 from judge_decoding.errors import UserError
-from judge_decoding.labels import LabelRecord, Span
-from judge_decoding.text import Tokenizer
+from judge_decoding.labels import LabelRecord
+from judge_decoding.ranks.comm import under_mpiexec
 
-DONE = "-mined"
-"""Ends the id of the record that is written last for a prompt."""
-
-
-def records_of(
-    job: Job,
-    mined: Mined,
-    origin: str,
-    decode: Callable[[Sequence[int]], str],
-    seed: int,
-    most: int,
-) -> list[LabelRecord]:
-    """`most` records of swaps that were not kept, then the answer with those that were."""
-    common: dict[str, Any] = {
-        "group": job.group,
-        "domain": job.domain,
-        "prompt": job.prompt,
-        "split": split_of(job.group, seed),
-    }
-    kept = [s for s in mined.swaps if s.good and s.ids == mined.response[: s.at + 1]]
-    alone = [s for s in mined.swaps if s not in kept]
-    picked = random.Random(f"{seed} {job.prompt}").sample(alone, min(most, len(alone)))
-    made = []
-    for swap in sorted(picked, key=lambda swap: swap.at):
-        label = "good" if swap.good else "bad"
-        made.append(
-            LabelRecord(
-                id=f"{job.name}-{label}{swap.at}",
-                response=decode(swap.ids),
-                response_ids=swap.ids,
-                spans=[Span(start=swap.at, end=swap.at + 1, label=label, origin=origin)],
-                **common,
-            )
-        )
-    if mined.response:
-        made.append(
-            LabelRecord(
-                id=f"{job.name}{DONE}",
-                response=decode(mined.response),
-                response_ids=mined.response,
-                spans=[Span(start=s.at, end=s.at + 1, label="good", origin=origin) for s in kept],
-                **common,
-            )
-        )
-    return made
-
-
-def fact_jobs(seed: int, split: str) -> list[Job]:
-    """`split`: train, heldout or all."""
-    rivals = rivals_by_domain()
-
-    def job(question: Any) -> Job:
-        return Job(
-            question.prompt,
-            question.group,
-            question.domain,
-            lambda text: said(question, text, rivals[question.domain]),
-        )
-
-    return [job(q) for q in questions(seed) if split in ("all", split_of(q.group, seed))]
-
-
-def file_jobs(path: Path, parser: str | None) -> list[Job]:
-    if parser is not None and parser not in PARSERS:
-        raise UserError(f"mine: parser {parser!r} is not one of {sorted(PARSERS)}")
-    if not path.is_file():
-        raise UserError(f"mine: no file {path}")
-    prompts = [r["prompt"] for r in read_text(path) if not r.get("held_out")]
-    parse = PARSERS[parser] if parser else None
-    return [Job(p, f"chat:{p}", "chat", parse) for p in dict.fromkeys(prompts)]
-
-
-def read_written(path: Path) -> list[LabelRecord]:
-    """Whole records of an earlier run; those of a prompt that was not finished are dropped."""
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            records.append(LabelRecord.model_validate_json(line))
-    done = {r.prompt for r in records if r.id.endswith(DONE)}
-    return [r for r in records if r.prompt in done]
+METHODS = ("search", "likelihood")
 
 
 def main(
@@ -132,77 +51,205 @@ def main(
     deployment: Annotated[Path, typer.Option(help="YAML with target and draft")] = Path(
         "configs/demo.yaml"
     ),
-    task: Annotated[str, typer.Option(help="facts, or a JSONL file of prompts")] = "facts",
-    split: Annotated[str, typer.Option(help="of the facts: train, heldout or all")] = "train",
+    task: Annotated[str, typer.Option(help="facts, a task's name or file, or prompts")] = "facts",
+    split: Annotated[str, typer.Option(help="train, heldout or all")] = "train",
     method: Annotated[str, typer.Option(help="search or likelihood")] = "search",
-    parser: Annotated[str | None, typer.Option(help="number, choice or exact")] = None,
     tau: Annotated[float, typer.Option(help="likelihood: good above this, in nats")] = -20.0,
     floor: Annotated[
-        float, typer.Option(help="search: tokens that the target finds less likely are left out")
+        float,
+        typer.Option(help="search: tokens the target finds less likely are left out; -inf: none"),
     ] = -7.0,
-    limit: Annotated[int, typer.Option(help="prompts, 0 for all")] = 0,
-    max_tokens: Annotated[int, typer.Option(min=2)] = 24,
+    limit: Annotated[int, typer.Option(min=0, help="prompts, 0 for all")] = 0,
+    shard: Annotated[str, typer.Option(help="i/n: every n-th prompt, from the i-th on")] = "0/1",
+    max_tokens: Annotated[int, typer.Option(min=2, help="where a task's item says nothing")] = 24,
+    max_context: Annotated[int, typer.Option(min=32, help="prompt and answer together")] = 512,
     draft_len: Annotated[int, typer.Option(min=1)] = 4,
     most: Annotated[int, typer.Option(min=0, help="labels of swaps not kept, a prompt")] = 12,
-    in_flight: Annotated[int, typer.Option(min=1, help="prompts at a time")] = 24,
+    in_flight: Annotated[int, typer.Option(min=1, help="prompts at a time, a rank")] = 48,
+    mpi: Annotated[bool, typer.Option(help="share the work over the ranks of mpiexec")] = False,
+    share: Annotated[int, typer.Option(min=0, help="--mpi: prompts sent at once; 0: by size")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="of a rank; 0: cores by ranks")] = 0,
+    run_code: Annotated[bool, typer.Option(help="python: run what the models write")] = False,
+    fresh: Annotated[bool, typer.Option(help="throw away what OUT holds")] = False,
     seed: Annotated[int, typer.Option(help="the seed of build/court.py")] = 0,
 ) -> None:
-    from rich.console import Console
-    from rich.progress import track
-
     try:
-        if method not in ("search", "likelihood"):
+        workers = _mpi_workers() if mpi else 0
+        if method not in METHODS:
             raise UserError(f"mine: method {method!r} is not search or likelihood")
+        if split not in ("train", "heldout", "all"):
+            raise UserError(f"mine: split {split!r} is not train, heldout or all")
         config = load_deployment(deployment)
-        if config.draft is None:
-            raise UserError(f"mine: {deployment} needs a draft")
-        jobs = fact_jobs(seed, split) if task == "facts" else file_jobs(Path(task), parser)
-        if method == "search" and any(job.parse is None for job in jobs):
-            raise UserError("mine: search on a file needs --parser number, choice or exact")
-        folder = config.target.model
-        bounds = {"max_sequences": in_flight, "max_context": 512}
-        target = load_reader(folder, dtype=config.dtype, **bounds)
-        drafter = load_drafter(config.draft.model, target=folder, dtype=config.dtype, **bounds)
-        tokenizer = Tokenizer(folder)
+        _check_engine(config, method, floor, mpi)
+        every = (
+            fact_jobs(seed, split) if task == "facts" else task_jobs(task, seed, split, run_code)
+        )
+        check_jobs(every, method, run_code)
+        jobs = _shard(every[: limit or None], shard)
+        settings = Settings(
+            deployment=deployment.resolve(),
+            method=method,
+            tau=tau,
+            floor=floor,
+            max_tokens=max_tokens,
+            max_context=max_context,
+            draft_len=draft_len,
+            most=most,
+            in_flight=in_flight,
+            seed=seed,
+            threads=threads or (max(1, _cores() // workers) if workers else 0),
+        )
+        file = LabelFile(resolve(out), _identity(config, settings, task, split), fresh=fresh)
+        todo = [job for job in jobs if job.item.prompt not in file.known]
+        began, cost = time.monotonic(), Cost()
+        results = _by_ranks(todo, settings, workers, share) if mpi else mine(todo, settings)
+        for records, spent in _shown(results, method, len(jobs), len(jobs) - len(todo)):
+            file.add(records)
+            cost.add(spent)
+        file.close()
+        if todo and not mpi:
+            close(settings)
     except UserError as error:
         raise SystemExit(str(error)) from None
-    path = resolve(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = read_written(path)
-    known = {record.prompt for record in kept}
-    todo = [job for job in jobs[: limit or None] if job.prompt not in known]
-    miner = Miner(
-        end_ids=frozenset(target.end_ids),
-        stops=(lambda i: False) if task != "facts" else (lambda i: "\n" in tokenizer.decode([i])),
-        decode=tokenizer.decode,
-        max_tokens=max_tokens,
-        draft_len=draft_len,
-        tau=tau,
-        floor=floor,
+    _report(cost, time.monotonic() - began, file.path)
+
+
+def _identity(config: Deployment, settings: Settings, task: str, split: str) -> dict[str, Any]:
+    """What the labels depend on; the number of prompts is none of it."""
+    assert config.draft is not None
+    own = {"search": "floor", "likelihood": "tau"}[settings.method]
+    return {
+        "method": settings.method,
+        "target": fingerprint(config.target.model),
+        "draft": _draft_identity(config.draft.model),
+        "engine": config.engine,
+        "dtype": config.dtype,
+        "task": task,
+        "split": split,
+        own: str(getattr(settings, own)),  # JSON has no infinity
+        "max_tokens": settings.max_tokens,
+        "draft_len": settings.draft_len,
+        "most": settings.most,
+        "seed": settings.seed,
+    }
+
+
+def _draft_identity(folder: Path) -> str:
+    """Of the weights' files, by sizes, beginnings and ends: `fingerprint` takes whole models only,
+    and a draft may hold a short-list of ids and share tensors."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {size}".encode() + file.read(2**20))
+            file.seek(max(0, size - 2**20))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def _check_engine(config: Deployment, method: str, floor: float, mpi: bool) -> None:
+    if config.draft is None:
+        raise UserError(f"mine: deployment {config.name} needs a draft")
+    if config.engine != "trtllm":
+        return
+    if method == "likelihood":
+        raise UserError(
+            "mine: engine trtllm gives no likelihoods of given tokens; use --method search"
+        )
+    if floor != float("-inf"):
+        raise UserError("mine: engine trtllm has no likelihoods for a floor; give --floor=-inf")
+    if mpi:
+        raise UserError(
+            "mine: TensorRT-LLM has an MPI world of its own; run one process a deployment with "
+            "--shard i/n instead of --mpi"
+        )
+
+
+def _shard(jobs: Sequence[Job], shard: str) -> Sequence[Job]:
+    first, _, count = shard.partition("/")
+    if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
+        raise UserError(f"mine: --shard {shard!r} is not i/n with 0 <= i < n")
+    return jobs[int(first) :: int(count)]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _mpi_workers() -> int:
+    """The ranks beside this one; UserError unless mpi4py.futures has set them up as workers."""
+    workers = 0
+    if under_mpiexec():  # else MPI is not even started
+        from mpi4py import MPI
+        from mpi4py.futures import _core
+
+        if _core.SharedPool is not None:
+            workers = int(MPI.COMM_WORLD.Get_size()) - 1
+    if workers < 1:
+        raise UserError(
+            "mine: --mpi needs two ranks or more of "
+            "mpiexec -n N python -m mpi4py.futures build/mine_labels.py --mpi ..."
+        )
+    return workers
+
+
+def _by_ranks(
+    jobs: Sequence[Job], settings: Settings, workers: int, share: int
+) -> Iterator[tuple[list[LabelRecord], Cost]]:
+    """Shares of the jobs mined by the other ranks, as they come back."""
+    from mpi4py.futures import MPIPoolExecutor
+
+    # Large enough to keep a rank's batch full, small enough that little is lost with a rank.
+    size = share or max(1, min(4 * settings.in_flight, -(-len(jobs) // (4 * workers))))
+    shares = [jobs[at : at + size] for at in range(0, len(jobs), size)]
+    with MPIPoolExecutor() as pool:
+        yield from pool.map(mine_share, shares, [settings] * len(shares), unordered=True)
+
+
+def _shown(
+    results: Iterator[tuple[list[LabelRecord], Cost]], what: str, total: int, done: int
+) -> Iterator[tuple[list[LabelRecord], Cost]]:
+    """Progress and the time left on stderr."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
     )
-    mine = miner.search if method == "search" else miner.judge_likelihood
 
-    def start(job: Job) -> tuple[Job, Callable[[int], Generator[Ask, Any, Mined]]]:
-        prompt = tokenizer.chat([{"role": "user", "content": job.prompt}])
-        return job, lambda number: mine(number, prompt, job)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("prompts, {task.fields[labels]} labels"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=120) as progress:
+        bar = progress.add_task(what, total=total, completed=done, labels=0)
+        labels = 0
+        for records, cost in results:
+            yield records, cost
+            labels += cost.good + cost.bad
+            progress.update(bar, advance=cost.prompts, labels=labels)
 
-    counts: Counter[str] = Counter()
-    began = time.monotonic()
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(record.model_dump_json() + "\n" for record in kept)
-        results = run_all(map(start, todo), drafter, target)
-        shown = track(results, method, total=len(todo), console=Console(stderr=True))
-        for job, mined in shown:
-            made = records_of(job, mined, f"mined_{method}", tokenizer.decode, seed, most)
-            file.writelines(record.model_dump_json() + "\n" for record in made)
-            file.flush()
-            counts["prompts"] += 1
-            counts["tokens"] += len(mined.response)
-            counts["good"] += sum(swap.good for swap in mined.swaps)
-            counts["bad"] += sum(not swap.good for swap in mined.swaps)
-    seconds = time.monotonic() - began
-    forward = target.clock.forward + drafter.clock.forward
-    print(f"{dict(counts)} in {seconds:.0f} s, {forward:.0f} s of them in the models; {path}")
+
+def _report(cost: Cost, seconds: float, path: Path) -> None:
+    labels = cost.good + cost.bad
+    report = vars(cost) | {
+        "work_seconds": round(cost.seconds, 1),
+        "seconds": round(seconds, 1),
+        "labels": labels,
+        "seconds_per_label": round(seconds / labels, 4) if labels else None,
+        "target_tokens_per_pass": round(cost.target_tokens / max(1, cost.target_passes), 1),
+    }
+    print(f"{path}: {labels} labels ({cost.good} good, {cost.bad} bad) of {cost.prompts} prompts")
+    print(
+        f"{seconds:.0f} s; target {cost.target_passes} passes over {cost.target_tokens} tokens, "
+        f"draft {cost.draft_calls} calls for {cost.draft_tokens} tokens"
+    )
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

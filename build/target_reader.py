@@ -82,15 +82,14 @@ def read_states(
     """
     from rich.progress import track
 
-    prompts = {
-        p: tokenizer.chat([{"role": "user", "content": p}]) for p in {r.prompt for r in records}
-    }
-    texts = [[*prompts[r.prompt], *r.response_ids] for r in records]
+    prompts = {(r.prompt, r.chat): r.prompt_ids(tokenizer) for r in records}
+    begins = [prompts[r.prompt, r.chat] for r in records]
+    texts = [[*begin, *r.response_ids] for begin, r in zip(begins, records, strict=True)]
     found: dict[int, tuple[torch.Tensor, ...]] = {}
     held: list[int] = []
     order = sorted((n for n, r in enumerate(records) if r.spans), key=lambda n: texts[n])
     for n in track(order, description="hidden states"):
-        begin, wanted = len(prompts[records[n].prompt]), in_span(records[n])
+        begin, wanted = len(begins[n]), in_span(records[n])
         text = texts[n][: begin + wanted[-1] + 1]
         first = begin + wanted[0]
         shared = 0

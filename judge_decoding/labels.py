@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from judge_decoding.errors import UserError
+from judge_decoding.text import Tokenizer
 
 Label = Literal["good", "bad", "ignore"]
 AfterError = Literal["negative", "ignore", "error_only"]
@@ -41,7 +42,10 @@ class Span(BaseModel):
 
 
 class LabelRecord(BaseModel):
-    """One answer. Records with one `group` share a fact and never lie in different splits."""
+    """One answer. Records with one `group` share a fact and never lie in different splits.
+
+    chat  the prompt is a user's turn, put in the chat template; false: raw text
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,6 +57,7 @@ class LabelRecord(BaseModel):
     response_ids: list[int] = Field(min_length=1)
     spans: list[Span]
     split: Split
+    chat: bool = True
 
     @model_validator(mode="after")
     def _spans_are_ordered(self) -> LabelRecord:
@@ -65,6 +70,16 @@ class LabelRecord(BaseModel):
                 )
             last = span.end
         return self
+
+    def to_json(self) -> str:
+        """One line of a file, without its end."""
+        return self.model_dump_json(exclude_defaults=True)
+
+    def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
+        """What comes before `response_ids`."""
+        if self.chat:
+            return tokenizer.chat([{"role": "user", "content": self.prompt}])
+        return tokenizer.encode(self.prompt)
 
     def token_labels(self, after_error: AfterError | None = None) -> list[tuple[Label, str]]:
         """(label, origin) of every token; `after_error` overrules what the file says of them."""
@@ -109,11 +124,11 @@ def read_labels(paths: Sequence[Path]) -> list[LabelRecord]:
 
 def write_labels(path: Path, records: Iterable[LabelRecord]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(record.model_dump_json() + "\n" for record in records)
+    text = "".join(record.to_json() + "\n" for record in records)
     path.write_text(text, encoding="utf-8")
 
 
 def labels_hash(records: Iterable[LabelRecord]) -> str:
     """Identity of a training set: 16 hex digits, whatever the files and their order."""
-    lines = sorted(record.model_dump_json() for record in records)
+    lines = sorted(record.to_json() for record in records)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import signal
+import subprocess
 import sys
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "build"))
 
@@ -15,26 +25,54 @@ pytest.importorskip("num2words", reason="facts come from the build extra")
 import court_answers
 import mine_labels
 import mining
+import mining_engines
+import mining_file
+import mining_jobs
+import mining_work
 from court_facts import questions
-from mining import Job, Miner, run_all
+from mining import Cost, Miner, run_all
+from mining_jobs import Job
 from target_reader import ReadRequest, load_reader
 from typer.testing import CliRunner
 
+from judge_decoding.config import Deployment
 from judge_decoding.decoding import SpeculativeDecoder
 from judge_decoding.engine.base import Acceptance
-from judge_decoding.engine.torch_engine import load_drafter, load_target
-from judge_decoding.labels import read_labels
+from judge_decoding.engine.torch_engine import load_target
+from judge_decoding.errors import UserError
+from judge_decoding.evaluation.parsers import final_answer
+from judge_decoding.evaluation.task import Item, write_task
+from judge_decoding.labels import LabelRecord, read_labels
 from judge_decoding.sequence import Request
+from tests.rank_world import LOCAL_ONLY
 
 LIMITS = {"dtype": "float32", "max_sequences": 3, "max_context": 128}
 PROMPTS = [[5, 9, 200], [7] * 20 + [3], [90], list(range(30, 41)), [60, 61]]
 TOKENS = 16
 
 
+@dataclass(frozen=True)
+class Parsed(Job):
+    """A job whose final answer is read by any function of the text."""
+
+    parse: Callable[[str], str | None] = lambda text: None
+    settles: bool = False
+
+    def answer(self, text: str) -> str | None:
+        return self.parse(text)
+
+    def settled(self, text: str) -> bool:
+        return self.settles and self.parse(text) is not None
+
+
+def job(number: int = 0, **changes) -> Parsed:
+    item = Item(id=str(number), group="g", domain="d", prompt=str(number), parser="none")
+    return Parsed(item, "train", **changes)
+
+
 def miner(**changes) -> Miner:
     values = {
         "end_ids": frozenset({0}),
-        "stops": lambda token: False,
         "decode": lambda ids: " ".join(map(str, ids)),
         "max_tokens": TOKENS,
         "draft_len": 4,
@@ -44,18 +82,29 @@ def miner(**changes) -> Miner:
     return Miner(**(values | changes))
 
 
-def mine(draft: Path, target: Path, method: str, parse=None, **changes):
+def engines(draft: Path, target: Path, sequences: int = 3):
+    deployment = Deployment(
+        name="tiny",
+        dtype="float32",
+        target={"model": str(target)},
+        draft={"model": str(draft)},
+    )
+    return mining_engines.open_engines(deployment, sequences, 128)
+
+
+def mine(draft: Path, target: Path, method: str, parse=None, settles=False, **changes):
     """All prompts, more than are in flight -> (prompt, mined), the prompts in order."""
-    reader = load_reader(target, **LIMITS)
-    drafter = load_drafter(draft, target=target, **LIMITS)
+    opened = engines(draft, target)
     found = getattr(miner(**changes), method)
     jobs = [
-        (job, lambda number, p=prompt, job=job: found(number, p, job))
-        for prompt, job in zip(
-            PROMPTS, [Job(str(n), f"g{n}", "d", parse) for n in range(len(PROMPTS))], strict=True
-        )
+        (one, lambda number, p=prompt, one=one: found(number, p, one))
+        for prompt, one in [
+            (p, job(n, parse=parse or (lambda text: None), settles=settles))
+            for n, p in enumerate(PROMPTS)
+        ]
     ]
-    results = {int(job.prompt): mined for job, mined in run_all(jobs, drafter, reader)}
+    done = run_all(jobs, opened.drafter, opened.target, opened.reader)
+    results = {int(one.item.prompt): mined for one, mined in done}
     return [(PROMPTS[n], results[n]) for n in range(len(PROMPTS))]
 
 
@@ -75,14 +124,16 @@ def strict_greedy(tiny_target: Path, text: list[int], room: int) -> list[int]:
     return [i for i in result.token_ids if i != 0]
 
 
-def test_where_every_swap_changes_the_answer_nothing_is_swapped(tiny_target, tiny_draft, own):
-    """The parser reads the whole text; then only a continuation that comes back would be good."""
-    mined = mine(tiny_draft, tiny_target, "search", parse=first_five)
+@pytest.mark.parametrize("floor", [-1e9, -math.inf])
+def test_the_search_is_that_of_fresh_passes(tiny_target, tiny_draft, own, floor):
+    """Replayed with nothing kept between passes; with a floor that all pass and without one."""
+    mined = mine(tiny_draft, tiny_target, "search", parse=first_five, floor=floor)
     assert sum(len(m.swaps) for _, m in mined) > 5
+    assert {s.good for _, m in mined for s in m.swaps} == {True, False}
     for (prompt, found), answer in zip(mined, own, strict=True):
         reference = first_five(" ".join(map(str, answer)))
         text = list(answer)
-        for swap in found.swaps:  # replay the search with nothing kept between passes
+        for swap in found.swaps:
             assert swap.ids[:-1] == text[: swap.at]
             assert swap.ids[-1] != text[swap.at]
             rest = strict_greedy(tiny_target, prompt + swap.ids, TOKENS - len(swap.ids))
@@ -99,9 +150,53 @@ def first_five(text: str) -> str | None:
     return str(sum(ids[:5]) % 2) if len(ids) >= 5 else None
 
 
-def test_an_answer_that_is_given_is_not_searched_further(tiny_target, tiny_draft):
-    for _, found in mine(tiny_draft, tiny_target, "search", parse=first_five):
-        assert all(swap.at < 5 for swap in found.swaps)
+def test_an_answer_that_is_settled_is_neither_continued_nor_searched(tiny_target, tiny_draft, own):
+    whole = mine(tiny_draft, tiny_target, "search", parse=first_five)
+    mined = mine(tiny_draft, tiny_target, "search", parse=first_five, settles=True)
+    for (_, found), (_, long), answer in zip(mined, whole, own, strict=True):
+        assert len(found.response) == min(5, len(answer))
+        assert found.swaps == [s for s in long.swaps if s.at < 5]
+
+
+def test_every_prompt_in_flight_is_in_every_pass_of_the_target(tiny_target, tiny_draft):
+    """The draft is asked first, until nobody asks it any more."""
+    opened = engines(tiny_draft, tiny_target, len(PROMPTS))
+    seen: list[str] = []
+    verify, propose = opened.target.verify, opened.drafter.propose
+
+    def spy(kind, run):
+        def call(requests):
+            seen.append(kind * len(requests))
+            return run(requests)
+
+        return call
+
+    opened.target.verify, opened.drafter.propose = spy("v", verify), spy("p", propose)
+    one, cost = job(parse=first_five), Cost()
+    jobs = [(one, lambda n, p=p: miner().search(n, p, one)) for p in PROMPTS]
+    assert len(list(run_all(jobs, opened.drafter, opened.target, cost=cost))) == len(PROMPTS)
+    sizes = [len(s) for s in seen if s[0] == "v"]
+    assert sizes == sorted(sizes, reverse=True)  # a prompt that is done leaves; none sits out
+    assert cost.target_passes == len(sizes)
+    assert cost.draft_calls == len(seen) - len(sizes)
+    assert cost.target_tokens > sum(map(len, PROMPTS))
+
+
+def test_attention_over_all_sequences_is_attention_over_each(tiny_target, tiny_draft):
+    """Rows of one, of several, and of a whole prompt, in one pass, slots out of order."""
+    plain = load_target(tiny_target, dtype="float32", max_sequences=4, max_context=64)
+    batched = engines(tiny_draft, tiny_target, 4).target
+    assert type(batched.model) is mining_engines.BatchedLlama
+    passes = [
+        [(7, 0, [5, 6, 7]), (3, 0, [9])],
+        [(3, 1, [1, 2]), (5, 0, list(range(20, 60))), (7, 3, [8])],
+        [(5, 40, [4]), (7, 2, [1, 2]), (9, 0, [3]), (3, 3, [2])],
+    ]
+    for parts in passes:
+        rows = [len(p[2]) for p in parts]
+        torch.testing.assert_close(
+            batched._read(parts, rows), plain._read(parts, rows), atol=1e-4, rtol=1e-4
+        )
 
 
 def test_without_an_answer_there_is_no_reference(tiny_target, tiny_draft, own):
@@ -147,8 +242,22 @@ def test_likelihood_labels_by_tau_and_keeps_no_swap(tiny_target, tiny_draft, own
     assert {good for _, good in labels} == {True, False}
 
 
+SETTINGS = mining_work.Settings(
+    deployment=Path("c.yaml"),
+    method="search",
+    tau=0.0,
+    floor=-7.0,
+    max_tokens=8,
+    max_context=64,
+    draft_len=4,
+    most=8,
+    in_flight=4,
+    seed=0,
+    threads=1,
+)
+
+
 def test_records_say_what_was_found():
-    job = Job("p", "g", "d")
     swaps = [
         mining.Swap(1, True, [4, 9]),
         mining.Swap(3, False, [4, 9, 6, 8]),
@@ -156,33 +265,135 @@ def test_records_say_what_was_found():
         mining.Swap(0, True, [3]),
     ]
     mined = mining.Mined([4, 9, 6, 5], swaps)
-    made = mine_labels.records_of(job, mined, "mined_search", str, 0, 8)
+    made = mining_work.records_of(job(), mined, SETTINGS, str)
     assert [r.response_ids for r in made] == [[3], [4, 9, 7], [4, 9, 6, 8], [4, 9, 6, 5]]
-    assert [[(s.start, s.label) for s in r.spans] for r in made] == [
-        [(0, "good")],
-        [(2, "bad")],
-        [(3, "bad")],
-        [(1, "good")],
+    assert [[(s.start, s.label, s.origin) for s in r.spans] for r in made] == [
+        [(0, "good", "mined_search")],
+        [(2, "bad", "mined_search")],
+        [(3, "bad", "mined_search")],
+        [(1, "good", "mined_search")],
     ]
-    assert {(r.group, r.split) for r in made} == {("g", made[0].split)}
-    assert len(mine_labels.records_of(job, mined, "mined_search", str, 0, 1)) == 2
+    assert {(r.group, r.split, r.chat) for r in made} == {("g", "train", True)}
+    few = replace(SETTINGS, most=1)
+    assert len(mining_work.records_of(job(), mined, few, str)) == 2
 
 
-def test_a_run_writes_labels_and_goes_on_where_it_was_cut_off(
-    tiny_target: Path, tiny_draft: Path, tmp_path: Path
-) -> None:
-    config, task, out = (tmp_path / n for n in ("c.yaml", "task.jsonl", "labels.jsonl"))
-    config.write_text(
+@pytest.fixture
+def tiny(tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> Path:
+    """A folder with c.yaml and a task of eight sums, which the random target never does."""
+    (tmp_path / "c.yaml").write_text(
         f"name: tiny\nengine: torch\ndtype: float32\ntarget: {{model: {tiny_target}}}\n"
         f"draft: {{model: {tiny_draft}}}\nmax_draft_len: 4\n"
     )
-    rows = [{"prompt": f"Say {n}."} for n in range(6)] + [{"prompt": "no", "held_out": "prompt"}]
-    task.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sums = [
+        Item(
+            id=str(n),
+            group=f"g{n}",
+            domain="sums",
+            prompt=f"{n} + 1 = ?",
+            answer=str(n + 1),
+            parser="exact",
+            chat=n > 0,
+        )
+        for n in range(8)
+    ]
+    write_task(tmp_path / "sums.jsonl", sums)
+    return tmp_path
+
+
+def run(folder: Path, *options: str):
+    """mine_labels.py on the tiny pair, in this process."""
     app = mine_labels.typer.Typer()
     app.command()(mine_labels.main)
-    options = ["--deployment", str(config), "--task", str(task), "--method", "likelihood"]
-    command = ["--out", str(out), *options, "--max-tokens", "12", "--in-flight", "4"]
-    done = CliRunner().invoke(app, command)
+    common = ["--out", str(folder / "o.jsonl"), "--deployment", str(folder / "c.yaml")]
+    return CliRunner().invoke(app, [*common, "--max-tokens", "12", *options])
+
+
+SUMS = ("--split", "all", "--in-flight", "4", "--floor=-inf", "--task")
+
+
+def test_a_task_is_searched_and_the_cost_is_told(tiny):
+    done = run(tiny, *SUMS, str(tiny / "sums.jsonl"))
+    assert done.exit_code == 0, done.output
+    records = read_labels([tiny / "o.jsonl"])
+    assert {r.prompt for r in records} == {f"{n} + 1 = ?" for n in range(8)}
+    assert {r.chat for r in records if r.prompt.startswith("0")} == {False}
+    assert {r.split for r in records} == {"train", "heldout"}
+    cost = json.loads(done.output.splitlines()[-1])
+    assert cost["prompts"] == 8
+    assert cost["labels"] == cost["good"] + cost["bad"] > 8
+    assert cost["bad"] == sum(s.label == "bad" for r in records for s in r.spans)
+    assert cost["target_passes"] > 0 and cost["seconds_per_label"] > 0
+
+
+def test_shards_are_the_whole(tiny):
+    task = str(tiny / "sums.jsonl")
+    assert run(tiny, *SUMS, task).exit_code == 0
+    whole = (tiny / "o.jsonl").read_text().splitlines()
+    parts = []
+    for n in range(3):
+        assert run(tiny, *SUMS, task, "--fresh", "--shard", f"{n}/3").exit_code == 0
+        parts += (tiny / "o.jsonl").read_text().splitlines()
+    assert sorted(parts) == sorted(whole)
+
+
+def test_labels_of_another_run_are_not_gone_on_with(tiny):
+    task = str(tiny / "sums.jsonl")
+    assert run(tiny, *SUMS, task, "--limit", "2").exit_code == 0
+    before = (tiny / "o.jsonl").read_text()
+    other = run(tiny, *SUMS, task, "--draft-len", "2")
+    assert "was mined with draft_len 4, now it is 2" in str(other.exception)
+    assert (tiny / "o.jsonl").read_text() == before
+    assert run(tiny, *SUMS, task, "--draft-len", "2", "--fresh", "--limit", "1").exit_code == 0
+    assert {r.prompt for r in read_labels([tiny / "o.jsonl"])} == {"0 + 1 = ?"}
+    (tiny / "o.jsonl.run.json").unlink()
+    assert "unknown run" in str(run(tiny, *SUMS, task).exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--task", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("--method", "guess"), "'guess' is not search or likelihood"),
+        (("--split", "some"), "split 'some'"),
+        (("--shard", "3/3"), "--shard '3/3'"),
+        (("--mpi",), "two ranks or more of mpiexec"),
+    ],
+)
+def test_a_users_mistake_is_one_clear_line(tiny, options, message):
+    done = run(tiny, *options)
+    assert done.exit_code != 0
+    assert message in str(done.exception)
+
+
+def test_what_tensorrt_llm_cannot_give_is_said_before_it_is_loaded(tiny):
+    config = Path(__file__).parent.parent / "configs" / "llama-1b-8b.yaml"
+    for options, message in (
+        (("--method", "likelihood"), "no likelihoods of given tokens"),
+        ((), "give --floor=-inf"),
+        (("--floor=-inf", "--mpi"), "two ranks or more"),
+    ):
+        done = run(tiny, "--deployment", str(config), *options)
+        assert message in str(done.exception)
+
+
+def test_code_is_run_only_where_that_is_allowed(tiny):
+    item = Item(id="a", group="a", domain="code", prompt="f", parser="python", tests="assert f()")
+    write_task(tiny / "code.jsonl", [item])
+    done = run(tiny, "--task", str(tiny / "code.jsonl"), "--split", "all")
+    assert "allow it by --run-code" in str(done.exception)
+    one = Job(item, "train", run_code=True)
+    assert one.answer("```python\ndef f():\n    return 1\n```") == "passes"
+    assert one.answer("```python\ndef f():\n    return 0\n```") == "fails"
+    assert one.answer("") is None
+
+
+def test_a_run_writes_labels_and_goes_on_where_it_was_cut_off(tiny: Path) -> None:
+    task, out = tiny / "task.jsonl", tiny / "o.jsonl"
+    rows = [{"prompt": f"Say {n}."} for n in range(6)] + [{"prompt": "no", "held_out": "prompt"}]
+    task.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--task", str(task), "--split", "all", "--method", "likelihood", "--in-flight", "4")
+    done = run(tiny, *options)
     assert done.exit_code == 0, done.output
     records = read_labels([out])
     assert {r.prompt for r in records} == {f"Say {n}." for n in range(6)}
@@ -190,41 +401,88 @@ def test_a_run_writes_labels_and_goes_on_where_it_was_cut_off(
     assert {s.origin for r in records for s in r.spans} == {"mined_likelihood"}
     whole = out.read_text()
     out.write_text(whole[: int(len(whole) * 0.6)])  # within some prompt's records
-    done = CliRunner().invoke(app, command)
+    done = run(tiny, *options)
     assert done.exit_code == 0, done.output
     assert sorted(out.read_text().splitlines()) == sorted(whole.splitlines())
+    assert json.loads(done.output.splitlines()[-1])["prompts"] < 6
+    refused = run(tiny, "--task", str(task), "--split", "all")
+    assert "prompts without a parser" in str(refused.exception)
 
 
-def test_a_search_without_a_parser_is_one_clear_line(tiny_target, tiny_draft, tmp_path):
-    config, task = tmp_path / "c.yaml", tmp_path / "task.jsonl"
-    config.write_text(
-        f"name: tiny\nengine: torch\ndtype: float32\ntarget: {{model: {tiny_target}}}\n"
-        f"draft: {{model: {tiny_draft}}}\n"
+def test_what_is_rewritten_is_whole_at_every_moment(tmp_path, monkeypatch):
+    """A run that goes on dies while it puts the kept records in order: they are still there."""
+    record = LabelRecord(
+        id="a-mined",
+        group="g",
+        domain="d",
+        prompt="p",
+        response="r",
+        response_ids=[1],
+        spans=[],
+        split="train",
     )
-    task.write_text('{"prompt": "a"}\n')
-    app = mine_labels.typer.Typer()
-    app.command()(mine_labels.main)
-    done = CliRunner().invoke(
-        app, ["--out", str(tmp_path / "o"), "--deployment", str(config), "--task", str(task)]
-    )
-    assert done.exit_code != 0
-    assert "needs --parser" in str(done.exception) + done.output
+    path = tmp_path / "o.jsonl"
+    file = mining_file.LabelFile(path, {"x": 1})
+    file.add([record])
+    file.close()
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mining_file.os, "fsync", die)
+    with pytest.raises(KeyboardInterrupt):
+        mining_file.LabelFile(path, {"x": 1})
+    monkeypatch.undo()
+    assert mining_file.LabelFile(path, {"x": 1}).known == {"p"}
+    with pytest.raises(UserError, match="mined with x 1, now it is 2"):
+        mining_file.LabelFile(path, {"x": 2})
 
 
-@pytest.mark.parametrize(
-    ("parser", "text", "answer"),
-    [
-        ("number", "First 3, then 1,200.50 in all", "1200.5"),
-        ("number", "So -7.", "-7"),
-        ("number", "none", None),
-        ("choice", "A is wrong, so it is C.", "C"),
-        ("choice", "Call it a day.", None),
-        ("exact", "  The  Café ", "the cafe"),
-        ("exact", " ", None),
-    ],
-)
-def test_parsers(parser, text, answer):
-    assert court_answers.PARSERS[parser](text) == answer
+def test_an_answer_is_settled_when_its_word_has_ended():
+    rivals = court_answers.rivals_by_domain()
+    asked = {q.prompt: q for q in questions()}
+
+    def settled(prompt: str, text: str) -> bool:
+        question = asked[prompt]
+        return Job(court_answers.item_of(question, rivals[question.domain]), "train").settled(text)
+
+    gold = "What is the atomic number of gold?"
+    assert [settled(gold, t) for t in ("It is ", "It is 7", "It is 79", "It is 79.")] == [
+        False,
+        False,
+        False,
+        True,
+    ]
+    norway = "Name the capital of Norway."
+    assert not settled(norway, "The capital of Norway is Oslo")
+    assert settled(norway, "The capital of Norway is Oslo,")
+    assert settled(norway, "The capital of Norway is Stockholm. ")
+    number = Item(id="a", group="a", domain="d", prompt="p", answer="1", parser="number")
+    assert not Job(number, "train").settled("It is 1. ")
+
+
+def test_the_choices_that_occur_are_enough():
+    """`Job.answer` tries those alone; it must say what all of them say."""
+    rivals = court_answers.rivals_by_domain()
+    for question in questions()[:40]:
+        item = court_answers.item_of(question, rivals[question.domain])
+        for text in (
+            question.answer,
+            f"It is {question.wrong[0]} or {question.answer}.",
+            "I do not know.",
+            f"No {question.answer.lower()}, {question.wrong[-1].upper()}.",
+        ):
+            assert Job(item, "train").answer(text) == final_answer(item, text)
+
+
+def test_which_items_are_held_out():
+    jobs = mining_jobs.fact_jobs(0, "all")
+    plurals = [j for j in jobs if j.item.domain == "plurals"]
+    assert len(plurals) == 190
+    assert {j.split for j in plurals} == {"heldout"}
+    assert {j.split for j in jobs if j.item.domain == "capitals"} == {"train", "heldout"}
+    shipped = mining_jobs.task_jobs("court", 0, "all", False)
+    assert {j.split for j in shipped} == {"heldout"}
 
 
 def test_what_a_fact_answer_says():
@@ -236,3 +494,92 @@ def test_what_a_fact_answer_says():
     assert court_answers.said(question, "The capital is nice.", rivals["capitals"]) is None
     number = asked["What is the atomic number of gold?"]
     assert court_answers.said(number, "It is 80 or 79.", []) == "80"
+
+
+class Ranks:
+    """mine_labels.py under mpiexec, in a session of its own; nothing of it is left behind."""
+
+    def __init__(self, folder: Path, ranks: int, *options: str) -> None:
+        self.mark = f"MINE_LABELS_TEST={uuid.uuid4().hex}".encode()
+        name, value = self.mark.decode().split("=")
+        mpiexec = Path(sys.executable).parent / "mpiexec"
+        script = [sys.executable, "-m", "mpi4py.futures", mine_labels.__file__, "--mpi"]
+        common = ["--out", str(folder / "o.jsonl"), "--deployment", str(folder / "c.yaml")]
+        self.log = folder / f"{value}.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [str(mpiexec), "-n", str(ranks), *script, *common, "--max-tokens", "12", *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=os.environ | LOCAL_ONLY | {name: value},
+            )
+
+    def pids(self) -> dict[int, int]:
+        """Of the ranks' processes that still run."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+                variables = (folder / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            rank = next((v[9:] for v in variables if v.startswith(b"PMI_RANK=")), None)
+            if state != "Z" and self.mark in variables and rank is not None:
+                found[int(rank)] = int(folder.name)
+        return found
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in self.pids().values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait(30)
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def test_three_ranks_mine_what_one_process_does_and_a_killed_one_loses_nothing(tiny: Path) -> None:
+    task, out = tiny / "task.jsonl", tiny / "o.jsonl"
+    task.write_text("".join(json.dumps({"prompt": f"Say {n}."}) + "\n" for n in range(40)))
+    options = ("--task", str(task), "--split", "all", "--method", "likelihood", "--in-flight", "2")
+    assert run(tiny, *options).exit_code == 0
+    expected = sorted(lines(out))
+    out.unlink()
+    # 1. A worker is killed once something is written, long before the end.
+    with Ranks(tiny, 3, *options, "--share", "1") as world:
+        deadline = time.monotonic() + 240
+        while len(lines(out)) < 5:
+            assert world.process.poll() is None, world.log.read_text()
+            assert time.monotonic() < deadline, world.log.read_text()
+            time.sleep(0.005)
+        os.kill(world.pids()[2], signal.SIGKILL)
+        assert world.process.wait(60) != 0
+        before = lines(out)
+        deadline = time.monotonic() + 30
+        while world.pids():
+            assert time.monotonic() < deadline, "ranks are left"
+            time.sleep(0.05)
+    assert 5 <= len(before) < len(expected)
+    assert set(before) <= set(expected)  # whole lines, and the right ones
+    # 2. Three ranks go on: nothing that was written is mined again, and all is there in the end.
+    kept = {r.prompt for r in read_labels([out]) if r.id.endswith(mining_file.DONE)}
+    with Ranks(tiny, 3, *options, "--share", "7") as world:
+        assert world.process.wait(240) == 0, world.log.read_text()
+        cost = json.loads(world.log.read_text().splitlines()[-1])
+    assert cost["prompts"] == 40 - len(kept) > 0
+    assert sorted(lines(out)) == expected
+
+
+def test_a_mistake_under_mpiexec_ends_all_ranks_with_one_line(tiny: Path) -> None:
+    with Ranks(tiny, 2, "--task", "nowhere.jsonl") as world:
+        assert world.process.wait(120) != 0
+        text = world.log.read_text()
+    assert "nowhere.jsonl" in text
+    assert "Traceback" not in text

@@ -1,0 +1,23 @@
+"""Which questions are never trained on: by fact, and one domain altogether."""
+
+from __future__ import annotations
+
+import hashlib
+
+from judge_decoding.labels import Split
+
+HELDOUT_SHARE = 0.5
+HELD_OUT_DOMAIN = "plurals"
+"""Wholly held out: what the judge does on a kind of question that it was never trained on. It
+shares no fact with another domain, as capitals and demonyms of one country do."""
+
+
+def split_of(group: str, seed: int) -> Split:
+    """By the group's own hash, so that adding questions moves none of the others."""
+    digest = hashlib.sha256(f"{seed} {group}".encode()).digest()
+    return "heldout" if digest[0] < 256 * HELDOUT_SHARE else "train"
+
+
+def split_in(domain: str, group: str, seed: int) -> Split:
+    """`split_of`, but all of HELD_OUT_DOMAIN is held out."""
+    return "heldout" if domain == HELD_OUT_DOMAIN else split_of(group, seed)
