@@ -36,6 +36,10 @@ def generate(
     seed: terminal.Seed = None,
     stop: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
     timeout: terminal.Timeout = None,
+    deadline_ms: Annotated[
+        int | None,
+        typer.Option(min=1, help="The server ends an answer after so long, queue included."),
+    ] = None,
     as_json: terminal.Json = False,
 ) -> int:
     """Answer prompts and show where every token comes from."""
@@ -61,6 +65,7 @@ def generate(
                 provenance=True,
                 judge_scores=True,
                 record=True,
+                deadline_ms=deadline_ms,
             )
             if len(prompt) > 1:
                 out.print(f"> {text}", style="bold", soft_wrap=True)

@@ -30,6 +30,22 @@ class JudgeClientError(Exception):
         self.status = status
 
 
+class ServerBusy(JudgeClientError):
+    """The server's queue is full: nothing was started, and the same request may be sent again.
+
+    queued         requests that wait
+    retry_after_s  when the server expects to come to one more; wait at least so long, with jitter
+    """
+
+    def __init__(self, message: str, queued: int, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.queued = queued
+        self.retry_after_s = retry_after_s
+
+
+_BUSY = re.compile(r"RESOURCE_EXHAUSTED: (\d+) requests .*try again in ([\d.]+) s")
+
+
 @dataclass(frozen=True)
 class Request:
     """What to generate. A field left at None is not sent: the deployment's default holds.
@@ -42,6 +58,8 @@ class Request:
     provenance     ask where each token comes from (Chunk.tokens)
     judge_scores   ask for the judge's score of each drafted token (with `provenance`)
     record         ask for the acceptance record (Answer.record)
+    deadline_ms    from the server's taking it in, its queue included; then the answer ends with
+                   what it has, and finish_reason is `deadline`
     """
 
     prompt: str | bytes = ""
@@ -61,6 +79,7 @@ class Request:
     provenance: bool = False
     judge_scores: bool = False
     record: bool = False
+    deadline_ms: int | None = None
 
 
 class Token(NamedTuple):
@@ -81,7 +100,7 @@ class Chunk(NamedTuple):
     text               new text
     tokens             the tokens that came in; [] unless `provenance` was asked for
     num_output_tokens  so far; None where the server did not say
-    finish_reason      None until the last: `stop`, `length` or `cancelled`
+    finish_reason      None until the last: `stop`, `length`, `cancelled` or `deadline`
     record             on the last response, when asked for
     """
 
@@ -134,6 +153,7 @@ _INPUTS = {
     "provenance": ("return_provenance", "BOOL"),
     "judge_scores": ("return_judge_scores", "BOOL"),
     "record": ("return_acceptance_record", "BOOL"),
+    "deadline_ms": ("deadline_ms", "INT32"),
 }
 _DTYPES: dict[str, Any] = {
     "BOOL": np.bool_,
@@ -210,12 +230,12 @@ def read_response(response: Any) -> tuple[Chunk | None, bool]:
     """A ModelStreamInferResponse -> (what it carries, whether it is the last one).
 
     The chunk is None where the response only says that no more will come. JudgeClientError where
-    the server refused or ended the request.
+    the server refused or ended the request, ServerBusy where it may be asked again.
     """
     from tritonclient.grpc import InferResult
 
     if response.error_message:
-        raise JudgeClientError(plain(response.error_message))
+        raise refusal(plain(response.error_message))
     inner = response.infer_response
     final = bool(inner.parameters["triton_final_response"].bool_param)
     if not inner.outputs:
@@ -266,6 +286,13 @@ def _tokens(tensors: _Tensors) -> Iterator[Token]:
     scores = tensors.array("judge_scores")[:count] or [np.nan] * count
     for number, text, origin, score in zip(ids, texts, origins, scores, strict=True):
         yield Token(number, text, origin, None if np.isnan(score) else float(score))
+
+
+def refusal(message: str) -> JudgeClientError:
+    """The error for a server's message."""
+    if found := _BUSY.search(message):
+        return ServerBusy(message, int(found[1]), float(found[2]))
+    return JudgeClientError(message)
 
 
 def plain(message: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from judge_decoding.decoding import Result, SpeculativeDecoder
-from judge_decoding.engine.base import RULES, Acceptance, Sampling
+from judge_decoding.engine.base import RULES, Acceptance, Sampling, Verdict, VerifyRequest
 from judge_decoding.engine.torch_engine import load_drafter, load_target
 from judge_decoding.errors import UserError
 from judge_decoding.sequence import Request
@@ -274,6 +274,49 @@ def test_memory_does_not_grow_over_2000_rounds(decoder: SpeculativeDecoder) -> N
     before = resident()
     rounds(2000)
     assert resident() - before < 4 * 2**20
+
+
+def test_joining_prompts_share_one_chunk_a_round_and_take_turns(
+    decoder: SpeculativeDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three prompts of 100 tokens and one of 3 behind them, while another sequence runs."""
+    generator = torch.Generator().manual_seed(3)
+    texts = [torch.randint(1, 256, (n,), generator=generator).tolist() for n in (100, 100, 100, 3)]
+    alone = [own(decoder, p, 20) for p in texts]
+    read: list[int] = []  # prompt tokens, a round
+    target = decoder.target
+    prefill, verify = target.prefill, target.verify
+
+    def count_prefill(sequence: int, keep: int, tokens: Sequence[int]) -> None:
+        read[-1] += len(tokens)
+        prefill(sequence, keep, tokens)
+
+    def count_verify(requests: Sequence[VerifyRequest]) -> list[Verdict]:
+        read[-1] += sum(len(r.tokens) for r in requests if r.keep < length.get(r.sequence, 0) - 1)
+        return verify(requests)
+
+    runner = decoder.add(request([5, 6, 7], tokens=60))
+    decoder.step()
+    monkeypatch.setattr(target, "prefill", count_prefill)
+    monkeypatch.setattr(target, "verify", count_verify)
+    numbers = [decoder.add(request(p, tokens=20)) for p in texts]
+    length = {number: len(p) for number, p in zip(numbers, texts, strict=True)}
+    first: dict[int, int] = {}  # the round of a sequence's first tokens
+    got: dict[int, list[int]] = {}
+    while decoder.num_active:
+        read.append(0)
+        updates = decoder.step()
+        decoder.check_integrity(deep=True)
+        assert read[-1] <= 16
+        for update in updates:
+            first.setdefault(update.sequence, len(read))
+            got.setdefault(update.sequence, []).extend(t.id for t in update.tokens)
+        if len(read) < 10:
+            assert runner in {update.sequence for update in updates}  # held up, never left out
+    assert sum(read) == 303
+    assert first[numbers[3]] == 4  # one turn of each long one before it
+    assert max(first[n] for n in numbers) == 19  # 303 tokens, 16 a round
+    assert [got[n] for n in numbers] == alone
 
 
 def test_cancelling_frees_the_slot_and_reports_itself(decoder: SpeculativeDecoder) -> None:

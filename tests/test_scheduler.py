@@ -78,11 +78,13 @@ class Run:
         )
         self.seen = Metrics(deployment)
         self.closed_on: list[str] = []
+        self.now = 0.0
         self.scheduler = Scheduler(
             load,
             max_queue=max_queue,
             metrics=self.seen,
             close=lambda: self.closed_on.append(threading.current_thread().name),
+            now=lambda: self.now,
         )
 
 
@@ -124,6 +126,13 @@ def test_requests_share_rounds_and_each_gets_its_own_answer(
     assert run.seen.draft_tokens == sum(r.num_draft_tokens for r in records)
     assert run.seen.accepted_tokens == sum(r.num_accepted_draft_tokens for r in records)
     assert run.seen.running == run.seen.waiting == 0
+    assert run.seen.prompt_tokens == 3 * 6
+    assert run.seen.judged_tokens == 0
+    assert run.seen.drafts == sum(r.num_spec_steps for r in records)
+    assert run.seen.first_token_time.count == run.seen.latency.count == 6
+    for position, count in enumerate(run.seen.accepted_per_pos):
+        at_least = (sum(r.acceptance_histogram[position + 1 :]) for r in records)
+        assert count == sum(at_least)
 
 
 def test_stop_strings_work_without_text(decoder: SpeculativeDecoder, run: Run) -> None:
@@ -202,6 +211,67 @@ def test_a_full_queue_refuses_and_takes_in_again(decoder: SpeculativeDecoder) ->
     run.scheduler.stop()
     assert run.seen.finished == {"length": 3}
     assert run.seen.failed == {"queue_full": 1}
+
+
+def test_a_deadline_in_the_queue_ends_the_wait(run: Run) -> None:
+    hold = threading.Event()
+    running, late, patient = [Owner(hold), Owner(hold)], Owner(), Owner()
+    for i, owner in enumerate(running):
+        run.scheduler.submit(request([i + 1], 250), owner, "running")
+    assert running[0].started.wait(LIMIT_S)
+    run.scheduler.submit(request([3], 9), late, deadline_s=5.0)
+    run.scheduler.submit(request([4], 9), patient, deadline_s=5.1)
+    run.now = 5.0
+    hold.set()
+    result = late.wait().result
+    assert result is not None and result.finish_reason == "deadline"
+    assert late.ids == result.token_ids == []
+    run.scheduler.cancel("running")
+    assert patient.wait().result is not None and len(patient.ids) == 9
+    run.scheduler.stop()
+    assert run.seen.finished == {"deadline": 1, "cancelled": 2, "length": 1}
+    assert run.seen.queue_time.count == 3  # the late one never began
+    assert run.seen.queue_time.sum == 5.0
+    assert run.seen.latency.sum == 4 * 5.0
+
+
+def test_a_deadline_ends_what_runs_with_what_it_has(decoder: SpeculativeDecoder, run: Run) -> None:
+    hold = threading.Event()
+    late, other = Owner(hold), Owner()
+    run.scheduler.submit(request([1], 250), late, deadline_s=5.0)
+    run.scheduler.submit(request([2], 40), other, deadline_s=5.1)
+    assert late.started.wait(LIMIT_S)
+    run.now = 5.0  # in the middle of a round
+    hold.set()
+    result = late.wait().result
+    assert result is not None and result.finish_reason == "deadline"
+    assert 0 < len(late.ids) <= 5  # the round that it was in, and no other
+    assert other.wait().result is not None and len(other.ids) == 40
+    run.scheduler.stop()
+    assert run.seen.finished == {"deadline": 1, "length": 1}
+    alone = decoder.generate([request([1], len(late.ids), "none")])[0]
+    assert late.ids == result.token_ids == alone.token_ids
+
+
+def test_while_nothing_is_asked_the_metrics_still_have_their_turn(
+    decoder: SpeculativeDecoder,
+) -> None:
+    turns: list[str] = []
+    enough = threading.Event()
+
+    def tick() -> float:
+        turns.append(threading.current_thread().name)
+        if len(turns) == 5:
+            enough.set()
+        return 0.01
+
+    metrics = Run(lambda: decoder).seen
+    scheduler = Scheduler(lambda: decoder, max_queue=1, metrics=metrics, tick=tick)
+    scheduler.start()
+    assert enough.wait(LIMIT_S)
+    scheduler.stop()
+    assert set(turns) == {"scheduler"}
+    assert metrics.rounds == 0
 
 
 def test_what_cannot_be_served_is_refused_at_once(run: Run) -> None:

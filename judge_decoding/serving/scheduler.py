@@ -39,6 +39,7 @@ class Scheduler:
         metrics: Metrics,
         tick: Callable[[], float] | None = None,
         close: Callable[[], None] = lambda: None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """load       makes the decoder, on the scheduler's thread
         max_queue  requests that wait while all sequences are in use; one more is refused
@@ -49,6 +50,7 @@ class Scheduler:
         self._load = load
         self._tick = tick
         self._close = close
+        self._now = now
         self.metrics = metrics
         self._wake = threading.Condition()
         # Guarded by _wake:
@@ -112,7 +114,7 @@ class Scheduler:
         if self._closing:
             raise Unavailable(SHUTTING_DOWN, "shutting_down")
         self.decoder.check(request)
-        job = Job(request, listener, name, arrived=time.monotonic())
+        job = Job(request, listener, name, arrived=self._now())
         if deadline_s is not None:
             job.deadline = job.arrived + deadline_s
         self._admission.add(job, self.decoder.target.max_sequences)
@@ -179,7 +181,7 @@ class Scheduler:
 
     def _end_early(self, decoder: SpeculativeDecoder) -> None:
         """What was cancelled, and what is past its deadline."""
-        now = time.monotonic()
+        now = self._now()
         with self._wake:
             cancels, self._cancels = self._cancels, {}
             queued = self._admission.take_out(
@@ -209,7 +211,7 @@ class Scheduler:
             if job.listener.is_cancelled():
                 self._end(job, *never_started())
                 continue
-            job.started = time.monotonic()
+            job.started = self._now()
             self.metrics.admit(len(job.request.prompt_ids), job.started - job.arrived)
             self._active[decoder.add(job.request)] = job
 
@@ -217,7 +219,7 @@ class Scheduler:
         job = self._active[update.sequence]
         if update.tokens and not job.has_tokens:
             job.has_tokens = True
-            self.metrics.first_token_time.observe(time.monotonic() - job.arrived)
+            self.metrics.first_token_time.observe(self._now() - job.arrived)
         if update.finish_reason:
             self._finish(decoder, update)
             return
@@ -237,14 +239,14 @@ class Scheduler:
             job.listener.updated(update, result)
         except Exception:
             _log.exception("a last reply could not be sent")
-        self.metrics.finish(str(update.finish_reason), time.monotonic() - job.arrived)
+        self.metrics.finish(str(update.finish_reason), self._now() - job.arrived)
         self._forget(job)
 
     def _forget(self, job: Job, failure: str | None = None) -> None:
         with self._wake:
             if failure is not None:
                 self.metrics.failed[failure] += 1
-            self._admission.forget(job, time.monotonic())
+            self._admission.forget(job, self._now())
             self._wake.notify_all()
 
     def _fail_all(self, message: str, reason: str) -> None:
