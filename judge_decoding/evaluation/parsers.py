@@ -106,10 +106,13 @@ def first_of(item: Item, text: str) -> str | None:
     if answer.isdigit():
         known = set(re.findall(r"\d+", asked))
         return next((n for n in re.findall(r"\d+", given) if n not in known), None)
-    flags = 0 if item.match_case else re.IGNORECASE
+    flags, lowered = 0 if item.match_case else re.IGNORECASE, given.lower()
     first: list[tuple[int, int, str]] = []
     for candidate in sorted({answer, *map(plain, item.choices)}):
-        word = rf"(?<!\w){re.escape(candidate.removeprefix('the '))}(?!\w)"
+        name = candidate.removeprefix("the ")
+        if name.lower() not in lowered:
+            continue
+        word = rf"(?<!\w){re.escape(name)}(?!\w)"
         if candidate != answer and re.search(word, asked, flags):
             continue
         for match in re.finditer(word, given, flags):
