@@ -16,11 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from target_reader import ReadingTarget, ReadRequest, in_span, load_reader, read_states
+from target_reader import ReadRequest, in_span, load_reader, read_states
 
-from judge_decoding.engine.weights import fingerprint
+from judge_decoding.engine.weights import fingerprint, read_config
 from judge_decoding.labels import AfterError, LabelRecord
 from judge_decoding.text import Tokenizer
+
+READERS = ("torch", "transformers")
+CONTEXT = 2048
+"""Tokens of the longest prompt with its answer, where the model has as many positions."""
 
 
 @dataclass(frozen=True)
@@ -51,56 +55,73 @@ class Tokens:
         return replace(self, **{name: value[keep] for name, value in vars(self).items()})
 
 
+def open_reader(kind: str, folder: Path, dtype: str) -> Any:
+    """What answers `states` and `likelihood`."""
+    if kind == "transformers":
+        from transformers_reader import TransformersReader
+
+        return TransformersReader(folder, dtype)
+    context = min(CONTEXT, read_config(folder).max_position_embeddings)
+    return load_reader(folder, dtype=dtype, max_sequences=1, max_context=context)
+
+
 def hidden_of(
-    records: Sequence[LabelRecord], folder: Path, cache: Path, dtype: str, block: int
+    records: Sequence[LabelRecord],
+    folder: Path,
+    cache: Path,
+    dtype: str,
+    block: int,
+    reader: str = "torch",
 ) -> dict[str, torch.Tensor]:
-    """`target_reader.read_states`, kept in a file of the cache: it takes minutes."""
-    read = [[r.prompt, r.response_ids, in_span(r)] for r in records]  # whatever its label
-    identity = json.dumps([read, fingerprint(folder), dtype, block])
-    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    path = cache / f"hidden-{name}.safetensors"
+    """`target_reader.read_states`, kept in a file of the cache: it takes minutes.
+
+    reader  `torch`, the CPU engine, or `transformers`, on the GPUs that there are
+    """
+    kind = block if reader == "torch" else f"{block} {reader}"
+    path = cache / f"hidden-{_identity(records, folder, dtype, kind)}.safetensors"
     if path.is_file():
         return load_file(path)
-    target = load_reader(folder, dtype=dtype, max_sequences=1, max_context=512)
-    hidden = read_states(records, target, Tokenizer(folder), block)
+    hidden = read_states(records, open_reader(reader, folder, dtype), Tokenizer(folder), block)
     cache.mkdir(parents=True, exist_ok=True)
     save_file(hidden, path)
     return hidden
 
 
+def _identity(records: Sequence[LabelRecord], folder: Path, dtype: str, kind: int | str) -> str:
+    """Of what is read, where and how; not of its labels."""
+    read = [[r.prompt, r.response_ids, in_span(r), *(() if r.chat else ("raw",))] for r in records]
+    identity = json.dumps([read, fingerprint(folder), dtype, kind])
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
 def likelihood_of(
-    records: Sequence[LabelRecord], folder: Path, cache: Path, dtype: str
+    records: Sequence[LabelRecord], folder: Path, cache: Path, dtype: str, reader: str = "torch"
 ) -> torch.Tensor:
     """float32, a row a token that lies in a span: the target's log-probability of the token, from
     the row before it. Kept in a file of the cache, like the states."""
-    read = [[r.prompt, r.response_ids, in_span(r)] for r in records]
-    identity = json.dumps([read, fingerprint(folder), dtype, "likelihood"])
-    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    path = cache / f"likelihood-{name}.safetensors"
+    kind = "likelihood" if reader == "torch" else f"likelihood {reader}"
+    path = cache / f"likelihood-{_identity(records, folder, dtype, kind)}.safetensors"
     if path.is_file():
         return load_file(path)["logprob"]
-    target = load_reader(folder, dtype=dtype, max_sequences=1, max_context=512)
-    found = read_likelihood(records, target, Tokenizer(folder))
+    found = read_likelihood(records, open_reader(reader, folder, dtype), Tokenizer(folder))
     cache.mkdir(parents=True, exist_ok=True)
     save_file({"logprob": found}, path)
     return found
 
 
 def read_likelihood(
-    records: Sequence[LabelRecord], target: ReadingTarget, tokenizer: Tokenizer
+    records: Sequence[LabelRecord], target: Any, tokenizer: Tokenizer
 ) -> torch.Tensor:
     """As `likelihood_of`; each record reads only what the one before it, by text, has not."""
     from rich.progress import track
 
-    prompts = {
-        p: tokenizer.chat([{"role": "user", "content": p}]) for p in {r.prompt for r in records}
-    }
-    texts = [[*prompts[r.prompt], *r.response_ids] for r in records]
+    begins = [r.prompt_ids(tokenizer) for r in records]
+    texts = [[*begin, *r.response_ids] for begin, r in zip(begins, records, strict=True)]
     found: dict[int, torch.Tensor] = {}
     held: list[int] = []
     order = sorted((n for n, r in enumerate(records) if r.spans), key=lambda n: texts[n])
     for n in track(order, description="likelihood"):
-        places = [len(prompts[records[n].prompt]) + at for at in in_span(records[n])]
+        places = [len(begins[n]) + at for at in in_span(records[n])]
         text = texts[n][: places[-1] + 1]
         keep = 0
         while keep < min(len(held), places[0] - 1) and held[keep] == text[keep]:

@@ -9,20 +9,21 @@ with a 95 % bootstrap interval over facts. Parts, one or more (--part), all by d
 
 sources    a head a source, tested on every file; what a head is worth that knows the domain alone,
            and the target's own likelihood of the token (no training)
-variants   features, class weights, likely tokens only, court as a light addition, even domains
+variants   features, class weights, likely tokens only, even domains
+mixtures   court labels as a light addition
 noise      training labels flipped with probability p
 curve      fewer facts to train on
 agreement  do two mining methods label the same token alike (--second)
 
 Needs the hidden states that train_judge.py keeps in the cache, or the target to read them. Writes
-DOCS/results/judge_study.json, part by part, and DOCS/figures/judge_study.png; prints the tables of
-docs/training.md.
+DOCS/results/judge_study.json, row by row (an interrupted part goes on), and
+DOCS/figures/judge_study.png; prints the tables of docs/training.md.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,9 +52,10 @@ from judge_decoding.errors import UserError
 from judge_decoding.labels import LabelRecord, labels_hash, read_labels
 from judge_decoding.provenance import collect
 
-PARTS = ("sources", "variants", "noise", "curve", "agreement")
+PARTS = ("sources", "variants", "mixtures", "noise", "curve", "agreement")
 FLIPPED = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4)
 GROUPS = (10, 20, 40, 80, 160)
+Rows = Sequence[dict[str, Any]]
 STRENGTH = 1e-3  # of noise and curve: what cross-validation chose for all labels
 
 
@@ -69,6 +71,7 @@ def main(
     cache: Annotated[str, typer.Option(help="folder for hidden states")] = "cache:",
     seeds: Annotated[int, typer.Option(min=2, help="of noise and curve")] = 5,
     dtype: str = "bfloat16",
+    reader: Annotated[str, typer.Option(help="torch (CPU) or transformers (GPUs)")] = "torch",
     block: Annotated[int, typer.Option(min=1, help="tokens a verify pass reads")] = 9,
 ) -> None:
     try:
@@ -80,25 +83,28 @@ def main(
         if len(records) < len(files):
             raise UserError("judge_study: two label files have the same name")
         folder, kept = resolve(target), resolve(cache)
-        hidden = {n: hidden_of(r, folder, kept, dtype, block) for n, r in records.items()}
+        hidden = {n: hidden_of(r, folder, kept, dtype, block, reader) for n, r in records.items()}
         parsed = [path.stem for path in files[: len(mined)]]
-        likely = {n: likelihood_of(records[n], folder, kept, dtype) for n in parsed}
-        data = load(records, hidden, likely)
         studied = parsed[0]
+        data = load(
+            records, hidden, {studied: likelihood_of(records[studied], folder, kept, dtype)}
+        )
         if not data.of(studied).any():
             raise UserError(f"judge_study: {files[0]} holds no labelled mismatches")
         other = read_labels([resolve(second)]) if second else None
     except UserError as error:
         raise SystemExit(f"judge_study: {error}") from None
     generated = [path.stem for path in files[len(mined) :]]
-    wanted: dict[str, Callable[[], Any]] = {
-        "sources": lambda: sources(data, parsed, generated),
-        "variants": lambda: variants(data, studied, generated),
-        "noise": lambda: noise(one_file(data, studied), seeds),
-        "curve": lambda: curve(one_file(data, studied), seeds),
+    file = one_file(data, studied)
+    wanted: dict[str, Callable[[Rows], Iterator[dict[str, Any]]]] = {
+        "sources": lambda done: sources(data, parsed, generated, done),
+        "variants": lambda done: variants(data, studied, done),
+        "mixtures": lambda done: mixtures(data, studied, generated, done),
+        "noise": lambda done: noise(file, seeds),
+        "curve": lambda done: curve(file, seeds),
     }
     if other is not None:
-        wanted["agreement"] = lambda: agreement(records[studied], other)
+        wanted["agreement"] = lambda done: iter([agreement(records[studied], other)])
     out = docs / "results" / "judge_study.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     identity = {n: labels_hash(r) for n, r in records.items()}
@@ -106,9 +112,16 @@ def main(
     if document.get("labels") != identity or document.get("studied") != studied:
         document = {"studied": studied, "labels": identity, "folds": FOLDS, "parts": {}}
     for name, run in wanted.items():
-        if part is None or name in part:
-            document["parts"][name] = {"result": run(), "provenance": collect()}
+        if part is not None and name not in part:
+            continue
+        before = document["parts"].get(name, {"complete": True})
+        rows: list[dict[str, Any]] = []
+        for row in run(() if before["complete"] else before["result"]):
+            rows.append(row)
+            document["parts"][name] = {"result": rows, "complete": False}
             out.write_text(json.dumps(document, indent=1) + "\n")
+        document["parts"][name] |= {"complete": True, "provenance": collect()}
+        out.write_text(json.dumps(document, indent=1) + "\n")
     draw(docs / "figures" / "judge_study.png", document)
     print(tables(document))
     print(json.dumps(document))
@@ -141,43 +154,55 @@ def one_file(data: Data, name: str) -> Tokens:
     return data.tokens.where(data.of(name))
 
 
-def measured(scores: NDArray[Any], tokens: Tokens, against: NDArray[Any] | None) -> dict[str, Any]:
-    """AUC, AUC within domains, and the difference of the first to other scores of the same rows."""
+def measured(
+    scores: NDArray[Any], tokens: Tokens, against: NDArray[Any] | None, inside: bool
+) -> dict[str, Any]:
+    """AUC, within domains too if `inside`, and the differences to other scores of the same rows."""
     good, domain = tokens.good, tokens.domain
-    found = {
-        "auc": interval(lambda w: auc(scores, good, w), tokens.group),
-        "within_domains": interval(lambda w: within(scores, good, domain, w), tokens.group),
+    measures: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
+        "auc": lambda s, w: auc(s, good, w)
     }
-    if against is not None:
-        found["difference"] = interval(
-            lambda w: auc(scores, good, w) - auc(against, good, w), tokens.group
-        )
-        found["difference_within"] = interval(
-            lambda w: within(scores, good, domain, w) - within(against, good, domain, w),
-            tokens.group,
-        )
+    if inside:
+        measures["within_domains"] = lambda s, w: within(s, good, domain, w)
+    found = {}
+    for name, measure in measures.items():
+        found[name] = interval(lambda w, m=measure: m(scores, w), tokens.group)  # type: ignore
+        if against is not None:
+            found[f"{name}_difference"] = interval(
+                lambda w, m=measure: m(scores, w) - m(against, w),  # type: ignore
+                tokens.group,
+            )
     return {name: value._asdict() for name, value in found.items()}
 
 
-def compare(recipes: Sequence[Recipe], data: Data, tested: Sequence[str]) -> list[dict[str, Any]]:
-    """Every recipe on every file's mismatches; differences are to the first recipe."""
+def compare(
+    recipes: Sequence[Recipe], data: Data, tested: Sequence[str], done: Rows = ()
+) -> Iterator[dict[str, Any]]:
+    """Every recipe on every file's mismatches, and within domains on the first file's; differences
+    are to the first recipe. Rows that are `done` are handed on."""
     fold = folds_of(data.tokens.group, FOLDS, 0)
-    rows: list[dict[str, Any]] = []
     first: NDArray[Any] | None = None
+    known = {row["recipe"]: row for row in done}
     for recipe in recipes:
+        if first is not None and recipe.name in known:
+            yield known[recipe.name]
+            continue
         scores, strength = best_scores(recipe, data, fold)
         row: dict[str, Any] = {"recipe": recipe.name, "strength": strength, "on": {}}
         for name in tested:
             at = data.of(name)
             against = None if first is None else first[at]
-            row["on"][name] = measured(scores[at], data.tokens.where(at), against)
+            row["on"][name] = measured(
+                scores[at], data.tokens.where(at), against, name == tested[0]
+            )
         first = scores if first is None else first
-        rows.append(row)
         print(f"{recipe.name}: {row['on'][tested[0]]['auc']['value']:.4f}", flush=True)
-    return rows
+        yield row
 
 
-def sources(data: Data, mined: Sequence[str], court: Sequence[str]) -> list[dict[str, Any]]:
+def sources(
+    data: Data, mined: Sequence[str], court: Sequence[str], done: Rows
+) -> Iterator[dict[str, Any]]:
     every = [*mined, *court]
     recipes = [Recipe(f"{mined[0]} alone", {mined[0]: 1})]
     if len(mined) > 1:
@@ -186,40 +211,41 @@ def sources(data: Data, mined: Sequence[str], court: Sequence[str]) -> list[dict
     if court:
         recipes.append(Recipe("court alone", dict.fromkeys(court, 1.0)))
         recipes.append(Recipe("mined and court", dict.fromkeys(every, 1.0)))
-    rows = compare(recipes, data, every)
+    yield from compare(recipes, data, every, done)
     fold = folds_of(data.tokens.group, FOLDS, 0)
     untrained = {DOMAINS_ALONE: domain_scores(data, fold, mined[0]), LIKELIHOOD: data.logprob}
     for name, scores in untrained.items():
-        row: dict[str, Any] = {"recipe": name, "strength": None, "on": {}}
-        for file in every:
-            at = data.of(file)
-            if not np.isnan(scores[at]).any():
-                row["on"][file] = measured(scores[at], data.tokens.where(at), None)
-        rows.append(row)
-    return rows
+        at = data.of(mined[0])
+        found = measured(scores[at], data.tokens.where(at), None, True)
+        yield {"recipe": name, "strength": None, "on": {mined[0]: found}}
 
 
-def variants(data: Data, studied: str, court: Sequence[str]) -> list[dict[str, Any]]:
+def variants(data: Data, studied: str, done: Rows) -> Iterator[dict[str, Any]]:
     alone = {studied: 1.0}
     recipes = [
-        Recipe("as shipped", alone),
+        Recipe("before the norm", alone),
         Recipe("after the norm", alone, feature="post_norm"),
         Recipe("both features", alone, feature="both"),
         Recipe("classes as they are", alone, even="not"),
         Recipe("likely tokens only (p > exp(-4))", alone, least_logprob=-4),
         Recipe("domains evened", alone, even="domain"),
     ]
-    for weight in (0.01, 0.03, 0.1, 0.3) if court else ():
-        files = alone | dict.fromkeys(court, weight)
-        recipes.append(Recipe(f"and court, weight {weight:g}", files))
-        if weight == 0.1:
-            recipes.append(Recipe("the same, domains evened", files, even="domain"))
-    return compare(recipes, data, [studied])
+    return compare(recipes, data, [studied], done)
 
 
-def noise(tokens: Tokens, seeds: int) -> list[dict[str, Any]]:
+def mixtures(
+    data: Data, studied: str, court: Sequence[str], done: Rows
+) -> Iterator[dict[str, Any]]:
+    recipes = [Recipe("no court", {studied: 1.0})]
+    for weight in (0.02, 0.1) if court else ():
+        files = {studied: 1.0, **dict.fromkeys(court, weight)}
+        recipes.append(Recipe(f"court, weight {weight:g}", files))
+        recipes.append(Recipe(f"court, weight {weight:g}, domains evened", files, even="domain"))
+    return compare(recipes, data, [studied], done)
+
+
+def noise(tokens: Tokens, seeds: int) -> Iterator[dict[str, Any]]:
     """Training labels flipped with probability p; tested on labels as they are."""
-    rows = []
     for p in FLIPPED:
         found = []
         for seed in range(seeds):
@@ -229,13 +255,11 @@ def noise(tokens: Tokens, seeds: int) -> list[dict[str, Any]]:
                 lied = Tokens(**{**vars(tokens), "good": tokens.good ^ flip}).where(train)
                 scores[test] = fit(lied, STRENGTH, "balanced").score(tokens.hidden[test])
             found.append(areas(scores, tokens))
-        rows.append({"flipped": p, **spread(found)})
-    return rows
+        yield {"flipped": p, **spread(found)}
 
 
-def curve(tokens: Tokens, seeds: int) -> list[dict[str, Any]]:
+def curve(tokens: Tokens, seeds: int) -> Iterator[dict[str, Any]]:
     """Trained on so many groups of the folds that are not tested on, or on all of them."""
-    rows = []
     for most in (*GROUPS, None):
         found, labels, groups = [], [], []
         for seed in range(seeds):
@@ -243,21 +267,15 @@ def curve(tokens: Tokens, seeds: int) -> list[dict[str, Any]]:
             scores = np.zeros(len(tokens.good))
             for train, test in splits(folds_of(tokens.group, FOLDS, seed)):
                 known = rng.permutation(np.unique(tokens.group[train]))[:most]
-                rows_ = train & np.isin(tokens.group, known)
-                chosen = tokens.where(rows_)
-                labels.append(int(rows_.sum()))
+                used = train & np.isin(tokens.group, known)
+                chosen = tokens.where(used)
+                labels.append(int(used.sum()))
                 groups.append(len(known))
                 scores[test] = fit(chosen, STRENGTH, "balanced").score(tokens.hidden[test])
             found.append(areas(scores, tokens))
         if most is None or min(groups) == most:  # else there are no more, and "all" says it
-            rows.append(
-                {
-                    "groups": float(np.mean(groups)),
-                    "labels": float(np.mean(labels)),
-                    **spread(found),
-                }
-            )
-    return rows
+            counts = {"groups": float(np.mean(groups)), "labels": float(np.mean(labels))}
+            yield counts | spread(found)
 
 
 def areas(scores: NDArray[Any], tokens: Tokens) -> tuple[float, float]:

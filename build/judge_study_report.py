@@ -19,7 +19,7 @@ def draw(path: Path, document: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     studied = document["studied"]
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.4), sharex=False)
-    rows = [r for name in ("sources", "variants") for r in result(document, name) or []]
+    rows = [r for name in ("sources", "variants", "mixtures") for r in result(document, name) or []]
     rows = [row for row in rows if studied in row["on"]]
     places = np.arange(len(rows))[::-1]
     for offset, (key, label) in zip(
@@ -73,8 +73,9 @@ def tables(document: dict[str, Any]) -> str:
     studied = document["studied"]
     if rows := result(document, "sources"):
         made.append(sources_table(rows))
-    if rows := result(document, "variants"):
-        made.append(variants_table(rows, studied))
+    for name in ("variants", "mixtures"):
+        if rows := result(document, name):
+            made.append(variants_table(rows, studied))
     if rows := result(document, "noise"):
         head = "| labels flipped | AUC | within domains |"
         made.append(spread_table(head, [f"{100 * row['flipped']:g} %" for row in rows], rows))
@@ -83,7 +84,7 @@ def tables(document: dict[str, Any]) -> str:
         names = [f"{row['groups']:.0f} | {row['labels']:.0f}" for row in rows]
         made.append(spread_table(head, names, rows))
     if found := result(document, "agreement"):
-        made.append(agreement_table(found))
+        made.append(agreement_table(found[0]))
     return "\n\n".join(made)
 
 
@@ -112,7 +113,7 @@ def variants_table(rows: list[dict[str, Any]], studied: str) -> str:
         on = row["on"][studied]
         signed = [
             span(on[key], signed=True) if key in on else "-"
-            for key in ("difference", "difference_within")
+            for key in ("auc_difference", "within_domains_difference")
         ]
         cells = [span(on["auc"]), signed[0], span(on["within_domains"]), signed[1]]
         lines.append(f"| {row['recipe']} | {row['strength']:g} | {' | '.join(cells)} |")

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 import typer
 from court import resolve
-from judge_features import Tokens, gather, hidden_of, join
+from judge_features import READERS, Tokens, gather, hidden_of, join
 from judge_head import (
     FOLDS,
     Head,
@@ -93,10 +93,12 @@ def main(
     batch: Annotated[int | None, typer.Option(min=1, help="answers to the task at a time")] = None,
     run_code: Annotated[bool, typer.Option(help="let a task's tests run written code")] = False,
     dtype: str = "bfloat16",
+    reader: Annotated[str, typer.Option(help="torch (CPU) or transformers (GPUs)")] = "torch",
     block: Annotated[int, typer.Option(min=1, help="tokens a verify pass reads")] = 9,
 ) -> None:
     try:
         check_choice("--feature", feature, (*FEATURES, "best"))
+        check_choice("--reader", reader, READERS)
         check_choice("--after-error", after_error, (None, "negative", "ignore", "error_only"))
         check_choice("--train-on", train_on, ("all", "mismatch"))
         check_choice("--class-weight", class_weight, ("balanced", "none"))
@@ -113,7 +115,10 @@ def main(
         reported = [resolve(p) for p in held_out_labels or []]
         read_labels(paths + reported)  # all together: no id twice, no fact in both splits
         parts = {
-            path: (r := read_labels([path]), hidden_of(r, folder, resolve(cache), dtype, block))
+            path: (
+                r := read_labels([path]),
+                hidden_of(r, folder, resolve(cache), dtype, block, reader),
+            )
             for path in paths + reported
         }
 

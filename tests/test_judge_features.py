@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "build"))
 import judge_features
 import target_reader
 import torch
+from transformers_reader import TransformersReader
 
 from judge_decoding.engine.torch_engine import load_target
 from judge_decoding.labels import LabelRecord, Span
@@ -72,6 +73,14 @@ def test_states_read_with_shared_prefixes_are_those_read_alone(tiny_target):
     reader = target_reader.load_reader(tiny_target, **limits)
     found = target_reader.read_states(records, reader, tokenizer, block=4)
     likely = judge_features.read_likelihood(records, reader, tokenizer)
+    foreign = TransformersReader(tiny_target, "float32")
+    again = target_reader.read_states(records, foreign, tokenizer, block=4)
+    assert torch.equal(again["argmax"], found["argmax"])
+    foreign.release(0)
+    same = judge_features.read_likelihood(records, foreign, tokenizer)
+    assert torch.allclose(same, likely, atol=1e-3)
+    for name in ("pre_norm", "post_norm"):
+        assert torch.allclose(again[name], found[name], atol=1e-3)
     row = 0
     for r in records:
         prompt = tokenizer.chat([{"role": "user", "content": r.prompt}])

@@ -108,9 +108,12 @@ def test_labels_of_the_wrong_kind_are_found_out():
     mined, court, evened = judge_study.compare(recipes, found, ["mined", "court"])
     assert mined["on"]["mined"]["auc"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert mined["on"]["court"]["auc"]["value"] == 0.0
-    assert "difference" not in mined["on"]["mined"]
-    assert court["on"]["mined"]["difference"] == {"value": -1.0, "low": -1.0, "high": -1.0}
+    assert "auc_difference" not in mined["on"]["mined"]
+    assert court["on"]["mined"]["auc_difference"] == {"value": -1.0, "low": -1.0, "high": -1.0}
     assert evened["on"]["mined"]["within_domains"]["value"] == 1.0
+    done = [{"recipe": "mined", "old": True}, {"recipe": "court", "old": True}]
+    resumed = list(judge_study.compare(recipes, found, ["mined", "court"], done))
+    assert resumed == [mined, done[1], evened]  # the first is needed to compare with
 
 
 def test_knowing_the_domain_alone_is_scored_from_other_folds():
@@ -128,14 +131,14 @@ def test_knowing_the_domain_alone_is_scored_from_other_folds():
 
 def test_noise_in_the_labels_is_not_in_the_test():
     mined = judge_study.one_file(data(), "mined")
-    rows = judge_study.noise(mined, seeds=2)
+    rows = list(judge_study.noise(mined, seeds=2))
     assert [row["flipped"] for row in rows] == list(judge_study.FLIPPED)
     assert rows[0]["auc"] == {"mean": 1.0, "sd": 0.0, "low": 1.0, "high": 1.0}
     assert rows[2]["auc"]["mean"] > 0.9  # a tenth wrong: the head averages it out
 
 
 def test_the_curve_counts_what_it_trains_on():
-    rows = judge_study.curve(judge_study.one_file(data(), "mined"), seeds=2)
+    rows = list(judge_study.curve(judge_study.one_file(data(), "mined"), seeds=2))
     # 40 groups in 5 folds: 32 to train on; the sizes above are not there
     assert [(row["groups"], row["labels"]) for row in rows] == [(10, 40), (20, 80), (32, 128)]
     assert rows[-1]["auc"]["mean"] == 1.0
