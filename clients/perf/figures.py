@@ -99,7 +99,7 @@ def server_figures(before: dict[str, float], after: dict[str, float]) -> dict[st
     """What the server's counters say of the time between; {} where it has them not.
 
     acceptance_length  1 + accepted / drafts: correction or bonus token counted, None without drafts
-    judged_share       of the accepted tokens
+    judged_share       of all tokens
     """
     if not all(name in after for name in SERVER.values()):
         return {}
@@ -109,5 +109,5 @@ def server_figures(before: dict[str, float], after: dict[str, float]) -> dict[st
         **{key: int(value) for key, value in counts.items()},
         "acceptance_length": 1 + accepted / drafts if drafts else None,
         "acceptance_rate": accepted / counts["drafted"] if counts["drafted"] else None,
-        "judged_share": counts["judged"] / accepted if accepted else None,
+        "judged_share": counts["judged"] / counts["tokens"] if counts["tokens"] else None,
     }

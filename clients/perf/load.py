@@ -66,9 +66,9 @@ def run(
         raise JudgeClientError("concurrency: name at least one, or a --request-rate")
     if out is not None and not out.parent.is_dir():
         raise JudgeClientError(f"out: no folder {out.parent}")
-    texts, source = read_prompts(prompts), provenance()
-    log = terminal.console(stderr=True)
+    texts, log = read_prompts(prompts), terminal.console(stderr=True)
     with measuring(config, url, metrics, texts, max_tokens, log.print) as sweep:
+        source = provenance()
         rows = list(
             sweep.points(systems, loads, seconds=seconds, repeats=repeats, progress=log.print)
         )

@@ -8,6 +8,7 @@ first system needs about `seconds` for, and at least WAVES a stream.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,8 +130,8 @@ class Sweep:
 
 def answers_for(load: Load, warm: Sequence[TimedAnswer], seconds: float) -> int:
     """How many answers take about `seconds`, by a warm-up run at that load."""
-    if load.mode == "request_rate":
-        return max(2 * WARM_UP, round(load.value * seconds))
+    if load.mode == "request_rate":  # perf_analyzer wants a second's worth, at least
+        return max(2 * WARM_UP, math.ceil(load.value), round(load.value * seconds))
     pace = len(warm) / max(answer.end_s for answer in warm)
     return max(WAVES * int(load.value), round(pace * seconds))
 

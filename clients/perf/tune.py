@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,14 +71,17 @@ def tune(
     if wanted[-1] > slots:
         raise JudgeClientError(f"active: {wanted[-1]} is more than limits.max_sequences {slots}")
     systems = [System(BASELINE), *(System(rule, length) for length in range(longest + 1))]
-    log, source, texts = terminal.console(stderr=True), provenance(), read_prompts(prompts)
+    texts, log = read_prompts(prompts), terminal.console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="judge-tune-") as folder:
         free = Path(folder) / config.name
         free.write_text(yaml.safe_dump(without_schedule(values, config, longest, limits)))
         with measuring(free, None, None, texts, max_tokens, log.print) as sweep:
+            source = provenance()
             loads = [Load("concurrency", number_active) for number_active in wanted]
+            # Reading counters waits until they are published, which nothing here is for.
+            bare = replace(sweep, metrics_url=None)
             rows = list(
-                sweep.points(systems, loads, seconds=seconds, repeats=repeats, progress=log.print)
+                bare.points(systems, loads, seconds=seconds, repeats=repeats, progress=log.print)
             )
             version = sweep.analyzer.version
     document: dict[str, Any] = {

@@ -1,0 +1,1 @@
+"""Other load generators against the same server: shell scripts, and what they need prepared."""
