@@ -15,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 from judge_decoding.config import load_deployment
 from judge_decoding.pipeline import load_pipeline
 from judge_decoding.sequence import Request
+from judge_decoding.serving.shared_memory import mapped
 from tests.triton_world import Serving, Stream, ask, free_ports, ids, text, wait_for
 
 PROMPTS = ["The first prompt", "Another one, a little longer than the first", "3"]
@@ -76,6 +77,14 @@ def test_two_target_ranks_answer_as_one_process_and_sigterm_lets_a_stream_finish
             "rank 2 (target 1 of 2)",
             "rank 3 (target 2 of 2)",
         }
+        for rank, role in (("1", "draft"), ("2", "target"), ("3", "target")):
+            asked = time.time()
+            wait_for(
+                lambda r=rank, o=role, since=asked: (
+                    since < server.metric("rank_heard_timestamp_seconds", rank=r, role=o)
+                ),
+                "a rank to be asked, in an idle server",
+            )
         with Stream(server) as stream:
             stream.send(text_input=PROMPTS[0], **LONG)
             stream.next()
@@ -89,8 +98,15 @@ def test_two_target_ranks_answer_as_one_process_and_sigterm_lets_a_stream_finish
     assert not list(server.temporary.iterdir())
 
 
-VICTIMS = ["rank 1 (draft)", "rank 2 (target)", "the judge_decoding model", "tritonserver"]
 RANKS = {"draft": {"tp": 1, "threads": 1}, "target": {"tp": 1, "threads": 1}}
+COLOCATED = {"colocate_draft": True, "target": {"tp": 1, "threads": 1}}
+VICTIMS = [
+    ("rank 1 (draft)", RANKS),
+    ("rank 2 (target)", RANKS),
+    ("rank 1 (draft and target)", COLOCATED),
+    ("the judge_decoding model", COLOCATED),
+    ("tritonserver", COLOCATED),
+]
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +115,21 @@ def ports() -> list[int]:
     return free_ports(3)
 
 
-@pytest.mark.parametrize("victim", VICTIMS)
+@pytest.mark.parametrize(("victim", "ranks"), VICTIMS)
 def test_a_killed_process_ends_everything_and_is_named(
-    document: dict[str, object], tmp_path: Path, ports: list[int], victim: str
+    document: dict[str, object],
+    tmp_path: Path,
+    ports: list[int],
+    victim: str,
+    ranks: dict[str, object],
 ) -> None:
-    config = write(tmp_path, document | {"ranks": RANKS})
+    config = write(tmp_path, document | {"ranks": ranks})
     with Serving(config, tmp_path, ports) as server, Stream(server) as stream:
         processes = server.processes()
         stream.send(text_input=PROMPTS[0], **LONG)
         stream.next()
+        (segment,) = mapped(processes["the judge_decoding model"])
+        assert segment.exists()
         os.kill(processes[victim], signal.SIGKILL)
         killed = time.monotonic()
         with pytest.raises(InferenceServerException):
@@ -119,6 +141,7 @@ def test_a_killed_process_ends_everything_and_is_named(
         assert re.match(expected, said[-1]), server.output
         assert not any(map(is_alive, processes.values()))
         assert not list(Path("/dev/shm").glob(f"{server.temporary.name}*"))
+        assert not segment.exists()
 
 
 def test_a_rank_that_hangs_ends_everything_and_is_named(

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
+import grpc
 import numpy as np
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
+from clients.client import JudgeClient
+from clients.wire import Request as ClientRequest
+from clients.wire import ServerBusy, infer_request
 from judge_decoding.config import load_deployment
 from judge_decoding.decoding import Result
 from judge_decoding.engine.base import Sampling
 from judge_decoding.pipeline import Pipeline, load_pipeline
 from judge_decoding.sequence import Request
+from judge_decoding.serving.metrics import FAMILIES, PREFIX
 from tests.conftest import write_judge
+from tests.test_operations import used
 from tests.triton_world import Response, Serving, Stream, ask, ids, text, wait_for
 
 PROMPTS = [f"Prompt number {i}: what is {i} times {i + 3}?" for i in range(16)]
@@ -333,22 +342,126 @@ def test_a_client_of_the_ensemble_that_leaves_hurts_nobody(server: Serving, loop
     assert_same(ask(server, text_input=PROMPTS[8], max_tokens=9), here(loop, PROMPTS[8], 9))
 
 
-def test_a_full_queue_refuses_and_says_so(server: Serving) -> None:
-    with Stream(server) as stream:
-        for _ in range(4 + 16 + 1):
-            stream.send(text_input="Hi", request_id="many", **LONG)
+def test_a_full_queue_refuses_with_advice_in_every_protocol(server: Serving) -> None:
+    refused = server.metric("request_failure_total", reason="queue_full")
+    message = r"server: RESOURCE_EXHAUSTED: 16 requests are waiting .* try again in [\d.]+ s"
+    metadata = [("triton_grpc_error", "true")]
+    with Stream(server) as stream, JudgeClient(server.url) as client:
+
+        def overfill() -> None:
+            for _ in range(4 + 16 + 1):
+                stream.send(text_input="Hi", request_id="many", **LONG)
+
+        overfill()
         endless = (stream.next() for _ in range(100_000))
-        with pytest.raises(
-            InferenceServerException, match="RESOURCE_EXHAUSTED: 16 requests are waiting"
-        ):
+        with pytest.raises(InferenceServerException, match=message):
             deque(endless, maxlen=0)
+        overfill()
+        with pytest.raises(ServerBusy, match=message) as busy:
+            client.generate(ClientRequest("Hi"))
+        assert busy.value.queued == 16 and busy.value.retry_after_s >= 0.1
+        overfill()
+        asked = infer_request(ClientRequest("Hi"), "x", stream=False)
+        with pytest.raises(grpc.RpcError) as status:
+            list(client._stub.ModelStreamInfer(iter([asked]), metadata=metadata))
+        assert status.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert re.search(message, status.value.details())
+        overfill()
+        with pytest.raises(HTTPError) as answer:
+            server.http("/v2/models/ensemble/generate", b'{"text_input": "Hi"}')
+        assert re.search(message, json.loads(answer.value.read())["error"])
         stream.send(text_input="", stop=True, request_id="many")
         wait_for(
-            lambda: (
-                server.metric("num_requests_running") + server.metric("num_requests_waiting") == 0
-            ),
-            "the queue to empty",
+            lambda: server.metric("num_requests_running") == 0, "the loop and the queue to empty"
         )
+    assert server.metric("num_requests_waiting") == 0
+    assert server.metric("request_failure_total", reason="queue_full") >= refused + 4
+
+
+def test_a_deadline_ends_an_answer_with_what_it_has(server: Serving, loop: Pipeline) -> None:
+    """Ours, Triton's own `timeout`, and the same in the queue; 400 rounds take far longer."""
+    late = ended(server, "deadline")
+    whole = here(loop, PROMPTS[9], 400, "none", ignore_end=True)
+    for limit in ({"deadline_ms": 30}, {"timeout_us": 30_000}):
+        responses = ask(server, text_input=PROMPTS[9], **LONG, **limit)
+        last = responses[-1]
+        assert last["finish_reason"][0] == b"deadline"
+        assert last["num_output_tokens"][0] == len(ids(responses)) < 400
+        assert ids(responses) == whole.token_ids[: len(ids(responses))]
+        assert whole.text.startswith(text(responses))
+    with Stream(server) as stream, JudgeClient(server.url) as client:
+        for _ in range(4 + 4):
+            stream.send(text_input="Hi", request_id="many", **LONG)
+        stream.next()
+        answer = client.generate(ClientRequest("Hi", max_tokens=400, deadline_ms=1))
+        assert (answer.finish_reason, answer.num_output_tokens, answer.text) == ("deadline", 0, "")
+        stream.send(text_input="", stop=True, request_id="many")
+        wait_for(lambda: server.metric("num_requests_running") == 0, "the loop to empty")
+    assert ended(server, "deadline") == late + 3
+    assert_same(ask(server, text_input="Hi", max_tokens=9, deadline_ms=10**6), here(loop, "Hi", 9))
+
+
+def samples(server: Serving) -> dict[str, float]:
+    """Our metrics by name and labels, read by Prometheus' own parser; types checked."""
+    found = dict[str, float]()
+    for parsed in text_string_to_metric_families(server.metrics()):
+        for sample in parsed.samples:
+            if not sample.name.startswith(PREFIX):
+                continue
+            name = sample.name.removeprefix(PREFIX)
+            if name not in FAMILIES:  # the parser itself gives counters the name of OpenMetrics
+                name = name.removesuffix("_total")
+            assert parsed.type == FAMILIES[name].kind, name
+            labels = dict(sample.labels)
+            assert labels.pop("deployment") == "tiny"
+            assert tuple(sorted(labels)) == tuple(sorted(FAMILIES[name].labels)), name
+            found["|".join([name, *(labels[label] for label in FAMILIES[name].labels)])] = (
+                sample.value
+            )
+    return found
+
+
+def test_the_endpoint_has_all_that_dashboard_and_alerts_read(server: Serving) -> None:
+    names = {key.partition("|")[0] for key in samples(server)}
+    of_ranks = {"rank_heard_timestamp_seconds"}  # tests/test_serve_faults.py has ranks
+    assert names == set(FAMILIES) - of_ranks
+    assert used() <= names | of_ranks
+
+
+def test_an_answers_record_is_what_the_counters_gain(server: Serving) -> None:
+    before = samples(server)
+    responses = ask(
+        server,
+        text_input=PROMPTS[10],
+        max_tokens=60,
+        acceptance_rule="judge",
+        judge_threshold=0.6,
+        ignore_eos=True,
+        return_acceptance_record=True,
+    )
+    record = json.loads(responses[-1]["speculative_decoding"][0])
+    after = samples(server)
+    gain = {key: after[key] - before[key] for key in after}
+    histogram = record["acceptance_histogram"]
+    assert gain["spec_decode_num_drafts_total"] == record["num_spec_steps"]
+    assert gain["spec_decode_num_draft_tokens_total"] == record["num_draft_tokens"]
+    accepted = record["num_accepted_draft_tokens"]
+    assert gain["spec_decode_num_accepted_tokens_total"] == accepted > 0
+    assert gain["spec_decode_num_judged_tokens_total"] == record["num_judged_tokens"] > 0
+    assert gain["spec_decode_num_target_tokens_total"] == record["num_target_tokens"]
+    for position in range(5):
+        name = f"spec_decode_num_accepted_tokens_per_pos_total|{position}"
+        assert gain[name] == sum(histogram[position + 1 :])
+    assert gain["spec_decode_judge_score_count"] == record["num_draft_tokens"]
+    assert gain["spec_decode_judge_score_bucket|+Inf"] == record["num_draft_tokens"]
+    assert 0 < gain["spec_decode_judge_score_sum"] < record["num_draft_tokens"]
+    assert gain["generation_tokens_total"] == 60
+    assert gain["prompt_tokens_total"] == len(PROMPTS[10])
+    assert gain["request_success_total|length"] == 1
+    for name in ("request_queue_time", "time_to_first_token", "e2e_request_latency"):
+        assert gain[f"{name}_seconds_count"] == gain[f"{name}_seconds_bucket|+Inf"] == 1
+    for name in ("propose", "verify", "judge", "host", "metrics"):
+        assert gain[f"{name}_seconds_total"] > 0
 
 
 BAD = [
@@ -364,6 +477,7 @@ BAD = [
     ({"judge_threshold": -0.1}, "judge_threshold: Input should be greater than or equal to 0"),
     ({"temperature": float("nan")}, "temperature: Input should be a finite number"),
     ({"temperature": -1.0}, "temperature: "),
+    ({"deadline_ms": 0}, "deadline_ms: Input should be greater than or equal to 1"),
     ({"top_p": 0.0}, "top_p: "),
     ({"acceptance_rule": "best"}, r"acceptance_rule: Input should be 'none', .*got 'best'"),
     ({"acceptance_rule": "strict", "temperature": 0.5}, "rule strict: it is greedy"),

@@ -146,9 +146,17 @@ class Stream:
         self._client.stop_stream(cancel_requests=True)
         self._client.close()
 
-    def send(self, *, model: str = "ensemble", request_id: str = "", **values: Any) -> None:
+    def send(
+        self,
+        *,
+        model: str = "ensemble",
+        request_id: str = "",
+        timeout_us: int | None = None,
+        **values: Any,
+    ) -> None:
+        """timeout_us  Triton's own request parameter `timeout`"""
         inputs = [tensor(name, value) for name, value in values.items()]
-        self._client.async_stream_infer(model, inputs, request_id=request_id)
+        self._client.async_stream_infer(model, inputs, request_id=request_id, timeout=timeout_us)
 
     def next(self, limit_s: float = LIMIT_S) -> Response:
         """The next response; InferenceServerException where it is an error."""
