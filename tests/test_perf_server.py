@@ -97,8 +97,7 @@ def test_tuning_serves_without_the_schedule_and_writes_one(deployment: Path) -> 
     """At 2 sequences the deployment's own schedule would not draft at all."""
     before = yaml.safe_load(deployment.read_text())
     with deployment.open("a") as file:
-        file.write("draft_len_schedule: {1: 3}
-")
+        file.write("draft_len_schedule: {1: 3}\n")
     done = perf(
         *("tune", "--config", deployment, "--max-draft-len", "1", "--active", "2", "--json"),
         *("--seconds", "0.2", "--repeats", "1", "--max-tokens", "8", "--write"),
