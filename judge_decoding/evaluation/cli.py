@@ -44,13 +44,17 @@ def evaluate(
     """Answer a task by several rules in one run: right answers, acceptance length, speed."""
     from judge_decoding import console
     from judge_decoding.config import load_deployment
+    from judge_decoding.evaluation import plot as plotting
     from judge_decoding.evaluation import show
     from judge_decoding.evaluation.evaluate import evaluate as run
     from judge_decoding.evaluation.evaluate import report as report_of
-    from judge_decoding.evaluation.plot import plot as draw
     from judge_decoding.evaluation.systems import parse_numbers, parse_settings, systems_of
     from judge_decoding.pipeline import load_pipeline
 
+    if plot is not None:
+        plotting.check(plot)
+    for what, path in (("plot", plot), ("out", out), ("answers", answers)):
+        check_place(what, path)
     items = select(task, split, domain or [], limit)
     pairs, steps = parse_settings(settings), parse_numbers(thresholds, "thresholds")
     names = [name.strip() for name in rules.split(",") if name.strip()]
@@ -70,12 +74,12 @@ def evaluate(
         )
     report = report_of(pipeline, found, task=task)
     if answers is not None:
-        write(answers, "".join(json.dumps(row) + "\n" for row in found.rows()))
+        answers.write_text("".join(json.dumps(row) + "\n" for row in found.rows()))
     show.print_report(console.console(), report)
-    if plot is not None:
-        draw(report, plot)
     if out is not None:
-        write(out, json.dumps(report, indent=1, allow_nan=False) + "\n")
+        out.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    if plot is not None:
+        plotting.plot(report, plot)
     if as_json:
         print(json.dumps(report, allow_nan=False), flush=True)
 
@@ -175,11 +179,15 @@ def select(task: str, split: str | None, domains: Sequence[str], limit: int) -> 
     return kept[: limit or None]
 
 
-def write(path: Path, text: str) -> None:
+def check_place(what: str, path: Path | None) -> None:
+    """The folder of a file to be written; UserError where there can be none, before a long run."""
     from judge_decoding.errors import UserError
 
+    if path is None:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: cannot write it ({error.strerror})") from None
+        raise UserError(f"{what}: cannot write {path} ({error.strerror})") from None
+    if path.is_dir():
+        raise UserError(f"{what}: {path} is a folder; name a file")

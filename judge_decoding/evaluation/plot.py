@@ -12,6 +12,7 @@ from typing import Any
 
 from judge_decoding.errors import UserError
 
+KINDS = (".png", ".svg", ".pdf")
 _SPEEDS = (
     ("mean_acceptance_length", "mean acceptance length (bonus token included)"),
     ("tokens_per_s", "tokens/s, prefill included"),
@@ -31,12 +32,20 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return best[::-1]
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
-    """A report as `evaluate.report` returns it, as a picture; the ending says which kind."""
+def check(path: Path) -> None:
+    """UserError where `plot` would fail: known before a long run, not after it."""
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError:
         raise UserError("plot: it needs matplotlib; pip install 'judge-decoding[build]'") from None
+    if path.suffix not in KINDS:
+        raise UserError(f"plot: {path} must end in {', '.join(KINDS)}")
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """A report as `evaluate.report` returns it, as a picture; the ending says which kind."""
+    from matplotlib.figure import Figure
+
     quality, scale = "accuracy", 100.0
     if report["results"][0][quality] is None:
         quality, scale = "loglikelihood", 1.0
@@ -58,11 +67,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         if quality == "accuracy"
         else "target's log-likelihood a token, nats"
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise UserError(f"plot: cannot write {path} ({error})") from None
+    figure.savefig(path, dpi=150)
 
 
 def _panel(
