@@ -6,13 +6,15 @@ import os
 import shlex
 import subprocess
 import sys
+import uuid
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import yaml
 
 from judge_decoding.errors import UserError
-from judge_decoding.serving import environment, mpi, triton
+from judge_decoding.serving import environment, mpi, shared_memory, triton
 from tests.triton_world import COMMAND
 
 PORTS = ["--http-port", "7001", "--grpc-port", "7002", "--metrics-port", "7003"]
@@ -156,3 +158,33 @@ def test_the_leaders_own_reason_is_read_from_its_output() -> None:
     line = "judge-decoding: ending the job: no answer within 3 s from rank 2 (target) on host n1\n"
     assert mpi.cause(line) == "no answer within 3 s from rank 2 (target) on host n1"
     assert mpi.cause("judge-decoding: rank 2 (target) is process 3 on host n1\n") is None
+
+
+MAP_A_FILE = """
+import mmap, sys
+with open(sys.argv[1], "r+b") as file:
+    held = mmap.mmap(file.fileno(), 0)
+print("mapped", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_shared_memory_of_a_killed_process_is_removed_and_no_other() -> None:
+    mine, other = (shared_memory.FOLDER / f"mpich_shm_{uuid.uuid4().hex}_0" for _ in range(2))
+    for path in (mine, other):
+        path.write_bytes(bytes(4096))
+    command = [sys.executable, "-c", MAP_A_FILE, str(mine)]
+    try:
+        with subprocess.Popen(command, stdin=PIPE, stdout=PIPE) as process:
+            segments = shared_memory.Segments(lambda: [process.pid])
+            segments.look()
+            assert process.stdout is not None and process.stdout.readline() == b"mapped\n"
+            segments.look()  # it was not mapped the first time
+            process.kill()
+        segments.look()
+        segments.remove()
+        assert not mine.exists()
+        assert other.exists()
+    finally:
+        for path in (mine, other):
+            path.unlink(missing_ok=True)

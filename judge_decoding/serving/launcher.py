@@ -29,6 +29,7 @@ from judge_decoding.config import Deployment, ServerConfig
 from judge_decoding.errors import UserError
 from judge_decoding.ranks.layout import Layout
 from judge_decoding.serving import access, environment, mpi
+from judge_decoding.serving.shared_memory import Segments
 from judge_decoding.serving.triton import ENSEMBLE, find_triton
 from judge_decoding.serving.warmup import warm_up
 
@@ -111,6 +112,7 @@ class Server:
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
+        self._segments = Segments(self._pids)
         self._reader = threading.Thread(target=self._forward, daemon=True)
         self._reader.start()
 
@@ -119,6 +121,7 @@ class Server:
         started, announced = time.monotonic(), False
         try:
             while not self._signals:
+                self._segments.look()
                 if culprit := self._death():
                     _say(f"{culprit}; everything is stopped")
                     return 1
@@ -236,12 +239,18 @@ class Server:
 
     def _kill(self) -> None:
         """End whatever is left of the session."""
-        known = {p.pid for p in environment.processes(self._folder)}
-        for pid in known | set(_session(self._process.pid)):
+        self._segments.look()
+        for pid in self._pids():
             if _is_running(pid):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
+        self._segments.remove()
         self._reader.join(timeout=1.0)
+
+    def _pids(self) -> set[int]:
+        known = environment.processes(self._folder)
+        here = {p.pid for p in known if p.host == os.uname().nodename}
+        return here | set(_session(self._process.pid))
 
     def _forward(self) -> None:
         assert self._process.stdout is not None
