@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from court import resolve
+from cache_path import resolve
 from mining import Cost
 from mining_file import LabelFile
 from mining_jobs import Job, check_jobs, fact_jobs, task_jobs

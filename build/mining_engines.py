@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from mining import Reader
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from judge_decoding.config import Deployment
 from judge_decoding.engine.base import Drafter, Target
 from judge_decoding.engine.llama import Llama, Segment
-from judge_decoding.engine.torch_engine import load_drafter
+from judge_decoding.engine.torch_engine import TorchEngine, load_drafter
 from judge_decoding.errors import UserError
 from judge_decoding.pipeline import check_vocabulary, load_pipeline
 
@@ -86,6 +86,15 @@ def _by_row_count(segments: Sequence[Segment], masks: Sequence[torch.Tensor]) ->
         )
 
 
+_Engine = TypeVar("_Engine", bound=TorchEngine)
+
+
+def batched(engine: _Engine) -> _Engine:
+    """The engine, for many sequences at a time."""
+    engine.model.__class__ = BatchedLlama  # its state is Llama's
+    return engine
+
+
 @dataclass(frozen=True)
 class Engines:
     """What a deployment is mined with; `reader` None where it gives no likelihoods."""
@@ -110,8 +119,6 @@ def open_engines(deployment: Deployment, in_flight: int, max_context: int) -> En
     check_vocabulary(deployment)
     bounds = {"max_sequences": in_flight, "max_context": max_context}
     folder = deployment.target.model
-    target = load_reader(folder, dtype=deployment.dtype, **bounds)
+    target = batched(load_reader(folder, dtype=deployment.dtype, **bounds))
     drafter = load_drafter(deployment.draft.model, target=folder, dtype=deployment.dtype, **bounds)
-    for engine in (target, drafter):
-        engine.model.__class__ = BatchedLlama  # its state is Llama's
-    return Engines(drafter, target, target, lambda: None)
+    return Engines(batched(drafter), target, target, lambda: None)
