@@ -30,6 +30,7 @@ Refusals are what overload is about; they are counted, and how long they took.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -85,6 +86,10 @@ class Phase:
     start: float
     end: float
     outcomes: list[Outcome]
+
+    @property
+    def answered(self) -> list[Outcome]:
+        return [one for one in self.outcomes if one.good]
 
     def summary(self, everything: Sequence[Outcome]) -> dict[str, Any]:
         """everything  the outcomes of all phases: answers go on behind the end of theirs"""
@@ -217,9 +222,12 @@ async def measure(
         memory = soak.Memory()
 
         async def steady(length: float) -> Phase:
+            """`length` seconds, and longer until as many are answered as there are slots."""
             start = time.monotonic()
             async with load.saturating(slots):
                 await asyncio.sleep(length)
+                while len(phase(load, start, math.inf).answered) < slots and not load.failures:
+                    await asyncio.sleep(0.1)
                 end = time.monotonic()
             return phase(load, start, end)
 
@@ -228,7 +236,7 @@ async def measure(
         found = before.summary(load.everything)
         capacity, ordinary_s = found["answers_per_s"], found["first_token_s_p90"]
         if not capacity or ordinary_s is None:
-            raise JudgeClientError(f"not one answer in {phase_s:g} s; give --phase-s more")
+            raise JudgeClientError(f"nothing was answered: {load.failures[0]}")
         progress(f"capacity {capacity:.2f} answers/s, {found['goodput_tokens_per_s']:.0f} tokens/s")
         watch = asyncio.create_task(memory.watch(running))
         start = time.monotonic()

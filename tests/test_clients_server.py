@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 import yaml
 
-from clients import server, soak
+from clients import overload, server, soak
 from clients.async_client import AsyncJudgeClient
 from clients.client import JudgeClient
 from clients.wire import Answer, JudgeClientError, Request
@@ -453,6 +453,48 @@ def test_a_short_soak_leaves_nothing_behind(running: server.Server) -> None:
     assert sum(results["requests"].values()) >= 6
     assert results["memory"]["warm_mb"] > 50
     assert len(results["memory"]["processes"]) >= 5  # launcher, Triton, three models
+
+
+def test_an_overload_is_refused_or_answered_and_leaves_nothing(running: server.Server) -> None:
+    """4 slots and a queue of 64: of 90 at once some are refused, and all the others answered."""
+
+    async def burst() -> overload.Load:
+        async with AsyncJudgeClient(running.url) as client:
+            load = overload.Load(client, Random(0), max_tokens=40, deadline_ms=None)
+            await asyncio.gather(*(load.ask() for _ in range(90)))
+            return load
+
+    load = asyncio.run(burst())
+    assert load.failures == []
+    ends = [one.reason for one in load.everything]
+    assert ends.count("length") >= 68
+    assert 1 <= ends.count("refused") == 90 - ends.count("length")
+    until_idle(running)
+    results = asyncio.run(
+        overload.measure(
+            running,
+            seconds=2.0,
+            phase_s=1.0,
+            factor=1.5,
+            max_tokens=12,
+            deadline_ms=None,
+            seed=0,
+            progress=print,
+        )
+    )
+    assert results["failures"] == 0, results["first_failures"]
+    assert results["slots"] == 4
+    assert results["recovery_s"] > 0
+    assert results["offered_per_s"] == 1.5 * results["capacity_answers_per_s"] > 0
+    for row in results["phases"].values():
+        assert sum(row["ends"].values()) == row["requests"]
+    assert results["phases"]["before"]["goodput_tokens_per_s"] > 0
+    json.dumps(results, allow_nan=False)
+    overload.print_report(
+        {"max_tokens": 12, "results": results, "bounds": overload.bounds(results)}
+        | {"provenance": soak.provenance()}
+    )
+    until_idle(running)
 
 
 def test_the_server_benchmark_runs_through(

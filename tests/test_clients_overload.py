@@ -1,0 +1,118 @@
+"""The load scripts' own arithmetic, and what the client makes of a refusal."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from clients import bench_metrics, overload
+from clients.overload import Outcome, Phase
+from clients.wire import JudgeClientError, ServerBusy, refusal
+
+
+def test_a_refusal_carries_its_advice() -> None:
+    busy = refusal(
+        "server: RESOURCE_EXHAUSTED: 64 requests are waiting already (server.max_queue); "
+        "try again in 3.2 s"
+    )
+    assert isinstance(busy, ServerBusy)
+    assert (busy.queued, busy.retry_after_s) == (64, 3.2)
+    assert type(refusal("prompt: it is empty")) is JudgeClientError
+
+
+def answer(sent: float, *arrivals: tuple[float, int], reason: str = "length") -> Outcome:
+    return Outcome(sent, arrivals[0][0], arrivals[-1][0], list(arrivals), reason)
+
+
+def refused(sent: float, end: float) -> Outcome:
+    return Outcome(sent, end=end, reason="refused")
+
+
+def test_goodput_counts_what_came_within_the_phase_of_answers_that_came_to_their_end() -> None:
+    early = answer(5, (8, 3), (12, 10))  # sent before; 7 of its tokens come within
+    whole = answer(10, (11, 2), (19, 10))
+    late = answer(18, (19, 4), (25, 10))  # 4 within
+    cut = answer(11, (12, 5), (13, 6), reason="deadline")
+    everything = [early, whole, late, cut, refused(12, 12.25), refused(13, 13.75)]
+    found = Phase(10, 20, everything[1:]).summary(everything)
+    assert found["goodput_tokens_per_s"] == (7 + 10 + 4) / 10
+    assert found["answers_per_s"] == 2 / 10  # early and whole end within
+    assert found["requests"] == 5
+    assert found["ends"] == {"deadline": 1, "length": 2, "refused": 2}
+    assert (found["first_token_s_p50"], found["first_token_s_p90"]) == (1, 1)
+    assert (found["refusal_s_p50"], found["refusal_s_max"]) == (0.5, 0.75)
+
+
+def test_quantiles_of_few_and_none() -> None:
+    assert overload.quantile([], 0.9) is None
+    assert overload.quantile([1.0], 0.9) == 1.0
+    assert overload.quantile(list(range(10)), 0.9) == 9
+
+
+def held(**changes: Any) -> list[bool]:
+    results = {
+        "goodput_ratio": 0.9,
+        "goodput_after_ratio": 0.9,
+        "memory": {"growth_percent": 2.0},
+        "recovery_s": 10.0,
+        "failures": 0,
+    }
+    return [bound["held"] for bound in overload.bounds(results | changes)]
+
+
+def test_each_bound_is_judged_for_itself() -> None:
+    assert held() == [True] * 5
+    assert held(goodput_ratio=0.89) == [False, True, True, True, True]
+    assert held(goodput_after_ratio=0.89) == [True, False, True, True, True]
+    assert held(memory={"growth_percent": 2.01}) == [True, True, False, True, True]
+    assert held(recovery_s=10.1) == held(recovery_s=None) == [True, True, True, False, True]
+    assert held(failures=1) == [True, True, True, True, False]
+
+
+def test_arrivals_are_at_random_and_do_not_wait_for_answers() -> None:
+    class Slow(overload.Load):
+        async def ask(self) -> Outcome:
+            outcome = Outcome(0.0)
+            self.everything.append(outcome)
+            await asyncio.sleep(60)
+            return outcome
+
+    async def go() -> int:
+        load = Slow(None, overload.Random(1), 1, None)  # type: ignore[arg-type]
+        await load.flood(rate=1000.0, seconds=0.2)
+        sent = len(load.everything)
+        assert len(load.flooding) == sent  # none was answered
+        for task in load.flooding:
+            task.cancel()
+        return sent
+
+    expected, at, random = 0, 0.0, overload.Random(1)
+    while (at := at + random.expovariate(1000.0)) < 0.2:
+        expected += 1
+    assert asyncio.run(go()) == expected
+
+
+def test_a_deployment_file_is_copied_with_its_paths(tmp_path: Path) -> None:
+    source = tmp_path / "configs" / "a.yaml"
+    source.parent.mkdir()
+    document = {
+        "name": "a",
+        "target": {"model": "cache:big"},
+        "draft": {"model": "../models/small"},
+        "judge": {"path": "judge.safetensors", "threshold": 0.5},
+        "server": {"max_queue": 3},
+    }
+    source.write_text(yaml.safe_dump(document))
+    made = yaml.safe_load(bench_metrics.variant(source, tmp_path, metrics=False).read_text())
+    assert made == document | {
+        "draft": {"model": str(tmp_path / "models" / "small")},
+        "judge": {"path": str(source.parent / "judge.safetensors"), "threshold": 0.5},
+        "server": {"max_queue": 3, "metrics": False},
+    }
+    source.write_text("[1, 2]")
+    with pytest.raises(JudgeClientError, match="it is no deployment file"):
+        bench_metrics.variant(source, tmp_path, metrics=True)
