@@ -29,7 +29,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from court import resolve
+from cache_path import resolve
 from judge_agreement import agreement
 from judge_features import Tokens, gather, hidden_of, join, likelihood_of
 from judge_head import fit

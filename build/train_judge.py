@@ -31,7 +31,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from court import resolve
+from cache_path import resolve
 from judge_features import READERS, Tokens, gather, hidden_of, join
 from judge_head import (
     FOLDS,
