@@ -181,9 +181,10 @@ def result(tokens: list[Token], reason: Any = "length") -> Result:
     return Result("", [t.id for t in tokens], reason, [], [], AcceptanceRecord())
 
 
-def plain(response: dict[str, np.ndarray] | None) -> dict[str, list[Any]]:
+def plain(response: dict[str, np.ndarray] | None) -> dict[str, Any]:
     assert response is not None
-    return {name: array.tolist() for name, array in response.items()}
+    values = {name: array.tolist() for name, array in response.items()}
+    return values | {"detokenize": json.loads(values["detokenize"][0])}
 
 
 def test_a_streaming_reply_says_what_is_new_and_counts_all() -> None:
@@ -193,11 +194,15 @@ def test_a_streaming_reply_says_what_is_new_and_counts_all() -> None:
     first = plain(reply.add(Update(0, TOKENS, "", None, 4), None))
     assert np.isnan(first.pop("judge_scores")[2])
     assert first == {
-        "sequence": [4],
-        "ended": [False],
-        "text_before": [b"before"],
-        "stop_strings": [b"x"],
-        "with_token_texts": [True],
+        "detokenize": {
+            "sequence": 4,
+            "ids": [5, 6, 7],
+            "stop": ["x"],
+            "finish": "",
+            "ended": False,
+            "before": "before",
+            "token_texts": True,
+        },
         "output_ids": [5, 6, 7],
         "finish_reason": [b""],
         "num_input_tokens": [3],
@@ -210,8 +215,9 @@ def test_a_streaming_reply_says_what_is_new_and_counts_all() -> None:
     }
     tail = [Token(9, "target", None)]
     last = plain(reply.add(Update(0, tail, "", "stop"), result(tail, "stop")))
-    assert last["text_before"] == [b""]
-    assert last["ended"] == [True]
+    assert last["detokenize"]["before"] == ""
+    assert last["detokenize"]["finish"] == "stop"
+    assert last["detokenize"]["ended"] is True
     assert last["finish_reason"] == [b"stop"]
     assert last["num_output_tokens"] == [4]
     assert last["output_ids"] == [9]
@@ -232,7 +238,8 @@ def test_an_end_token_that_does_not_count_has_text() -> None:
     end = [Token(9, "target", None)]
     for changes in ({"ignore_end": True}, {"min_tokens": 1}):
         reply = Reply(1, Request([1], 9, **changes), Parameters(), frozenset({9}))
-        assert plain(reply.add(Update(0, end, "", "stop"), result(end, "stop")))["ended"] == [False]
+        last = plain(reply.add(Update(0, end, "", "stop"), result(end, "stop")))
+        assert last["detokenize"]["ended"] is False
 
 
 def test_text_comes_out_as_the_loops_own_stream_would(tokenizer: Tokenizer) -> None:

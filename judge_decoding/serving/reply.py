@@ -10,20 +10,26 @@ from judge_decoding.decoding import Result, Update
 from judge_decoding.sequence import Request, Token
 from judge_decoding.serving.request import Parameters, to_json
 
-Arrays = dict[str, np.ndarray[Any, Any]]
+Array = np.ndarray[Any, Any]
+Arrays = dict[str, Array]
+
+_NO_TEXT = np.array([b""], object)
+_NO_TEXTS = np.array([], object)
+_NO_SCORES = np.array([], np.float32)
 
 
 class Reply:
     """One request's responses: one a round when streaming, else a single one at the end.
 
     Every response holds the same arrays, empty where there is nothing to say: an ensemble wants
-    that. The first five are for whoever detokenizes:
+    that. One that says what it said before is the same object, so that its tensor can be kept.
 
-    sequence          int64 [1]
-    ended             bool [1]: the last id is an end token, which has no text
-    text_before       bytes [1]: goes before the text of this response
-    stop_strings      bytes [n]
-    with_token_texts  bool [1]
+    The first is for whoever detokenizes. One tensor, because each costs every process that it
+    passes through; JSON:
+
+    sequence, ids, stop, finish, ended  what `Detokenizer.push` takes
+    before                              goes before the text of this response
+    token_texts                         whether they were asked for
     """
 
     def __init__(
@@ -43,6 +49,8 @@ class Reply:
         self._parameters = parameters or Parameters()
         self._end_ids = end_ids
         self._text_before = text_before
+        self._stop = list(self._request.stop)
+        self._num_input_tokens = np.array([len(self._request.prompt_ids)], np.int32)
         self._tokens: list[Token] = []  # not sent yet
         self._count = 0
         self._drafted = 0
@@ -58,36 +66,39 @@ class Reply:
             return None
         tokens, self._tokens = self._tokens, []
         before, self._text_before = self._text_before, b""
-        reason = result.finish_reason if result else ""
-        record = b""
-        if result is not None and self._parameters.return_acceptance_record:
-            record = to_json(result.record.to_dict())
+        asked = self._parameters
+        reason = str(result.finish_reason) if result else ""
+        ids = [token.id for token in tokens]
+        order = {
+            "sequence": self._sequence,
+            "ids": ids,
+            "stop": self._stop,
+            "finish": reason,
+            "ended": reason == "stop" and self._ended(tokens),
+            "before": before.decode(errors="replace"),
+            "token_texts": asked.return_provenance,
+        }
+        record = _NO_TEXT
+        if result is not None and asked.return_acceptance_record:
+            record = np.array([to_json(result.record.to_dict())], object)
         return {
-            "sequence": np.array([self._sequence], np.int64),
-            "ended": np.array([reason == "stop" and self._ended(tokens)], bool),
-            "text_before": np.array([before], object),
-            "stop_strings": np.array([text.encode() for text in self._request.stop], object),
-            "with_token_texts": np.array([self._parameters.return_provenance], bool),
-            "output_ids": np.array([token.id for token in tokens], np.int32),
-            "finish_reason": np.array([str(reason).encode()], object),
-            "num_input_tokens": np.array([len(self._request.prompt_ids)], np.int32),
+            "detokenize": np.array([to_json(order)], object),
+            "output_ids": np.array(ids, np.int32),
+            "finish_reason": np.array([reason.encode()], object) if reason else _NO_TEXT,
+            "num_input_tokens": self._num_input_tokens,
             "num_output_tokens": np.array([self._count], np.int32),
             "acceptance_rate": np.array([self._accepted / max(self._drafted, 1)], np.float32),
             "total_accepted_draft_tokens": np.array([self._accepted], np.int32),
             "total_draft_tokens": np.array([self._drafted], np.int32),
-            "provenance": np.array(
-                [token.provenance.encode() for token in tokens]
-                if self._parameters.return_provenance
-                else [],
-                object,
-            ),
+            "provenance": np.array([token.provenance.encode() for token in tokens], object)
+            if asked.return_provenance
+            else _NO_TEXTS,
             "judge_scores": np.array(
-                [np.nan if token.score is None else token.score for token in tokens]
-                if self._parameters.return_judge_scores
-                else [],
-                np.float32,
-            ),
-            "speculative_decoding": np.array([record], object),
+                [np.nan if token.score is None else token.score for token in tokens], np.float32
+            )
+            if asked.return_judge_scores
+            else _NO_SCORES,
+            "speculative_decoding": record,
         }
 
     def _ended(self, tokens: list[Token]) -> bool:

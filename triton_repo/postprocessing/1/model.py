@@ -1,5 +1,7 @@
 """Token ids -> text; the work is `judge_decoding.serving.detokenizer`'s."""
 
+import json
+
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
@@ -15,26 +17,21 @@ class TritonPythonModel:
         self.streams = Detokenizer(
             Tokenizer(deployment.target.model), capacity=2 * deployment.limits.max_sequences
         )
+        self.no_texts = pb_utils.Tensor("token_texts", strings([]))
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]
 
     def answer(self, request):
-        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        texts = self.streams.push(
-            int(tensors["sequence"].item()),
-            tensors["output_ids"].reshape(-1).tolist(),
-            stop=[word.decode() for word in tensors["stop_strings"].flat],
-            finish=tensors["finish_reason"].item().decode(),
-            ended=bool(tensors["ended"].item()),
-        )
-        text = tensors["text_before"].item() + "".join(texts).encode()
-        if not tensors["with_token_texts"].item():
-            texts = []
+        (tensor,) = request.inputs()
+        order = json.loads(tensor.as_numpy().item())  # serving.reply.Reply
+        before, asked = order.pop("before"), order.pop("token_texts")
+        texts = self.streams.push(**order)
+        text = (before + "".join(texts)).encode()
         return pb_utils.InferenceResponse(
             [
                 pb_utils.Tensor("text_output", np.array([[text]], object)),
-                pb_utils.Tensor("token_texts", strings(texts)),
+                pb_utils.Tensor("token_texts", strings(texts)) if asked else self.no_texts,
             ]
         )
 
