@@ -14,7 +14,7 @@ BIN = .venv/bin
 READY = .venv/.ready
 PLUGIN_DEPS = .venv/share/.plugin-deps
 
-.PHONY: demo test lint unit venv libpython target plugin-deps bench clean
+.PHONY: demo test lint unit venv libpython nginx target plugin-deps bench clean
 
 demo: venv target
 	$(BIN)/python -m clients.demo --config configs/demo.yaml
@@ -26,7 +26,7 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit: venv target plugin-deps
+unit: venv target plugin-deps nginx
 	$(BIN)/python -m pytest
 
 venv: $(READY)
@@ -52,6 +52,14 @@ libpython:
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends libpython$$version; \
 	fi; \
 	$(LIBPYTHON) 2>/dev/null || echo "make: no libpython$$version; install it to run \`judge-decoding serve\`"
+
+# For the tests of replicas behind a balancer (tests/test_replicas.py).
+nginx:
+	@export PATH="$$PATH:/usr/sbin"; command -v nginx >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends nginx; \
+	fi; \
+	command -v nginx >/dev/null || echo "make: no nginx, so the tests of replicas are skipped"
 
 # The demo target, de-quantized once into the cache folder; a later run only checks it.
 target: venv

@@ -15,6 +15,8 @@ import grpc
 import pytest
 import trustme
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from clients.access import TOKEN, Access
@@ -335,3 +337,48 @@ def test_no_input_names_a_file() -> None:
     inputs = re.findall(r'name: "(\w+)"', text.split("output [")[0])
     assert len(inputs) > 20
     assert not [n for n in inputs if re.search(r"path|file|folder|model|url|adapter|lora", n)]
+
+
+# What is installed ----------------------------------------------------------------------------
+
+PINS = ROOT / "deploy" / "constraints.txt"
+ELSEWHERE = re.compile(r"torch|triton|cuda-.*|nvidia-(?!pytriton).*")
+"""PyTorch and what it brings: a build for each platform, not in the file."""
+
+
+def pins() -> dict[str, tuple[str, int]]:
+    """Package -> (version, number of hashes)."""
+    found = {}
+    for block in re.split(r"\n(?=\S)", PINS.read_text()):
+        if match := re.match(r"([A-Za-z0-9._-]+)==(\S+)", block):
+            found[canonicalize_name(match[1])] = (match[2], block.count("--hash=sha256:"))
+    return found
+
+
+def test_what_the_project_asks_for_is_pinned_with_hashes() -> None:
+    """Its own requirements and those of the extra `serve`; pip itself says whether all is there."""
+    pinned = pins()
+    text = (ROOT / "pyproject.toml").read_text()
+    served = [
+        Requirement(line)
+        for name in ("dependencies", "serve")
+        for line in re.findall(
+            r'"(.+?)"', re.search(rf"^{name} = \[$(.*?)^\]$", text, re.M | re.S)[1]
+        )
+    ]
+    assert {"pydantic", "nvidia-pytriton"} <= {one.name for one in served}
+    for wanted in served:
+        name = canonicalize_name(wanted.name)
+        if not ELSEWHERE.fullmatch(name):
+            assert wanted.specifier.contains(pinned[name][0]), f"{wanted}: {pinned[name][0]}"
+    assert len(pinned) > 50 and all(hashes for _, hashes in pinned.values())
+    assert not [name for name in pinned if ELSEWHERE.fullmatch(name)]
+
+
+def test_the_pins_name_no_place() -> None:
+    lines = PINS.read_text().splitlines()
+    code = [line for line in lines if not line.startswith("#")]
+    assert all(
+        re.fullmatch(r"[a-z0-9-]+==\S+ \\|    --hash=sha256:[0-9a-f]{64}( \\)?", x) for x in code
+    )
+    assert "://" not in PINS.read_text()

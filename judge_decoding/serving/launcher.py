@@ -126,7 +126,11 @@ class Server:
                     _say(f"{culprit}; everything is stopped")
                     return 1
                 if self._ready.is_set() and not announced:
-                    self._announce(ready_file)
+                    try:
+                        self._announce(ready_file)
+                    except OSError as error:
+                        _say(f"cannot write the ready file {ready_file} ({error.strerror})")
+                        return 1
                     announced = True
                 limit = self._deployment.server.startup_timeout_s
                 if not announced and time.monotonic() - started > limit:

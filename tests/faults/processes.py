@@ -7,6 +7,8 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from clients.client import JudgeClient
@@ -104,27 +106,33 @@ def paused_a_while(role: str, bench: Bench) -> Outcome:
     return Outcome(f"{seen}, two seconds late", stream.ended - began, "goes on", bench.unharmed())
 
 
-def slowed(role: str, bench: Bench) -> Outcome:
-    """It runs for 5 ms of every 30."""
-    server = bench.shared
-    pid, over = pid_of(server, role), threading.Event()
+@contextmanager
+def braked(pid: int) -> Iterator[None]:
+    """The process runs for 5 ms of every 50."""
+    over = threading.Event()
 
     def brake() -> None:
         while not over.is_set():
             os.kill(pid, signal.SIGSTOP)
-            time.sleep(0.025)
+            time.sleep(0.045)
             os.kill(pid, signal.SIGCONT)
             time.sleep(0.005)
 
-    stream = Watched(server.url).running()
-    began = time.monotonic()
     thread = threading.Thread(target=brake)
     thread.start()
     try:
-        seen = stream.seen()
+        yield
     finally:
         over.set()
         thread.join()
+
+
+def slowed(role: str, bench: Bench) -> Outcome:
+    server = bench.shared
+    stream = Watched(server.url).running()
+    began = time.monotonic()
+    with braked(pid_of(server, role)):
+        seen = stream.seen()
     assert stream.answer.text == whole(server)
     return Outcome(f"{seen}, the same, slower", stream.ended - began, "goes on", bench.unharmed())
 
@@ -231,5 +239,5 @@ FAULTS = [
     Fault(STOP, "tritonserver: paused for good", partial(paused_for_ever, "tritonserver")),
     Fault(STOP, "target rank: paused for 2 s", partial(paused_a_while, TARGET), quick=True),
     Fault(STOP, "core stub: paused for 2 s", partial(paused_a_while, CORE), quick=True),
-    Fault(STOP, "target rank: six times slower", partial(slowed, TARGET), quick=True),
+    Fault(STOP, "target rank: ten times slower", partial(slowed, TARGET), quick=True),
 ]
