@@ -56,6 +56,11 @@ def test_a_lossy_rule_is_opted_into(tmp_path: Path) -> None:
         ("limits: {max_sequences: 0}", "limits.max_sequences"),
         ("draft_len_schedule: {0: 4}", "draft_len_schedule 0: 4"),
         ("draft: null", "acceptance.rule strict needs a draft"),
+        ("ranks: {colocate_draft: true, draft: {tp: 2}}", "ranks: colocate_draft puts the draft"),
+        (
+            "draft: null\nacceptance: {rule: none}\nranks: {colocate_draft: true}",
+            "ranks.colocate_draft needs a draft",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, change: str, message: str) -> None:

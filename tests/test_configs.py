@@ -162,6 +162,10 @@ def test_the_trtllm_section(tmp_path: Path) -> None:
         ({"ranks": "null"}, "engine trtllm needs ranks"),
         ({"draft": "null", "acceptance": "{rule: none}"}, "engine trtllm needs a draft"),
         ({"dtype": "float32"}, "engine trtllm runs dtype bfloat16, not float32"),
+        (
+            {"ranks": "{colocate_draft: true, target: {tp: 2, devices: [0, 1]}}"},
+            r"engine trtllm has no ranks\.colocate_draft: .* trtllm\.shared_gpus: true",
+        ),
         ({"max_draft_len": "0"}, "needs max_draft_len of at least 1"),
         ({"acceptance": "{rule: typical}"}, "engine trtllm has no acceptance.rule typical"),
         ({"ranks": "{draft: {devices: [0]}}"}, r"needs ranks\.target\.devices, a GPU number"),

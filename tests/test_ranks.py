@@ -248,6 +248,17 @@ def test_what_the_ranks_cannot_do_is_refused(models: Models) -> None:
         Shard.of(shard, 3, 4)
 
 
+def test_a_colocated_draft_has_no_rank_of_its_own() -> None:
+    layout = Layout(1, 2, colocated=True)
+    assert (layout.size, layout.draft, layout.target) == (3, range(1, 2), range(1, 3))
+    first, second = layout.place(1), layout.place(2)
+    assert str(first) == "rank 1 (draft and target 1 of 2)"
+    assert str(second) == "rank 2 (target 2 of 2)"
+    assert (first.models, second.models) == (("draft", "target"), ("target",))
+    with pytest.raises(UserError, match=r"the deployment needs 3: 1 leader \+ 2 target; start it"):
+        layout.check_world(4)
+
+
 @pytest.mark.demo
 def test_the_demo_target_on_two_ranks_writes_what_it_writes_on_one(tmp_path: Path) -> None:
     """SmolLM2-135M in fp32: nine heads over three key heads, so 6 + 3 heads on the ranks."""

@@ -74,6 +74,17 @@ def test_a_dry_run_prints_the_whole_command_and_leaves_nothing(
     assert not list(folder.iterdir())
 
 
+def test_a_colocated_draft_starts_no_rank(config: Path) -> None:
+    values = yaml.safe_load(config.read_text())
+    values["ranks"] = {"colocate_draft": True, "target": {"tp": 2}}
+    config.write_text(yaml.safe_dump(values))
+    done = serve(config, *PORTS, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    server, target = done.stdout.split(" : ")
+    assert "mpiexec -n 1 " in server
+    assert target.startswith("-n 2 ")
+
+
 def test_without_ranks_there_is_no_mpiexec(config: Path) -> None:
     document = yaml.safe_load(config.read_text())
     del document["ranks"]
