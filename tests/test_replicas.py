@@ -15,9 +15,9 @@ import yaml
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from clients.client import JudgeClient
+from clients.replicas import balancing, find_nginx
 from clients.wire import Request
 from tests.faults.bench import Watched
-from tests.nginx_world import Nginx, find_nginx
 from tests.triton_world import Serving, wait_for
 
 pytestmark = pytest.mark.skipif(find_nginx() is None, reason="no nginx; `make venv` installs it")
@@ -48,9 +48,10 @@ def replicas(
 
 
 @pytest.fixture
-def balancer(replicas: list[Serving], tmp_path: Path) -> Iterator[Nginx]:
-    with Nginx(tmp_path, [one.ports[1] for one in replicas]) as made:
-        yield made
+def balancer(replicas: list[Serving]) -> Iterator[str]:
+    """HOST:PORT"""
+    with balancing([one.url for one in replicas]) as url:
+        yield url
 
 
 def finished(server: Serving, reason: str) -> float:
@@ -64,22 +65,22 @@ def answer(url: str, prompt: str) -> str:
 
 
 def test_streams_through_the_balancer_are_whole_and_both_replicas_write_them(
-    replicas: list[Serving], balancer: Nginx
+    replicas: list[Serving], balancer: str
 ) -> None:
     before = [finished(one, "length") for one in replicas]
     expected = [answer(replicas[0].url, prompt) for prompt in PROMPTS]
     with ThreadPoolExecutor(6) as pool:
-        got = list(pool.map(lambda prompt: answer(balancer.url, prompt), PROMPTS))
+        got = list(pool.map(lambda prompt: answer(balancer, prompt), PROMPTS))
     assert got == expected
     shares = [finished(one, "length") - old for one, old in zip(replicas, before, strict=True)]
     assert sum(shares) == 2 * len(PROMPTS) and shares[1] > 0 and shares[0] > len(PROMPTS)
 
 
 def test_a_cancellation_reaches_the_replica_that_runs_the_request(
-    replicas: list[Serving], balancer: Nginx
+    replicas: list[Serving], balancer: str
 ) -> None:
     before = sum(finished(one, "cancelled") for one in replicas)
-    with JudgeClient(balancer.url, timeout=180) as client:
+    with JudgeClient(balancer, timeout=180) as client:
         for _ in range(8):
             stream = client.stream(LONG)
             next(stream)
@@ -90,8 +91,8 @@ def test_a_cancellation_reaches_the_replica_that_runs_the_request(
     assert sum(one.metric("kv_slots_used") for one in replicas) == 0
 
 
-def test_only_health_and_streams_pass(balancer: Nginx) -> None:
-    calls = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(balancer.url))
+def test_only_health_and_streams_pass(balancer: str) -> None:
+    calls = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(balancer))
     assert calls.ModelReady(service_pb2.ModelReadyRequest(name="ensemble"), timeout=60).ready
     for ask in (
         lambda: calls.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=60),
@@ -106,7 +107,7 @@ def test_only_health_and_streams_pass(balancer: Nginx) -> None:
 
 
 def test_a_killed_replica_loses_its_own_streams_and_no_other(
-    replicas: list[Serving], balancer: Nginx
+    replicas: list[Serving], balancer: str
 ) -> None:
     """Last in this file: one replica is dead afterwards."""
     kept, lost = replicas
@@ -114,13 +115,13 @@ def test_a_killed_replica_loses_its_own_streams_and_no_other(
     with JudgeClient(kept.url, timeout=180) as client:
         whole = client.generate(LONG).text
     # Slow rounds (four at once on each), so that all run when the replica dies.
-    streams = [Watched(balancer.url, LONG) for _ in range(10)]
+    streams = [Watched(balancer, LONG) for _ in range(10)]
     for stream in streams:
         stream.running()
     running = [one.metric("num_requests_running") for one in replicas]
     assert sum(running) == 10 and min(running) > 0
     os.kill(lost.processes()["tritonserver"], signal.SIGKILL)
-    after = [answer(balancer.url, PROMPTS[0]) for _ in range(10)]  # at once, beside the others
+    after = [answer(balancer, PROMPTS[0]) for _ in range(10)]  # at once, beside the others
     assert after == [text] * 10
     for stream in streams:
         stream.seen()

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import socket
+import stat
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -200,6 +201,13 @@ def listening(port: int) -> set[str]:
 def test_everything_listens_on_loopback_alone(guarded: Guarded) -> None:
     assert ServerConfig().host == "127.0.0.1"
     assert [listening(port) for port in guarded.serving.ports] == [{"127.0.0.1"}] * 3
+
+
+def test_prompts_in_shared_memory_are_no_other_users_business(guarded: Guarded) -> None:
+    (folder,) = guarded.serving.temporary.glob("judge-decoding-*")
+    regions = list(Path("/dev/shm").glob(f"{folder.name}*"))
+    assert len(regions) >= 3  # one a Python model
+    assert {stat.S_IMODE(one.stat().st_mode) & 0o077 for one in [folder, *regions]} == {0}
 
 
 def test_http_stays_on_loopback_where_grpc_has_tls(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=_become_child,
         )
         self._segments = Segments(self._pids)
         self._reader = threading.Thread(target=self._forward, daemon=True)
@@ -306,6 +306,8 @@ def _session(leader: int) -> list[int]:
     return [pid for pid in pids if _stat(pid)[3:4] == [str(leader)]]
 
 
-def _die_with_parent() -> None:
-    """In the child: be told (SIGTERM) when the launcher is gone, however it went."""
+def _become_child() -> None:
+    """In the child: be told (SIGTERM) when the launcher is gone, however it went; and keep what is
+    in shared memory, prompts and answers, from other users of this host."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    os.umask(0o077)
