@@ -140,7 +140,7 @@ def test_probes_of_a_server_that_is_well_busy_and_hanging(
         stream.next()
         wait_for(lambda: server.metric("num_requests_running") == 1, "the metric")
         code, said = probe(server, container, "readinessProbe")
-        assert code == 1 and "not well: " in said and "busy" in said
+        assert code == 1 and "not well: " in said and "RESOURCE_EXHAUSTED" in said
         code, said = probe(server, container, "livenessProbe")
         assert code == 0 and said.startswith("alive: busy with others")
         stream.send(text_input="", stop=True, request_id="long")

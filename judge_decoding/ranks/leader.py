@@ -10,6 +10,7 @@ import atexit
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import NoReturn, TypeVar
 
@@ -122,7 +123,8 @@ class Ranks:
         """Say why on stderr and end every process of the job, this one included."""
         self._closed = True
         _say(f"ending the job: {reason}")
-        sys.stdout.flush()
+        with suppress(OSError):
+            sys.stdout.flush()
         self._comm.abort(code)
 
     def tell(self, ranks: Iterable[int], message: m.Message) -> None:
@@ -242,7 +244,8 @@ class Ranks:
 
 
 def _say(text: str) -> None:
-    print(f"judge-decoding: {text}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody reads any more; the job must end all the same
+        print(f"judge-decoding: {text}", file=sys.stderr, flush=True)
 
 
 class _Remote:

@@ -23,6 +23,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from judge_decoding.config import Deployment, ServerConfig
@@ -110,7 +111,10 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_become_child,
+            # mpiexec would end its ranks at leisure, and some of them not at all.
+            preexec_fn=partial(
+                _become_child, signal.SIGKILL if deployment.ranks else signal.SIGTERM
+            ),
         )
         self._segments = Segments(self._pids)
         self._reader = threading.Thread(target=self._forward, daemon=True)
@@ -306,8 +310,8 @@ def _session(leader: int) -> list[int]:
     return [pid for pid in pids if _stat(pid)[3:4] == [str(leader)]]
 
 
-def _become_child() -> None:
-    """In the child: be told (SIGTERM) when the launcher is gone, however it went; and keep what is
-    in shared memory, prompts and answers, from other users of this host."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+def _become_child(number: signal.Signals) -> None:
+    """In the child: get this signal when the launcher is gone, however it went; and keep what is in
+    shared memory, prompts and answers, from other users of this host."""
+    ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
     os.umask(0o077)
