@@ -166,3 +166,12 @@ def report_on(scores: Array, tokens: Tokens) -> dict[str, Any]:
             "ece": calibration_error(reliability(score, good)),
         }
     return found
+
+
+def without_nan(value: Any) -> Any:
+    """For JSON, which has no NaN: None in its place."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

@@ -57,7 +57,8 @@ def draw(path: Path, document: dict[str, Any]) -> None:
         axes.axhline(0.5, color="0.7", linewidth=0.8)
         axes.set(xlabel=label, ylabel=f"AUC on {studied} (bars: sd over seeds)")
         axes.legend(fontsize=8)
-    right.set_xscale("log")
+    if result(document, "curve"):
+        right.set_xscale("log")
     figure.tight_layout()
     save(figure, path)
 

@@ -51,6 +51,7 @@ from judge_measures import (
     reliability,
     report_on,
     threshold_curve,
+    without_nan,
 )
 from judge_report import draw, measures_table, write_card
 from judge_threshold import Calibration, Choice, by_bad_recall, fixed
@@ -181,10 +182,11 @@ def main(
     draw(docs / "figures", series, choice.threshold)
     write_card(out.with_suffix(".md"), document, docs / "figures")
     (docs / "results").mkdir(parents=True, exist_ok=True)
-    (docs / "results" / "judge_training.json").write_text(json.dumps(document, indent=1) + "\n")
+    plain = without_nan(document)
+    (docs / "results" / "judge_training.json").write_text(json.dumps(plain, indent=1) + "\n")
     print(measures_table(document["validated"], document["auc_on_unseen_domain"]))
     print(f"threshold {choice.threshold:g}: {choice.method}")
-    print(json.dumps(document))
+    print(json.dumps(plain))
 
 
 def check_choice(option: str, value: str | None, choices: Sequence[str | None]) -> None:

@@ -132,3 +132,10 @@ def test_report_is_over_mismatches_by_file_and_domain():
     assert found["y"]["auc"] == 0.0
     assert found["all"]["auc_within_domains"] == pytest.approx(1 / 3)
     assert found["file mined"]["good"] == 1
+
+
+def test_json_holds_no_nan():
+    assert judge_measures.without_nan({"a": [1.5, float("nan")], "b": "nan"}) == {
+        "a": [1.5, None],
+        "b": "nan",
+    }

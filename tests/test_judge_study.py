@@ -212,11 +212,11 @@ def test_the_study_writes_what_was_asked_for(tiny_target, tmp_path, capsys, monk
         "dtype": "float32",
         "seeds": 2,
     }
-    judge_study.main(**files, part=["sources", "curve"])
+    judge_study.main(**files, part=["sources"])
     path = tmp_path / "docs" / "results" / "judge_study.json"
     document = json.loads(path.read_text())
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == document
-    assert set(document["parts"]) == {"sources", "curve"}
+    assert set(document["parts"]) == {"sources"}
     names = [row["recipe"] for row in document["parts"]["sources"]["result"]]
     assert names == [
         "mined alone",
@@ -225,11 +225,11 @@ def test_the_study_writes_what_was_asked_for(tiny_target, tmp_path, capsys, monk
         judge_recipes.DOMAINS_ALONE,
         judge_recipes.LIKELIHOOD,
     ]
-    assert "versions" in document["parts"]["curve"]["provenance"]
+    assert "versions" in document["parts"]["sources"]["provenance"]
     assert (tmp_path / "docs" / "figures" / "judge_study.png").is_file()
-    judge_study.main(**files, part=["noise"], second=files["mined"][0])
+    judge_study.main(**files, part=["noise", "curve"], second=files["mined"][0])
     later = json.loads(path.read_text())
-    assert set(later["parts"]) == {"sources", "curve", "noise"}
+    assert set(later["parts"]) == {"sources", "noise", "curve"}
     assert later["parts"]["sources"] == document["parts"]["sources"]
     shown = capsys.readouterr().out
     assert "| 50 % | " in shown
