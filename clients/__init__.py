@@ -7,4 +7,7 @@ generate.py      python -m clients.generate -u HOST:PORT --prompt TEXT
 chat.py          python -m clients.chat -u HOST:PORT
 bench_server.py  python -m clients.bench_server --config FILE
 soak.py          python -m clients.soak --config FILE --minutes 15
+perf/            python -m clients.perf run | compare | tune
+probe.py         python -m clients.probe -u HOST:PORT
+replicas.py      python -m clients.replicas --config FILE
 """
