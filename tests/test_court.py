@@ -17,8 +17,13 @@ for package in ("countryinfo", "periodictable", "inflect", "num2words"):
 
 import court  # noqa: E402
 import court_answers  # noqa: E402
+import court_sampled  # noqa: E402
+import court_split  # noqa: E402
 from court_facts import DOMAINS, questions  # noqa: E402
 
+from judge_decoding.decoding import SpeculativeDecoder  # noqa: E402
+from judge_decoding.engine.base import Acceptance  # noqa: E402
+from judge_decoding.engine.torch_engine import load_drafter, load_target  # noqa: E402
 from judge_decoding.errors import UserError  # noqa: E402
 from judge_decoding.labels import (  # noqa: E402
     LabelRecord,
@@ -27,6 +32,7 @@ from judge_decoding.labels import (  # noqa: E402
     read_labels,
     write_labels,
 )
+from judge_decoding.sequence import Request  # noqa: E402
 from judge_decoding.text import Tokenizer  # noqa: E402
 
 
@@ -258,3 +264,92 @@ def test_answers_are_checked_against_the_fact(asked, prompt, text, right):
 def test_accents_do_not_matter(asked):
     question = next(q for q in asked if q.answer == "Brasília")
     assert court_answers.is_right(question, "The capital of Brazil is Brasilia.", [])
+
+
+def test_there_are_enough_questions_of_enough_kinds(asked):
+    assert len(asked) == len({q.prompt for q in asked}) == 2645
+    assert len({q.domain for q in asked}) == 11
+    wordings: dict[tuple[str, str, str], int] = {}
+    for q in asked:
+        fact = (q.domain, q.group, q.answer)
+        wordings[fact] = wordings.get(fact, 0) + 1
+    assert {n for (domain, *_), n in wordings.items() if domain != "calendar"} == {2}
+    assert sum(len(q.wrong) >= 3 for q in asked) == 2615
+    assert all(len(q.sentences) >= 2 for q in asked)
+
+
+def test_one_domain_is_held_out_and_shares_no_fact_with_another(records, asked):
+    domain = court_split.HELD_OUT_DOMAIN
+    assert {r.split for r in records if r.domain == domain} == {"heldout"}
+    inside = {q.group for q in asked if q.domain == domain}
+    assert len(inside) == 95
+    assert not inside & {q.group for q in asked if q.domain != domain}
+    # By their facts alone some would be trained on: judges from before this rule were.
+    assert {court.split_of(group, 0) for group in inside} == {"train", "heldout"}
+    assert court_split.split_in("symbols", "element:boron", 0) == "train"
+
+
+def sampled(asked, tokenizer, prompt, *texts, after_error="ignore"):
+    """The pieces of each answer by label, those in no span left out."""
+    question = by_prompt(asked, prompt)
+    answers = [tokenizer.encode(t, special=False) for t in texts]
+    made = []
+    for number, answer in enumerate(answers):
+        made += court_sampled.sampled_records(
+            [question],
+            [answer],
+            "draft",
+            tokenizer,
+            number=number,
+            seed=0,
+            after_error=after_error,
+        )
+    return [
+        [(s.origin, s.label, tokenizer.decode(r.response_ids[s.start : s.end])) for s in r.spans]
+        for r in made
+    ]
+
+
+def test_sampled_answers_are_checked_and_the_error_located(asked, tokenizer):
+    peru = "Name the capital of Peru."
+    right, wrong = sampled(
+        asked,
+        tokenizer,
+        peru,
+        "The capital of Peru is Lima. It rains.\nThe capital is Oslo.",
+        "It is Lisbon, not Lima.",
+        after_error="negative",
+    )
+    assert right == [("sampled_draft", "good", "The capital of Peru is Lima")]
+    assert wrong == [
+        ("before_error", "good", "It is"),
+        ("sampled_draft", "bad", " Lisbon"),
+        ("after_error", "bad", ", not Lima."),
+    ]
+
+
+def test_the_part_of_a_sampled_number_that_is_right_is_no_error(asked, tokenizer):
+    gold = "What is the atomic number of gold?"
+    [wrong] = sampled(asked, tokenizer, gold, "It is 78.")
+    assert wrong[:2] == [("before_error", "good", "It is 7"), ("sampled_draft", "bad", "8")]
+    assert sampled(asked, tokenizer, gold, "It is 7.", "No idea.", "", "\n79") == []
+
+
+def test_both_models_are_asked(asked, tiny_target, tiny_draft):
+    """Greedily first: then it is each model's own greedy text, whoever shares its batch."""
+    some, tokenizer = asked[:5], Tokenizer(tiny_target)
+    limits = {"dtype": "float32", "max_sequences": 3, "max_context": 256}
+    target = load_target(tiny_target, **limits)
+    drafter = load_drafter(tiny_draft, target=tiny_target, **limits)
+    told = {
+        tiny_target: court_sampled.by_target(some, target, tokenizer, 0, 0, 10),
+        tiny_draft: court_sampled.by_draft(some, drafter, (0,), tokenizer, 0, 0, 10),
+    }
+    for folder, answers in told.items():
+        alone = SpeculativeDecoder(None, load_target(folder, **limits))
+        for question, answer in zip(some, answers, strict=True):
+            ids = tokenizer.chat([{"role": "user", "content": question.prompt}])
+            [result] = alone.generate([Request(ids, 10, Acceptance("none"))])
+            assert answer == [i for i in result.token_ids if i != 0]
+    drawn = [court_sampled.by_draft(some, drafter, (0,), tokenizer, n, 0, 10) for n in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
