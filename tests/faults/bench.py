@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import threading
@@ -18,7 +17,7 @@ from typing import Any
 import yaml
 
 from clients.client import JudgeClient
-from clients.server import descendants
+from clients.server import descendants, parse_metrics
 from clients.wire import Answer, JudgeClientError, Request
 from tests.conftest import LLAMA31_ROPE, perturb, write_judge, write_llama, write_tokenizer
 from tests.triton_world import COMMAND, Serving, free_ports, wait_for
@@ -172,10 +171,10 @@ def answer(server: Serving) -> str:
 
 
 def slots(server: Serving) -> float:
-    """Sequences in the loop and requests in the queue."""
-    names = "num_requests_running|num_requests_waiting|active_sequences|waiting_requests"
-    text = server.http("/metrics", port=2)
-    return sum(map(float, re.findall(rf"^judge_decoding_(?:{names})\{{.*\}} (\S+)$", text, re.M)))
+    """Sequences in the loop and requests in the queue, now."""
+    values = parse_metrics(server.metrics())
+    names = ("num_requests_running", "num_requests_waiting")
+    return sum(values[f"judge_decoding_{name}"] for name in names)
 
 
 class Watched(threading.Thread):

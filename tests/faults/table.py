@@ -19,17 +19,18 @@ checked: the exit code, who is named, that what should be left is left, and for 
 server survives that it then writes the same text as before and every slot is free.
 
 - **seconds**: from the fault to the client's knowing, or for what does not start to its end; on
-  {machine}, busy with other work.
+  {cpu}, busy with other work, so that these are upper bounds.
 - **left**: processes, files in /dev/shm, run folder and ready file after a server's end; slots in
   use where it goes on.
 
 A server that stops is started again by whoever runs it (systemd, Kubernetes: `replicas.md`).
+Written at commit {git_sha}, {date}.
 """
 
 
 def markdown(document: dict[str, Any]) -> str:
-    system = document["provenance"]
-    parts = [HEAD.format(machine=machine(system))]
+    source = document["provenance"]
+    parts = [HEAD.format(**source)]
     results = document["results"]
     number = 0
     for group, title in TITLES.items():
@@ -51,8 +52,3 @@ def markdown(document: dict[str, Any]) -> str:
             )
             parts.append(f"| {number} | " + " | ".join(cells) + " |")
     return "\n".join(parts) + "\n"
-
-
-def machine(provenance: dict[str, Any]) -> str:
-    cores = provenance.get("cores") or provenance.get("cpu_count") or "some"
-    return f"{cores} cores"
