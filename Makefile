@@ -14,7 +14,7 @@ BIN = .venv/bin
 READY = .venv/.ready
 PLUGIN_DEPS = .venv/share/.plugin-deps
 
-.PHONY: demo test lint unit venv libpython nginx target plugin-deps bench clean
+.PHONY: demo test lint unit venv libpython nginx target plugin-deps bench load clean
 
 demo: venv target
 	$(BIN)/python -m clients.demo --config configs/demo.yaml
@@ -82,6 +82,11 @@ $(PLUGIN_DEPS): Makefile
 
 bench: venv target
 	$(BIN)/judge-decoding bench --config configs/demo.yaml --rules none,strict,judge --peers hf,hf-assisted --json
+
+# docs/operations/load.md; about 7 minutes. perf_analyzer is in the wheel of tritonclient.
+load: venv target
+	$(BIN)/python -m clients.perf run --config configs/demo.yaml --request-rate 1,2,4 \
+		--out docs/results/load_demo --json
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
