@@ -34,7 +34,8 @@ class TritonPythonModel:
         environment.announce("the judge_decoding model")
         environment.announce(environment.SERVER, pid=os.getppid())
         self.deployment = environment.deployment()
-        self.numbers = count(1)
+        # Not to be guessed: the postprocessing, which clients can call too, keeps text by them.
+        self.numbers = count(secrets.randbits(62))
         self.audit = AuditLog(self.deployment.audit)
         self.metrics = Metrics(self.deployment)
         self.scheduler = Scheduler(
