@@ -5,6 +5,7 @@ the rounds, sends the responses and touches the metrics.
 """
 
 import os
+import secrets
 import time
 from functools import partial
 from itertools import count
