@@ -244,7 +244,7 @@ FAULTS = [
     Fault(GROUP, "client: paused in its stream", client_paused, quick=True),
     Fault(GROUP, "connection reset in a stream", connection_cut, quick=True),
     Fault(GROUP, "connection goes silent in a stream", connection_silent, quick=True),
-    Fault(GROUP, "client reads 12 kB/s", slow_reader, quick=True),
+    Fault(GROUP, "client reads 12 kB/s", slow_reader),
     Fault(GROUP, "HTTP stream reset", http_dropped, quick=True),
     Fault(GROUP, "garbage on every port", garbage, quick=True),
     Fault(GROUP, "300 connections with half a request", half_requests, quick=True),

@@ -238,6 +238,6 @@ FAULTS = [
     Fault(STOP, "core stub: paused for good", partial(paused_for_ever, CORE)),
     Fault(STOP, "tritonserver: paused for good", partial(paused_for_ever, "tritonserver")),
     Fault(STOP, "target rank: paused for 2 s", partial(paused_a_while, TARGET), quick=True),
-    Fault(STOP, "core stub: paused for 2 s", partial(paused_a_while, CORE), quick=True),
+    Fault(STOP, "core stub: paused for 2 s", partial(paused_a_while, CORE)),
     Fault(STOP, "target rank: ten times slower", partial(slowed, TARGET), quick=True),
 ]
