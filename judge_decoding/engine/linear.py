@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 # oneDNN and the layer above it in PyTorch each keep 1,024 compiled kernels, one a shape met. Texts
 # bring ever new row counts, and a process would grow by half a gigabyte over hours; decoding needs
-# some dozens. Both variables are read at the first product.
+# some dozens. With 256 a process still fills up for many minutes, with 64 it is soon full. Both
+# variables are read at the first product.
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(_cache, "256")
+    os.environ.setdefault(_cache, "64")
 
 _PACK_ROWS = 8  # the row count the layout is tuned for; measured flat from 1 to 16
 
