@@ -429,6 +429,30 @@ def test_a_users_mistake_is_one_line(
     assert capsys.readouterr().err.startswith(f"perf: {error}")
 
 
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("- a", "must hold a mapping"),
+        ("{", "cannot read"),
+        ("draft: x", "draft must hold a mapping"),
+        ("limits: [1]", "limits must hold a mapping"),
+    ],
+)
+def test_a_deployment_that_cannot_be_tuned(text: str, error: str, tmp_path: Path) -> None:
+    path = tmp_path / "d.yaml"
+    path.write_text(text)
+    with pytest.raises(JudgeClientError, match=rf"^config: .*{error}"):
+        tune.read_config(path)
+
+
+def test_a_count_of_a_deployment() -> None:
+    assert tune.count({"a": 3}, "a", 8) == 3
+    assert tune.count({}, "a", 8) == 8
+    for value in (0, "x", None):
+        with pytest.raises(JudgeClientError, match=rf"^config: a: {value!r} is no number"):
+            tune.count({"a": value}, "a", 8)
+
+
 def test_the_recipes_are_prepared(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "clients.perf.recipes.prepare", str(tmp_path)],

@@ -21,7 +21,7 @@ from clients.perf.sweep import Sweep, System
 from clients.wire import JudgeClientError
 
 MAX_STREAMS = 256
-Seconds = Annotated[float, typer.Option(min=0.1, help="A point's, about; see the README.")]
+Seconds = Annotated[float, typer.Option(min=0.1, max=300.0, help="A point's, about.")]
 Prompts = Annotated[
     Path | None, typer.Option(help='Lines of {"prompt": text}; 48 chat prompts by default.')
 ]

@@ -21,7 +21,7 @@ from clients import terminal
 from clients.perf import schedule
 from clients.perf.analyzer import Load
 from clients.perf.inputs import read_prompts
-from clients.perf.load import MaxTokens, Prompts, Repeats, measuring, provenance, streams
+from clients.perf.load import MaxTokens, Prompts, Repeats, Seconds, measuring, provenance, streams
 from clients.perf.report import BASELINE, number, origin
 from clients.perf.sweep import System
 from clients.wire import JudgeClientError
@@ -48,7 +48,7 @@ def tune(
     ] = None,
     active: Annotated[str, typer.Option(help="Comma-separated.", show_default="up to all")] = "",
     prompts: Prompts = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="A point's, about.")] = 3.0,
+    seconds: Seconds = 2.5,
     repeats: Repeats = 2,
     max_tokens: MaxTokens = 64,
     margin: Annotated[
@@ -62,11 +62,10 @@ def tune(
     if out is not None and not out.parent.is_dir():
         raise JudgeClientError(f"out: no folder {out.parent}")
     values = read_config(config)
-    longest = max_draft_len or int(values.get("max_draft_len", 8))
-    limits = {"max_sequences": 4, **(values.get("limits") or {})}
-    if max_sequences is not None:
-        limits["max_sequences"] = max_sequences
-    slots = int(limits["max_sequences"])
+    limits = dict(values.get("limits") or {})
+    longest = max_draft_len or count(values, "max_draft_len", 8)  # the library's defaults
+    slots = max_sequences or count(limits, "max_sequences", 4)
+    limits["max_sequences"] = slots
     wanted = streams(active, "active") or sorted({a for a in ACTIVE if a < slots} | {slots})
     if wanted[-1] > slots:
         raise JudgeClientError(f"active: {wanted[-1]} is more than limits.max_sequences {slots}")
@@ -163,7 +162,17 @@ def read_config(path: Path) -> dict[str, Any]:
         raise JudgeClientError(f"config: cannot read {path} ({reason})") from None
     if not isinstance(values, dict):
         raise JudgeClientError(f"config: {path} must hold a mapping")
+    for section in ("limits", *(section for section, _ in PATHS)):
+        if not isinstance(values.get(section) or {}, dict):
+            raise JudgeClientError(f"config: {path}: {section} must hold a mapping")
     return values
+
+
+def count(values: dict[str, Any], key: str, default: int) -> int:
+    value = values.get(key, default)
+    if not isinstance(value, int) or value < 1:
+        raise JudgeClientError(f"config: {key}: {value!r} is no number of at least 1")
+    return value
 
 
 def without_schedule(
