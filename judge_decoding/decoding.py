@@ -44,6 +44,9 @@ from judge_decoding.sequence import (
 )
 from judge_decoding.text import TextStream, Tokenizer
 
+COLDEST = 1e-3
+"""The lowest temperature that is not 0."""
+
 
 class Update(NamedTuple):
     """What a round emitted for one sequence, out of `drafted` proposed tokens.
@@ -151,6 +154,11 @@ class SpeculativeDecoder:
             )
         if request.max_tokens < 1:
             raise UserError(f"max_tokens: {request.max_tokens} must be at least 1")
+        if 0.0 < request.sampling.temperature < COLDEST:  # logits / temperature is infinite
+            raise UserError(
+                f"temperature: {request.sampling.temperature:g} is too small; "
+                f"give 0 (greedy) or at least {COLDEST:g}"
+            )
         if request.acceptance.rule != "none" and self.drafter is None:
             raise UserError(f"rule {request.acceptance.rule}: the deployment has no draft model")
         if request.acceptance.rule == "strict" and not request.sampling.greedy:

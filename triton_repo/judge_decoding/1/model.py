@@ -76,6 +76,8 @@ class TritonPythonModel:
 
     def take_in(self, request, sender):
         tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        if "input_ids" not in tensors:  # Triton lets another input come twice instead
+            raise UserError("input_ids: it is missing; give the prompt's token ids")
         prompt_ids = tensors.pop("input_ids").reshape(-1).tolist()
         before = tensors.pop("input_text", NOTHING).item()
         asked = parameters(tensors)
