@@ -14,7 +14,7 @@ from judge_decoding import console
 from judge_decoding.config import Deployment, load_deployment
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.evaluate import evaluate
-from judge_decoding.evaluation.gate import choose_threshold, groups_needed
+from judge_decoding.evaluation.gate import Trial, choose_threshold, groups_needed
 from judge_decoding.evaluation.statistics import Paired
 from judge_decoding.evaluation.systems import systems_of
 from judge_decoding.evaluation.task import Item, read_task
@@ -134,14 +134,18 @@ def within_budget(outcomes: Mapping[float, Paired], budget: float, task: str) ->
         figures |= {"drop": passed[-1].drop, "drop_upper_bound": passed[-1].upper_bound}
         method = (
             f"quality budget: the smallest of {len(outcomes)} that loses at most {100 * budget:g} "
-            f"points, {sure}, with all above it, on {where} (there: {100 * passed[-1].drop:+.1f}, "
-            f"bound {100 * passed[-1].upper_bound:.1f})"
+            f"points, {sure}, with all above it, on {where} ({_lost(passed[-1])})"
         )
     else:
         tried = gate.trials[0]
         method = (
             f"quality budget: none of {len(outcomes)} loses at most {100 * budget:g} points "
             f"({sure}) on {where}: so 1: the standard rule ({tried.threshold:g}: "
-            f"{100 * tried.drop:+.1f}, bound {100 * tried.upper_bound:.1f})"
+            f"{_lost(tried)})"
         )
     return Choice(gate.threshold, method, figures, [vars(trial) for trial in gate.trials])
+
+
+def _lost(trial: Trial) -> str:
+    """In points; + 0.0 makes a zero of a negative one."""
+    return f"lost {100 * trial.drop + 0.0:.1f}, bound {100 * trial.upper_bound:.1f}"
