@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -35,12 +38,14 @@ def annotate(folder: Path, tokenizer: Path, keys: str, *options: str) -> tuple[i
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # whose Ctrl-C is a signal
         env=os.environ | {"TERM": "xterm", "COLUMNS": "100", "LINES": "40"},
     )
     os.close(theirs)
-    screen, pressed, deadline = "", False, time.monotonic() + 90
+    screen, pressed, deadline = "", False, time.monotonic() + 120
     try:
         while True:
+            assert select.select([ours], [], [], deadline - time.monotonic())[0], screen
             try:
                 piece = os.read(ours, 4096)
             except OSError:  # the terminal's other end is closed
@@ -51,7 +56,6 @@ def annotate(folder: Path, tokenizer: Path, keys: str, *options: str) -> tuple[i
             if not pressed and "token 1 of" in screen:
                 os.write(ours, keys.encode())
                 pressed = True
-            assert time.monotonic() < deadline, screen
         return process.wait(30), screen
     finally:
         process.kill()
