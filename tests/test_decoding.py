@@ -338,6 +338,7 @@ def test_cancelling_frees_the_slot_and_reports_itself(decoder: SpeculativeDecode
         (request([1] * 160), "do not fit the context of 160"),
         (request([1], tokens=0), "max_tokens: 0"),
         (request([1], sampling=Sampling(temperature=0.5)), "use rejection"),
+        (request([1], "rejection", sampling=Sampling(1e-40)), "too small; give 0"),
     ],
 )
 def test_what_cannot_be_served_is_refused(

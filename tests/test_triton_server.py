@@ -477,6 +477,7 @@ BAD = [
     ({"judge_threshold": -0.1}, "judge_threshold: Input should be greater than or equal to 0"),
     ({"temperature": float("nan")}, "temperature: Input should be a finite number"),
     ({"temperature": -1.0}, "temperature: "),
+    ({"temperature": 1e-40}, "temperature: .* is too small; give 0 .* or at least 0.001"),
     ({"deadline_ms": 0}, "deadline_ms: Input should be greater than or equal to 1"),
     ({"top_p": 0.0}, "top_p: "),
     ({"acceptance_rule": "best"}, r"acceptance_rule: Input should be 'none', .*got 'best'"),
