@@ -2,7 +2,7 @@
 
     python build/export_tasks.py
 
-court       the facts that no judge is trained on (`court.split_of`), each in one wording. Its
+court       the facts that no judge is trained on (`court_split.split_of`), in all wordings. Its
             `calibrate` and `report` are halves by fact: a threshold is chosen on one and its cost
             told on the other.
 arithmetic  chains of small sums in words, made up from a seed; nothing is trained on them.
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from court import split_of
 from court_facts import Question, questions
+from court_split import split_of
 
 from judge_decoding.cli import read_prompts
 from judge_decoding.errors import UserError

@@ -207,7 +207,7 @@ def test_the_shipped_tasks_are_what_the_script_writes(name: str) -> None:
     pytest.importorskip("num2words", reason="facts come from the build extra")
     sys.path.insert(0, str(BUILD))
     import export_tasks
-    from court import split_of
+    from court_split import split_of
 
     made = {
         "court": lambda: export_tasks.court(0),

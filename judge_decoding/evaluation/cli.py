@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,17 +62,21 @@ def evaluate(
     limits = deployment.limits.model_dump()
     if batch is not None:
         limits["max_sequences"] = batch
-    pipeline = load_pipeline(
-        deployment.override(
-            dtype=dtype, max_draft_len=max_draft_len, draft_len_schedule={}, limits=limits
-        )
+    changed = deployment.override(
+        dtype=dtype, max_draft_len=max_draft_len, draft_len_schedule={}, limits=limits
     )
-    systems = systems_of(pipeline, names, thresholds=steps, settings=pairs)
-    with console.progress("answers") as progress:
-        found = run(
-            pipeline, items, systems, max_tokens=max_tokens, run_code=run_code, progress=progress
-        )
-    report = report_of(pipeline, found, task=task)
+    with closing(load_pipeline(changed)) as pipeline:
+        systems = systems_of(pipeline, names, thresholds=steps, settings=pairs)
+        with console.progress("answers") as progress:
+            found = run(
+                pipeline,
+                items,
+                systems,
+                max_tokens=max_tokens,
+                run_code=run_code,
+                progress=progress,
+            )
+        report = report_of(pipeline, found, task=task)
     if answers is not None:
         answers.write_text("".join(json.dumps(row) + "\n" for row in found.rows()))
     show.print_report(console.console(), report)
@@ -137,7 +141,7 @@ def audit(
             deployed = stack.enter_context(Server(url, where, deployment.server, rule))  # type: ignore[arg-type]
             tokenizer = Tokenizer(deployment.target.model)
         else:
-            pipeline = load_pipeline(deployment)
+            pipeline = stack.enter_context(closing(load_pipeline(deployment)))
             deployed = auditing.InProcess(pipeline, rule)  # type: ignore[arg-type]
             tokenizer = pipeline.tokenizer
         progress = stack.enter_context(console.progress("requests"))

@@ -17,6 +17,7 @@ Answers (`generate_until`) run through the loop, batched; that is where a rule m
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -57,6 +58,7 @@ class LoopModel:
         self.pipeline = load_pipeline(
             deployment.override(max_draft_len=max_draft_len, draft_len_schedule={}, limits=limits)
         )
+        atexit.register(self.pipeline.close)  # the harness has no such call
         self.acceptance = deployment.default_acceptance(rule=rule, threshold=threshold)
         self._bos = self.pipeline.tokenizer.encode("")
 
