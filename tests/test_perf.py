@@ -356,12 +356,12 @@ def tuned_rows(alone: float) -> list[dict[str, Any]]:
 
 
 def test_drafting_must_beat_the_target_alone_too() -> None:
-    made = tune.chosen(tuned_rows(235.0), "judge", 0.02)
+    made = tune.chosen(tuned_rows(235.0), 0.02)
     assert made["draft_len_schedule"] == {4: 2}
     assert made["curves"] == {4: {"none": 235.0, "0": 233.0, "1": 258.0, "2": 271.0, "3": 260.0}}
-    assert tune.chosen(tuned_rows(270.0), "judge", 0.02)["draft_len_schedule"] == {4: 0}
+    assert tune.chosen(tuned_rows(270.0), 0.02)["draft_len_schedule"] == {4: 0}
     with pytest.raises(JudgeClientError, match=r"^busy$"):
-        tune.chosen([{"error": "busy"}], "judge", 0.02)
+        tune.chosen([{"error": "busy"}], 0.02)
 
 
 def test_the_schedule_is_written_in_place(tmp_path: Path) -> None:

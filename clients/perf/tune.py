@@ -84,7 +84,7 @@ def tune(
             )
             version = sweep.analyzer.version
     document: dict[str, Any] = {
-        **chosen(rows, rule, margin),
+        **chosen(rows, margin),
         "results": rows,
         "provenance": {
             **source,
@@ -110,7 +110,7 @@ def tune(
         terminal.print_json(document)
 
 
-def chosen(rows: list[dict[str, Any]], rule: str, margin: float) -> dict[str, Any]:
+def chosen(rows: list[dict[str, Any]], margin: float) -> dict[str, Any]:
     """-> {"draft_len_schedule", "choices", "curves": active -> {"none", "0", "1", ...}: tok/s}.
 
     Drafting has to beat the faster of rule `none` and the rule itself at length 0: these two do the
