@@ -74,8 +74,8 @@ class Recipe:
 
 
 RECIPES = {
-    "target": Recipe("target", 128, 4, 4, 384, 1200, 24, 5e-3, 0.4, 0),
-    "draft": Recipe("draft", 96, 2, 3, 256, 700, 24, 5e-3, 1.0, 1),
+    "target": Recipe("target", 96, 3, 3, 256, 580, 24, 5e-3, 0.4, 0),
+    "draft": Recipe("draft", 96, 2, 3, 256, 480, 24, 5e-3, 1.0, 1),
 }
 
 
