@@ -83,7 +83,7 @@ $(PLUGIN_DEPS): Makefile
 bench: venv target
 	$(BIN)/judge-decoding bench --config configs/demo.yaml --rules none,strict,judge --peers hf,hf-assisted --json
 
-# docs/operations/load.md; about 7 minutes. perf_analyzer is in the wheel of tritonclient.
+# docs/operations/load.md; some minutes. perf_analyzer is in the wheel of tritonclient.
 load: venv target
 	$(BIN)/python -m clients.perf run --config configs/demo.yaml --request-rate 1,2,4 \
 		--out docs/results/load_demo --json
