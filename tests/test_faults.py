@@ -27,8 +27,6 @@ def test_a_fault(bench: Bench, fault: Fault) -> None:
     """Each asserts for itself what the client sees and what the server does."""
     outcome = fault.run(bench)
     assert outcome.client and outcome.server
-    if fault.name != "launcher: kill -9":  # whoever cleans up is dead
-        assert outcome.left == "nothing"
 
 
 @pytest.mark.parametrize("file", files.FILES, ids=lambda file: file.name)

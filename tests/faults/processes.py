@@ -224,7 +224,7 @@ FAULTS = [
     Fault(STOP, "postprocessing stub: kill -9", partial(killed, "the postprocessing model", KILL)),
     Fault(STOP, "tritonserver: kill -9", partial(killed, "tritonserver", KILL)),
     Fault(STOP, "mpiexec: kill -9", partial(killed, MPIEXEC, KILL), quick=True),
-    Fault(STOP, "launcher: kill -9", partial(killed, LAUNCHER, KILL), quick=True),
+    Fault(STOP, "launcher: kill -9", partial(killed, LAUNCHER, KILL), quick=True, leaves=True),
     Fault(STOP, "rank killed while it loads", killed_at_the_start),
     Fault(STOP, "rank paused while it loads", paused_at_the_start),
     Fault(STOP, "rank killed while requests drain", killed_while_draining),
