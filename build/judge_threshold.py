@@ -118,7 +118,7 @@ class Calibration:
             paired = found.paired(answers)
             assert paired is not None and answers.system.threshold is not None
             outcomes[answers.system.threshold] = paired
-        return within_budget(outcomes, self.budget, self.task)
+        return within_budget(outcomes, self.budget, Path(self.task).name)
 
 
 def within_budget(outcomes: Mapping[float, Paired], budget: float, task: str) -> Choice:
