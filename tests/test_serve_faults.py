@@ -36,7 +36,7 @@ def document(tiny_target: Path, tiny_draft: Path) -> dict[str, object]:
             "target": {"tp": 2, "threads": 1},
             "timeout_s": 60,
         },
-        "server": {"drain_s": 60},
+        "server": {"drain_s": 170},
     }
 
 
