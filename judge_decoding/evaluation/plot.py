@@ -63,7 +63,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         _panel(axes, [row for row in rows if row[speed] is not None], speed, quality, scale)
         axes.set_xlabel(label)
     figure.axes[0].set_ylabel(
-        "right answers, %  (bars: 95 % of the difference to the target)"
+        "right answers, %\nbars: 95 % of the difference to the target"
         if quality == "accuracy"
         else "target's log-likelihood a token, nats"
     )
@@ -88,6 +88,7 @@ def _panel(
         axes.errorbar(*points[n], yerr=bars, fmt="o", color=colour, capsize=2, elinewidth=0.7)
         axes.annotate(row["name"], points[n], xytext=(5, 4), textcoords="offset points", fontsize=8)
     axes.legend(loc="lower left", fontsize=8)
+    axes.margins(x=0.2)  # room for the names
     axes.grid(alpha=0.25)
 
 
