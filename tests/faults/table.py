@@ -12,7 +12,7 @@ TITLES = {
 }
 HEAD = """# Faults
 
-What happens when something breaks, as it happened in a run of `python -m tests.faults` (the
+What happens when something breaks, as it happened in runs of `python -m tests.faults` (the
 commands are in `tests/faults/__init__.py`): a real server with a draft rank and a target rank (two
 where it says so) on tiny random models, and a client in the middle of a stream. Each row was
 checked: the exit code, who is named, that what should be left is left, and for faults that the
@@ -22,6 +22,9 @@ server survives that it then writes the same text as before and every slot is fr
   {cpu}, busy with other work, so that these are upper bounds.
 - **left**: processes, files in /dev/shm, run folder and ready file after a server's end; slots in
   use where it goes on.
+
+Only where the launcher itself is killed -9 does anything stay: its run folder in $TMPDIR and the
+files of its processes in /dev/shm, which a container takes along.
 
 A server that stops is started again by whoever runs it (systemd, Kubernetes: `replicas.md`).
 Written at commit {git_sha}, {date}.
