@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -56,6 +57,11 @@ def balancer(replicas: list[Serving]) -> Iterator[str]:
 
 def finished(server: Serving, reason: str) -> float:
     return server.metric("request_success_total", finished_reason=reason)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def answer(url: str, prompt: str) -> str:
@@ -121,6 +127,7 @@ def test_a_killed_replica_loses_its_own_streams_and_no_other(
     running = [one.metric("num_requests_running") for one in replicas]
     assert sum(running) == 10 and min(running) > 0
     os.kill(lost.processes()["tritonserver"], signal.SIGKILL)
+    wait_for(lambda: not listens(lost.ports[1]), "its port to close")
     after = [answer(balancer, PROMPTS[0]) for _ in range(10)]  # at once, beside the others
     assert after == [text] * 10
     for stream in streams:

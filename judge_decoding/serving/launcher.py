@@ -159,6 +159,8 @@ class Server:
             self._warmup_error = str(error)
 
     def _announce(self, ready_file: Path | None) -> None:
+        for region in _SHM.glob(f"{self._folder.name}*"):
+            region.chmod(0o600)  # prompts and answers pass through: Triton lets all users read
         server = self._deployment.server
         host = _reachable(server.host)
         addresses = {
@@ -311,7 +313,5 @@ def _session(leader: int) -> list[int]:
 
 
 def _become_child(number: signal.Signals) -> None:
-    """In the child: get this signal when the launcher is gone, however it went; and keep what is in
-    shared memory, prompts and answers, from other users of this host."""
+    """In the child: get this signal when the launcher is gone, however it went."""
     ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
-    os.umask(0o077)
