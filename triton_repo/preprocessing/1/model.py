@@ -13,7 +13,11 @@ class TritonPythonModel:
     def initialize(self, args):
         environment.announce("the preprocessing model")
         self.deployment = environment.deployment()
-        self.tokenizer = Tokenizer(self.deployment.target.model)
+        try:
+            self.tokenizer = Tokenizer(self.deployment.target.model)
+        except UserError as error:
+            environment.report_failure(str(error))
+            raise
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]
