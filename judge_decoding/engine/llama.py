@@ -63,7 +63,9 @@ class RMSNorm:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         both = torch.cat([x, x.neg()], -1)
-        return F.layer_norm(both, (2 * self.size,), self.weight, None, self.eps)[:, : self.size]
+        normed = F.layer_norm(both, (2 * self.size,), self.weight, None, self.eps)
+        # Copied here once: every product that reads it would otherwise copy it for itself.
+        return normed[:, : self.size].contiguous()
 
 
 class _Layer:
