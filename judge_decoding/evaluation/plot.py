@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from judge_decoding.errors import UserError
+from judge_decoding.evaluation.systems import DRAFT
 
 KINDS = (".png", ".svg", ".pdf")
 _SPEEDS = (
@@ -49,7 +50,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
     quality, scale = "accuracy", 100.0
     if report["results"][0][quality] is None:
         quality, scale = "loglikelihood", 1.0
-    rows = [row for row in report["results"] if row[quality] is not None]
+    # The draft alone is far off in both directions: its point would flatten all others.
+    rows = [row for row in report["results"] if row[quality] is not None and row["rule"] != DRAFT]
     if not rows:
         raise UserError("plot: neither accuracy nor log-likelihood is known here")
     figure = Figure(figsize=(11, 4.6), layout="constrained")
@@ -79,15 +81,21 @@ def _panel(
     axes.plot(*_columns(points, judged), color="C1", linewidth=1, zorder=1)
     front = pareto_front(points)
     axes.plot(*_columns(points, front), color="0.7", linestyle="--", zorder=0, label="Pareto front")
+    others = (f"C{n}" for n in (0, 2, 3, 4, 5, 6, 7, 8, 9) * len(rows))
     for n, row in enumerate(rows):
-        colour = "C1" if row["rule"] == "judge" else "C0"
+        judge = row["rule"] == "judge"
+        colour = "C1" if judge else next(others)
         bars = None
         if row["delta_ci"] is not None and quality == "accuracy":
             # About the target's own accuracy: the part that the items share is no uncertainty here.
             bars = [[abs(end - row["delta_vs_target"]) * scale] for end in row["delta_ci"]]
-        axes.errorbar(*points[n], yerr=bars, fmt="o", color=colour, capsize=2, elinewidth=0.7)
-        axes.annotate(row["name"], points[n], xytext=(5, 4), textcoords="offset points", fontsize=8)
-    axes.legend(loc="lower left", fontsize=8)
+        style = {"fmt": "o", "color": colour, "capsize": 2, "elinewidth": 0.7}
+        axes.errorbar(*points[n], yerr=bars, label=None if judge else row["name"], **style)
+        if judge:
+            name = f"{row['threshold']:g}"
+            axes.annotate(name, points[n], xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.plot([], [], "o-", color="C1", label="judge, by threshold")
+    axes.legend(fontsize=8)
     axes.margins(x=0.2)  # room for the names
     axes.grid(alpha=0.25)
 
