@@ -4,18 +4,25 @@
 
 1. The draft answers training problems. Every word is checked by the task's grammar (`Reader`): good
    while the answer stays true in any wording, bad where it first says something false. There the
-   target's own word takes over, as in a round of decoding, and the draft goes on.
+   target's own word takes over, as in a round of decoding, and the draft goes on. So every label is
+   of a token after a true beginning: a prefix rule lives or dies by its first false token, and what
+   is right after a false one has no answer. Mistakes are few; more are put in by hand (`put_in`).
 2. The target's hidden states at those words, through its verify pass; a linear head is trained on
    the mismatches (words that the target would not have written: the others are accepted anyway).
-3. The threshold: the smallest within the quality budget on the task's split `calibrate`.
+   Bad is also a true word after which the target itself would come to say something false
+   (`leads_astray`): a number that it takes for another one, say.
+3. The threshold: the smallest within the quality budget on the task's split `calibrate`, of the
+   first budget that lets any pass.
 
-`--labels-out` writes the labels in the project's format, which build/train_judge.py reads too.
+`--labels-out` writes the labels of 1. in the project's format, which build/train_judge.py reads
+too.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +31,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import typer
-from controlled_pair import END
-from controlled_task import Problem, Reader, problems
+from controlled_pair import END, Encoder
+from controlled_task import OPPOSITE, WORDINGS, Problem, Reader, problems, symbols
 from numpy.typing import NDArray
 
 from judge_decoding.config import Deployment, load_deployment
@@ -35,7 +42,7 @@ from judge_decoding.engine.loading import deployed_drafter, deployed_target
 from judge_decoding.engine.torch_engine import TorchTarget
 from judge_decoding.engine.weights import fingerprint, tokenizer_hash
 from judge_decoding.evaluation.evaluate import evaluate
-from judge_decoding.evaluation.gate import choose_threshold
+from judge_decoding.evaluation.gate import NEVER, choose_threshold
 from judge_decoding.evaluation.systems import DraftAlone, systems_of
 from judge_decoding.evaluation.task import read_task
 from judge_decoding.judge import Judge, JudgeMetadata
@@ -47,8 +54,21 @@ from judge_decoding.text import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN_SEED = 4
-STRENGTHS = (1e-3, 1e-2, 1e-1)
-THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+BUDGETS = (0.01, 0.02)
+"""Accuracy that the threshold may cost: the first of them that any threshold keeps."""
+PUT_IN = 2
+"""Mistakes put in by hand, an answer, of numbers and as many of directions."""
+DIRECTIONS = sorted(
+    {
+        symbol
+        for slot in (*OPPOSITE, "more", "old")
+        for option in WORDINGS[slot]
+        for symbol in symbols(option)
+    }
+)
+"""The words that say which way a count goes, among others."""
 MOST_MISTAKES = 8
 """Of the draft in one answer; then the rest of it is left."""
 FOLDS = 3
@@ -128,6 +148,53 @@ def collect_answers(
     return answers
 
 
+def put_in(answers: Sequence[Answer], tokenizer: Tokenizer, rng: random.Random) -> None:
+    """Adds mistakes to every answer, each of them instead of a true word and found false by the
+    grammar: a number by a near miss or a number of the problem, a direction by any other."""
+    encode = Encoder()
+    for problem, ids, mistakes in answers:
+        words = [tokenizer.decode([token]).strip() for token in ids]
+        known = [*problem.totals, *(abs(change) for change in problem.changes)]
+        numbers = [place for place, word in enumerate(words) if word.isdigit()]
+        turns = [place for place, word in enumerate(words) if word in DIRECTIONS]
+        wrong = []
+        for place in rng.sample(numbers, min(PUT_IN, len(numbers))):
+            value = int(words[place])
+            near = [value + d for d in (-10, -2, -1, 1, 2, 10) if value + d >= 0]
+            wrong.append((place, str(rng.choice(rng.choice((near, known))))))
+        for place in rng.sample(turns, min(PUT_IN, len(turns))):
+            wrong.append((place, rng.choice(DIRECTIONS)))
+        for place, word in wrong:
+            (token,) = encode([word])
+            if true_words(tokenizer, problem, [*ids[:place], token]) == place:
+                mistakes.append((place, token))
+
+
+def leads_astray(
+    tokenizer: Tokenizer, problem: Problem, ids: Sequence[int], own: Sequence[int]
+) -> list[bool]:
+    """Of every word of a true answer that is not the target's choice: whether the target, left to
+    itself after it, goes on with the answer up to a word where its own choice is false.
+
+    ids  [n] the answer; own [n] the target's choice for each place, given the answer before it
+    """
+    reader, false = Reader(problem), []
+    for token, choice in zip(ids, own, strict=True):
+        false.append(
+            not reader.complete
+            if choice == END
+            else tokenizer.decode([choice]).strip() not in reader.next_words
+        )
+        if token != END:
+            reader.push(tokenizer.decode([token]).strip())
+    astray = [False] * len(ids)
+    ahead = ids[-1] != END  # an answer that the target could not save
+    for place in reversed(range(len(ids))):
+        if own[place] != ids[place]:
+            astray[place], ahead = ahead, false[place]
+    return astray
+
+
 def labels_of(tokenizer: Tokenizer, answers: Sequence[Answer]) -> list[LabelRecord]:
     """A record an answer, all of it good, and one a mistake, whose last token is bad."""
     records = []
@@ -169,7 +236,7 @@ class Tokens(NamedTuple):
 
 
 def read_tokens(target: TorchTarget, tokenizer: Tokenizer, answers: Sequence[Answer]) -> Tokens:
-    hidden, good, group, numbers = [], [], [], []
+    hidden, good, group, numbers = [], list[bool](), [], []
     for place, (problem, ids, mistakes) in enumerate(answers):
         prompt = prompt_of(tokenizer, problem)
         cases = [(ids, slice(0, None), True)] if ids else []
@@ -178,7 +245,11 @@ def read_tokens(target: TorchTarget, tokenizer: Tokenizer, answers: Sequence[Ans
             seen = target.teacher_forced(prompt, response, block=17)
             keep = (seen.argmax != torch.tensor(response))[part]
             hidden.append(seen.pre_norm[part][keep].numpy())
-            good += [label] * int(keep.sum())
+            labels = [False]
+            if label:
+                own = seen.argmax.tolist()
+                labels = [not bad for bad in leads_astray(tokenizer, problem, response, own)]
+            good += [g for g, kept in zip(labels, keep.tolist(), strict=True) if kept]
             group += [place] * int(keep.sum())
             words = [tokenizer.decode([token]).strip() for token in response[part]]
             numbers += [w.isdigit() for w, kept in zip(words, keep.tolist(), strict=True) if kept]
@@ -216,7 +287,7 @@ def cross_validate(tokens: Tokens, strength: float) -> dict[str, float]:
     }
 
 
-def calibrate(deployment: Deployment, budget: float) -> dict[str, Any]:
+def calibrate(deployment: Deployment, budgets: Sequence[float]) -> dict[str, Any]:
     """The threshold on the task's split `calibrate`, as the deployment runs."""
     items = [item for item in read_task("controlled") if item.split == "calibrate"]
     pipeline = load_pipeline(deployment)
@@ -226,15 +297,16 @@ def calibrate(deployment: Deployment, budget: float) -> dict[str, Any]:
         paired = found.paired(answers)
         if answers.system.threshold is not None and paired is not None:
             outcomes[answers.system.threshold] = paired
-    return choose_threshold(outcomes, budget).to_dict()
+    choices = [choose_threshold(outcomes, budget) for budget in budgets]
+    return next((c for c in choices if c.threshold < NEVER), choices[-1]).to_dict()
 
 
 def main(
     config: Path = typer.Option(ROOT / "configs" / "controlled.yaml", help="whose pair"),
     out: Path | None = typer.Option(None, help="default: where the deployment has its judge"),
-    count: int = typer.Option(300, min=10, help="training problems"),
+    count: int = typer.Option(700, min=10, help="training problems"),
     labels_out: Path | None = typer.Option(None, help="write the labels there too"),
-    budget: float = typer.Option(0.01, help="accuracy that the threshold may cost"),
+    budget: list[float] = typer.Option(list(BUDGETS), help="accuracy that may be lost; in order"),
     target: Path | None = typer.Option(None, help="probe another target: AUC, and no file"),
 ) -> None:
     """Label, train, set the threshold, write the judge."""
@@ -253,6 +325,8 @@ def main(
         list(itertools.islice(problems(TRAIN_SEED, held_out=False), count)),
         deployment.limits.max_tokens,
     )
+    made = sum(len(answer.mistakes) for answer in answers)
+    put_in(answers, tokenizer, random.Random(TRAIN_SEED))
     records = labels_of(tokenizer, answers)
     if labels_out is not None:
         write_labels(labels_out, records)
@@ -262,11 +336,14 @@ def main(
     strength = max(found, key=lambda c: found[c]["all"])
     report: dict[str, Any] = {
         "problems": count,
-        "mistakes": sum(len(answer.mistakes) for answer in answers),
-        "mismatches": {"true": int(tokens.good.sum()), "false": int((~tokens.good).sum())},
+        "mistakes": {
+            "made": made,
+            "put_in": sum(len(answer.mistakes) for answer in answers) - made,
+        },
+        "mismatches": {"good": int(tokens.good.sum()), "bad": int((~tokens.good).sum())},
         "numbers": {
-            "true": int((tokens.good & tokens.number).sum()),
-            "false": int((~tokens.good & tokens.number).sum()),
+            "good": int((tokens.good & tokens.number).sum()),
+            "bad": int((~tokens.good & tokens.number).sum()),
         },
         "cross_validation_auc": {f"{c:g}": auc for c, auc in found.items()},
     }
@@ -289,6 +366,7 @@ def main(
     )
     path = out or deployment.judge.path
     judge.save(path)
+    print(json.dumps(report), flush=True)
     # 3. The threshold.
     choice = calibrate(deployment.override(judge={"path": path}), budget)
     method = {"threshold": choice["threshold"], "threshold_method": METHOD.format(**choice)}

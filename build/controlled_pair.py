@@ -1,11 +1,11 @@
-"""Train the controlled pair: a small target that can do the task, a draft that often cannot.
+"""Train the controlled pair: a small target that can do the task, a draft that errs now and then.
 
     OMP_NUM_THREADS=1 python build/controlled_pair.py target
     OMP_NUM_THREADS=1 python build/controlled_pair.py draft
 
 Both are Llamas from scratch on text of `controlled_task`, each in its own writer's wording, with a
 loss on answers alone. Muon for the matrices, AdamW for embeddings and norms. The target reads text
-without slips first and with slips later; a probe between the two says what the slips bring.
+without slips first and with slips later.
 The same tokenizer goes into both folders: a word is a token, a number is a token.
 """
 
@@ -74,8 +74,8 @@ class Recipe:
 
 
 RECIPES = {
-    "target": Recipe("target", 96, 3, 3, 256, 580, 24, 5e-3, 0.4, 0),
-    "draft": Recipe("draft", 96, 2, 3, 256, 480, 24, 5e-3, 1.0, 1),
+    "target": Recipe("target", 128, 4, 4, 320, 1000, 24, 5e-3, 0.2, 0),
+    "draft": Recipe("draft", 96, 2, 3, 256, 600, 24, 5e-3, 1.0, 1),
 }
 
 

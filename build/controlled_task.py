@@ -31,7 +31,7 @@ import typer
 from judge_decoding.evaluation.task import Item, write_task
 
 TASK = Path(__file__).resolve().parents[1] / "judge_decoding/data/tasks/controlled.jsonl"
-TASK_SEED, CALIBRATE, REPORT = 1, 300, 300
+TASK_SEED, CALIBRATE, REPORT = 5, 600, 300
 MAX_TOKENS = 192
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -117,8 +117,8 @@ OPPOSITE |= {loss: gain for gain, loss in OPPOSITE.items()}
 PUNCTUATION = frozenset(".,:?")
 SPREAD = 1.8
 """Of the log-normal weights: about half of a slot's weight is on its favourite wording."""
-SLIP = 0.02
-SLIP_TOTAL = 0.04
+SLIP = 0.03
+SLIP_TOTAL = 0.08
 SLIP_TOTAL_CROSSING = 0.15
 """Chance of a slip of the tongue: anywhere, in a new total, in one that crosses a ten."""
 

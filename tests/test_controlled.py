@@ -1,10 +1,11 @@
-"""The controlled task, its labels, and the pair under strict."""
+"""The controlled task, its labels, the pair under strict, and a gate that can fail."""
 
 from __future__ import annotations
 
 import itertools
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "build"))
 
-from controlled_judge import Answer, labels_of, true_words  # noqa: E402
+from controlled_judge import Answer, labels_of, leads_astray, true_words  # noqa: E402
 from controlled_pair import END, Encoder, make_tokenizer  # noqa: E402
 from controlled_task import (  # noqa: E402
     LARGEST,
@@ -29,6 +30,7 @@ from controlled_task import (  # noqa: E402
 
 from judge_decoding.config import load_deployment  # noqa: E402
 from judge_decoding.evaluation.evaluate import Answers, Evaluation, evaluate  # noqa: E402
+from judge_decoding.evaluation.gate import NEVER, choose_threshold  # noqa: E402
 from judge_decoding.evaluation.systems import systems_of  # noqa: E402
 from judge_decoding.evaluation.task import read_task  # noqa: E402
 from judge_decoding.pipeline import Pipeline, load_pipeline  # noqa: E402
@@ -117,7 +119,7 @@ def _weights(writer: str, slot: str, day: str) -> tuple[float, ...]:
 def test_the_shipped_task_is_the_generators_and_is_held_out() -> None:
     items = read_task("controlled")
     assert items == task_items()
-    assert len({item.prompt for item in items}) == len(items) == 600
+    assert len({item.prompt for item in items}) == len(items) == 900
     trained = itertools.islice(problems(0, held_out=False), 3000)
     assert not {problem.question for problem in trained} & {item.prompt for item in items}
 
@@ -132,6 +134,18 @@ def test_labels_say_where_the_draft_went_wrong() -> None:
     assert [(s.start, s.end, s.label) for s in good.spans] == [(0, len(ids) + 1, "good")]
     assert [(s.start, s.end, s.label) for s in bad.spans] == [(15, 16, "bad")]
     assert bad.response.endswith("which makes 13") and len(bad.response_ids) == 16
+
+
+def test_a_word_leads_astray_where_the_target_goes_on_falsely_by_itself() -> None:
+    tokenizer, encode = Tokenizer(MODELS / "controlled-target"), Encoder()
+    ids = [*encode(TRUE.split()), END]
+    own = ids.copy()
+    # Its own choices: another wording twice, both true, and then a wrong total.
+    own[6], own[13], own[15] = encode(["Then", "so", "13"])
+    assert [i for i, bad in enumerate(leads_astray(tokenizer, PROBLEM, ids, own)) if bad] == [13]
+    # An answer that ends too early is one where the target's next word would have been false.
+    found = leads_astray(tokenizer, PROBLEM, ids[:20], own[:20])
+    assert [i for i, bad in enumerate(found) if bad] == [13, 15]
 
 
 # The pair.
@@ -179,14 +193,19 @@ def pipeline() -> Pipeline:
 def found(pipeline: Pipeline) -> Evaluation:
     """The first COUNT problems that the report is on, by all that is compared here."""
     items = [item for item in read_task("controlled") if item.split == "report"][:COUNT]
-    return evaluate(pipeline, items, systems_of(pipeline, ["none", "strict"]))
+    return evaluate(pipeline, items, systems_of(pipeline, ["none", "strict", "judge", "draft"]))
 
 
-COUNT = 32
+COUNT = 64
+BUDGET = 0.01
 
 
 def of(found: Evaluation, name: str) -> Answers:
     return next(a for a in found.answers if a.system.rule == name)
+
+
+def accuracy(answers: Answers) -> float:
+    return sum(map(bool, answers.right)) / len(answers.right)
 
 
 def length(answers: Answers) -> float:
@@ -200,3 +219,46 @@ def test_strict_is_the_targets_own_output(found: Evaluation) -> None:
     own, strict = of(found, "none"), of(found, "strict")
     assert [r.token_ids for r in strict.results] == [r.token_ids for r in own.results]
     assert length(strict) > 1.5
+
+
+def test_the_target_knows_and_the_draft_does_not(found: Evaluation) -> None:
+    assert accuracy(of(found, "none")) >= 0.97
+    assert accuracy(of(found, "draft")) <= accuracy(of(found, "none")) - 0.15
+
+
+def test_every_number_of_the_targets_answers(found: Evaluation) -> None:
+    """Not only the last one: all but few answers are true from the first word to the last."""
+    asked = dict(zip([i.prompt for i in task_items()], task_problems(), strict=True))
+    true = [
+        first_false(asked[item.prompt], words_of(result.text)) is None
+        for item, result in zip(found.items, of(found, "none").results, strict=True)
+    ]
+    assert sum(true) >= 0.95 * COUNT
+
+
+def task_problems() -> list[Problem]:
+    """The problems behind the task's items."""
+    from controlled_task import TASK_SEED
+
+    items = {item.prompt for item in task_items()}
+    seen: dict[str, Problem] = {}
+    for problem in problems(TASK_SEED, held_out=True):
+        if problem.question in items:
+            seen.setdefault(problem.question, problem)
+        if len(seen) == len(items):
+            return list(seen.values())
+    raise AssertionError
+
+
+def test_an_inverted_judge_fails_the_gate(pipeline: Pipeline, found: Evaluation) -> None:
+    judge = pipeline.target.judge
+    assert judge is not None
+    inverted = replace(judge, weight=-judge.weight, bias=-judge.bias)
+    pipeline.target.judge = inverted  # type: ignore[union-attr]
+    try:
+        bad = evaluate(pipeline, found.items, systems_of(pipeline, ["none", "judge"]))
+    finally:
+        pipeline.target.judge = judge  # type: ignore[union-attr]
+    paired = bad.paired(of(bad, "judge"))
+    assert paired is not None and paired.difference < -0.1
+    assert choose_threshold({0.5: paired}, BUDGET).threshold == NEVER
