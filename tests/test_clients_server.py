@@ -11,6 +11,7 @@ import math
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,7 +39,7 @@ from tests.conftest import write_judge
 
 ROOT = Path(__file__).resolve().parents[1]
 WAIT_S = 120.0
-LONG = Request("On and on", rule="none", max_tokens=900, ignore_eos=True)
+LONG = Request("On and on", rule="none", max_tokens=7900, ignore_eos=True)
 """Takes seconds: one token a round."""
 
 
@@ -47,16 +48,21 @@ def deployment(
     tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_draft: Path
 ) -> Path:
     folder = tmp_path_factory.mktemp("served")
-    write_judge(folder / "judge.safetensors", tiny_target)
+    for model in (tiny_target, tiny_draft):  # room for answers that take seconds
+        shutil.copytree(model, folder / model.name)
+        config = json.loads((model / "config.json").read_text())
+        config["max_position_embeddings"] = 8192
+        (folder / model.name / "config.json").write_text(json.dumps(config))
+    write_judge(folder / "judge.safetensors", folder / "target")
     values = {
         "name": "tiny",
         "dtype": "float32",
-        "target": {"model": str(tiny_target)},
-        "draft": {"model": str(tiny_draft)},
+        "target": {"model": "target"},
+        "draft": {"model": "draft"},
         "judge": {"path": "judge.safetensors"},
         "acceptance": {"rule": "judge"},
         "max_draft_len": 4,
-        "limits": {"max_sequences": 4, "max_context": 1024, "max_tokens": 1000},
+        "limits": {"max_sequences": 4, "max_context": 8192, "max_tokens": 8000},
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
     return folder / "tiny.yaml"
@@ -224,7 +230,7 @@ def test_a_cancelled_stream_says_so(running: server.Server, client: JudgeClient)
         if number == 2:
             client.cancel("mine")
     assert answer.finish_reason == "cancelled"
-    assert 3 <= answer.num_output_tokens < 900
+    assert 3 <= answer.num_output_tokens < 7900
     until(lambda: finished(running, "cancelled") == before + 1, "not counted")
     until_idle(running)
 
@@ -329,7 +335,16 @@ def test_a_refused_command_is_one_line(running: server.Server) -> None:
 
 def test_ctrl_c_frees_the_slot(running: server.Server) -> None:
     before = finished(running, "cancelled")
-    asked = ["--prompt", "On and on", "--rule", "none", "--max-tokens", "900", "--stream", "--json"]
+    asked = [
+        "--prompt",
+        "On and on",
+        "--rule",
+        "none",
+        "--max-tokens",
+        "7900",
+        "--stream",
+        "--json",
+    ]
     with subprocess.Popen(
         [sys.executable, "-m", "clients.generate", "-u", running.url, *asked],
         cwd=ROOT,
@@ -344,7 +359,7 @@ def test_ctrl_c_frees_the_slot(running: server.Server) -> None:
     assert (process.returncode, err) == (130, "")
     (result,) = json.loads(out.splitlines()[-1])["results"]
     assert result["finish_reason"] == "cancelled"
-    assert 0 < len(result["token_ids"]) < 900
+    assert 0 < len(result["token_ids"]) < 7900
     until(lambda: finished(running, "cancelled") == before + 1, "not counted")
     until_idle(running)
 
@@ -414,7 +429,7 @@ def test_a_chat_on_a_terminal(running: server.Server, pipeline: Pipeline) -> Non
 
 def test_ctrl_c_in_a_chat_cancels_the_answer_alone(running: server.Server) -> None:
     before = finished(running, "cancelled")
-    chat = Terminal(running, "--max-tokens", "900", "--rule", "none")
+    chat = Terminal(running, "--max-tokens", "7900", "--rule", "none")
     chat.wait_for(r"\n> ")
     chat.type("Hi")
     chat.wait_for(r"\x1b\[36m")  # it streams

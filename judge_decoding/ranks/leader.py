@@ -34,6 +34,9 @@ from judge_decoding.ranks.wire import WireError
 
 _Answer = TypeVar("_Answer", bound=m.Message)
 
+LAST_WORDS_S = 0.1
+"""Before an abort: mpiexec throws away what a rank wrote and it has not passed on yet."""
+
 
 def lead(deployment: Deployment, judge: Judge | None = None) -> Ranks:
     """Greet the ranks of this MPI world and wait until they have loaded the deployment.
@@ -125,6 +128,7 @@ class Ranks:
         _say(f"ending the job: {reason}")
         with suppress(OSError):
             sys.stdout.flush()
+        time.sleep(LAST_WORDS_S)
         self._comm.abort(code)
 
     def tell(self, ranks: Iterable[int], message: m.Message) -> None:

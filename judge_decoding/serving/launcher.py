@@ -122,33 +122,37 @@ class Server:
 
     def run(self, ready_file: Path | None) -> int:
         threading.Thread(target=self._warm_up, daemon=True).start()
-        started, announced = time.monotonic(), False
         try:
-            while not self._signals:
-                self._segments.look()
-                if culprit := self._death():
-                    _say(f"{culprit}; everything is stopped")
-                    return 1
-                if self._ready.is_set() and not announced:
-                    try:
-                        self._announce(ready_file)
-                    except OSError as error:
-                        _say(f"cannot write the ready file {ready_file} ({error.strerror})")
-                        return 1
-                    announced = True
-                limit = self._deployment.server.startup_timeout_s
-                if not announced and time.monotonic() - started > limit:
-                    _say(f"not ready after {limit:g} s (server.startup_timeout_s)")
-                    return 1
-                time.sleep(POLL_S)
-            if culprit := self._drain():
-                _say(f"{culprit} while requests were finished; everything is stopped")
-                return 1
-            return 0
+            reason = self._watch(ready_file)
         finally:
             if ready_file is not None:
                 ready_file.unlink(missing_ok=True)
             self._kill()
+        if reason is None:
+            return 0
+        _say(reason)  # last: what the processes still wrote as they ended is above it
+        return 1
+
+    def _watch(self, ready_file: Path | None) -> str | None:
+        """Until a signal, and the drain that follows it; or why it ended before, in words."""
+        started, announced = time.monotonic(), False
+        while not self._signals:
+            self._segments.look()
+            if culprit := self._death():
+                return f"{culprit}; everything is stopped"
+            if self._ready.is_set() and not announced:
+                try:
+                    self._announce(ready_file)
+                except OSError as error:
+                    return f"cannot write the ready file {ready_file} ({error.strerror})"
+                announced = True
+            limit = self._deployment.server.startup_timeout_s
+            if not announced and time.monotonic() - started > limit:
+                return f"not ready after {limit:g} s (server.startup_timeout_s)"
+            time.sleep(POLL_S)
+        if culprit := self._drain():
+            return f"{culprit} while requests were finished; everything is stopped"
+        return None
 
     def _warm_up(self) -> None:
         server = self._deployment.server
