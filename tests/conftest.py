@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+import yaml
 
 LLAMA31_ROPE = {
     "rope_type": "llama3",
@@ -108,3 +109,19 @@ def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_draft(tiny_target: Path) -> Path:
     """Agrees with the target about half of the time: accepted runs of every length occur."""
     return perturb(tiny_target, tiny_target.parent / "draft", noise=0.05)
+
+
+def write_deployment(folder: Path, target: Path, draft: Path, **changes: Any) -> Path:
+    """`folder`/deployment.yaml of the tiny pair with a judge of its own; float32, k = 4."""
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "dtype": "float32",
+        "target": {"model": str(target)},
+        "draft": {"model": str(draft)},
+        "judge": {"path": str(write_judge(folder / "judge.safetensors", target))},
+        "max_draft_len": 4,
+        "limits": {"max_sequences": 3, "max_context": 256, "max_tokens": 64},
+    }
+    path = folder / "deployment.yaml"
+    path.write_text(yaml.safe_dump(values | changes))
+    return path

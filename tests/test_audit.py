@@ -6,14 +6,12 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from conftest import write_judge
+from conftest import write_deployment
 from triton_world import Serving, ask, ids, wait_for
 from typer.testing import CliRunner, Result
 
@@ -259,29 +257,16 @@ def test_the_audit_waits_for_idle_time_and_gives_up() -> None:
 # Both ends, on the tiny pair.
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_draft: Path) -> Path:
     folder = tmp_path_factory.mktemp("audit")
-    deployment = {
-        "name": "tiny",
-        "dtype": "float32",
-        "target": {"model": str(tiny_target)},
-        "draft": {"model": str(tiny_draft)},
-        "judge": {"path": str(write_judge(folder / "judge.safetensors", tiny_target))},
-        "acceptance": {"rule": "judge"},
-        "max_draft_len": 4,
-        "limits": {"max_sequences": 3, "max_context": 256, "max_tokens": 64},
-        "audit": {"log": "audit.jsonl", "share": 1.0},
-    }
-    (folder / "deployment.yaml").write_text(yaml.safe_dump(deployment))
+    write_deployment(
+        folder,
+        tiny_target,
+        tiny_draft,
+        acceptance={"rule": "judge"},
+        audit={"log": "audit.jsonl", "share": 1.0},
+    )
     return folder
 
 

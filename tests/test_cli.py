@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +77,6 @@ def write_judge(path: Path, target: Path, **changes: Any) -> None:
     }
     weight = torch.randn(64, generator=torch.Generator().manual_seed(7))
     Judge(weight, 0.0, JudgeMetadata.model_validate(metadata | changes)).save(path)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models are faster so, by far where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

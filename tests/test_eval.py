@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from conftest import write_judge
+from conftest import write_deployment
 from typer.testing import CliRunner, Result
 
 from judge_decoding.cli import app
@@ -55,31 +54,16 @@ ROW = {
 TOKENS = 24
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_draft: Path) -> Path:
     folder = tmp_path_factory.mktemp("eval")
-    deployment = {
-        "name": "tiny",
-        "dtype": "float32",
-        "target": {"model": str(tiny_target)},
-        "draft": {"model": str(tiny_draft)},
-        "judge": {"path": str(write_judge(folder / "judge.safetensors", tiny_target))},
-        "acceptance": {"rule": "judge"},
-        "max_draft_len": 4,
-        "draft_len_schedule": {1: 4, 2: 1},
-        "limits": {"max_sequences": 3, "max_context": 256, "max_tokens": 64},
-    }
-    path = folder / "deployment.yaml"
-    path.write_text(yaml.safe_dump(deployment))
-    return path
+    return write_deployment(
+        folder,
+        tiny_target,
+        tiny_draft,
+        acceptance={"rule": "judge"},
+        draft_len_schedule={1: 4, 2: 1},
+    )
 
 
 @pytest.fixture(scope="module")

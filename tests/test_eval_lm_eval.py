@@ -6,14 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
-from conftest import write_judge
+from conftest import write_deployment
 
 from judge_decoding.decoding import Result
 from judge_decoding.engine.base import Acceptance
@@ -47,28 +45,15 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_draft: Path) -> Path:
     folder = tmp_path_factory.mktemp("lm_eval")
-    deployment = {
-        "name": "tiny",
-        "dtype": "float32",
-        "target": {"model": str(tiny_target)},
-        "draft": {"model": str(tiny_draft)},
-        "judge": {"path": str(write_judge(folder / "judge.safetensors", tiny_target))},
-        "max_draft_len": 4,
-        "limits": {"max_sequences": 3, "max_context": 128, "max_tokens": 64},
-    }
-    (folder / "deployment.yaml").write_text(yaml.safe_dump(deployment))
-    return folder / "deployment.yaml"
+    return write_deployment(
+        folder,
+        tiny_target,
+        tiny_draft,
+        limits={"max_sequences": 3, "max_context": 128, "max_tokens": 64},
+    )
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """A deployment as a model of lm-evaluation-harness: its command, with this model in it.
 
     python -m judge_decoding.evaluation.lm_eval_model run --model judge-decoding \\
-        --model_args config=configs/demo.yaml,rule=judge,threshold=0.64 --tasks gsm8k
+        --model_args config=configs/demo.yaml,rule=judge,threshold=0.68 --tasks gsm8k
 
 All options are the harness's own. Model arguments:
 
