@@ -33,6 +33,7 @@ import torch
 import typer
 from controlled_pair import END, Encoder
 from controlled_task import OPPOSITE, WORDINGS, Problem, Reader, problems, symbols
+from judge_head import fit
 from numpy.typing import NDArray
 
 from judge_decoding.config import Deployment, load_deployment
@@ -72,6 +73,7 @@ DIRECTIONS = sorted(
 MOST_MISTAKES = 8
 """Of the draft in one answer; then the rest of it is left."""
 FOLDS = 3
+BALANCED = "balanced"  # both classes weigh the same
 METHOD = "{method} of {budget:g} at confidence {confidence:g} on {items} calibration problems"
 
 
@@ -256,18 +258,6 @@ def read_tokens(target: TorchTarget, tokenizer: Tokenizer, answers: Sequence[Ans
     return Tokens(np.concatenate(hidden), np.array(good), np.array(group), np.array(numbers))
 
 
-def fit(tokens: Tokens, strength: float) -> tuple[NDArray[np.float64], float]:
-    """Scaler and L2 logistic regression folded into one head: weight [H], bias."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(tokens.hidden)
-    model = LogisticRegression(C=strength, class_weight="balanced", solver="newton-cholesky")
-    model.fit(scaler.transform(tokens.hidden), tokens.good)
-    weight = model.coef_[0] / scaler.scale_
-    return weight, float(model.intercept_[0] - weight @ scaler.mean_)
-
-
 def cross_validate(tokens: Tokens, strength: float) -> dict[str, float]:
     """AUC of scores given by heads that saw nothing of the problem: of all mismatches, and of
     those that are numbers. Most mistakes are numbers and most true mismatches are not, so that the
@@ -277,8 +267,8 @@ def cross_validate(tokens: Tokens, strength: float) -> dict[str, float]:
 
     scores = np.zeros(len(tokens.good))
     for train, test in GroupKFold(FOLDS).split(tokens.hidden, groups=tokens.group):
-        weight, bias = fit(Tokens(*(column[train] for column in tokens)), strength)
-        scores[test] = tokens.hidden[test] @ weight + bias
+        head = fit(Tokens(*(column[train] for column in tokens)), strength, BALANCED)
+        scores[test] = head.score(tokens.hidden[test])
     return {
         "all": round(float(roc_auc_score(tokens.good, scores)), 4),
         "numbers": round(
@@ -350,13 +340,13 @@ def main(
     if target is not None:
         print(json.dumps(report))
         return
-    weight, bias = fit(tokens, strength)
+    head = fit(tokens, strength, BALANCED)
     judge = Judge(
-        torch.tensor(weight, dtype=torch.float32),
-        bias,
+        torch.tensor(head.weight, dtype=torch.float32),
+        head.bias,
         JudgeMetadata(
             feature="pre_norm",
-            hidden_size=len(weight),
+            hidden_size=len(head.weight),
             target_fingerprint=fingerprint(folder),
             tokenizer_hash=tokenizer_hash(folder),
             threshold=0.5,
