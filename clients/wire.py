@@ -155,6 +155,13 @@ _INPUTS = {
     "record": ("return_acceptance_record", "BOOL"),
     "deadline_ms": ("deadline_ms", "INT32"),
 }
+_OUTPUTS = ("text_output", "finish_reason", "num_input_tokens", "num_output_tokens")
+_ON_DEMAND = {
+    "provenance": ("provenance", "output_ids", "token_texts"),
+    "judge_scores": ("judge_scores",),
+    "record": ("speculative_decoding",),
+}
+"""Outputs that are read, always and with a field of the request."""
 _DTYPES: dict[str, Any] = {
     "BOOL": np.bool_,
     "INT32": np.int32,
@@ -177,7 +184,15 @@ def infer_request(request: Request, request_id: str, *, stream: bool, model: str
         elif value is not None and (one.default is None or value != one.default):
             tensors[name] = (datatype, [value])
     tensors.setdefault("text_input", ("BYTES", [""]))  # the one input that is not optional
-    return _message(model, request_id, tensors)
+    message = _message(model, request_id, tensors)
+    # Only what a chunk is made of: each tensor costs the server and this process, every response.
+    wanted = [
+        *_OUTPUTS,
+        *(n for f, names in _ON_DEMAND.items() if getattr(request, f) for n in names),
+    ]
+    for name in wanted:
+        message.outputs.add(name=name)
+    return message
 
 
 def stop_request(request_id: str, *, model: str = MODEL) -> Any:

@@ -147,6 +147,8 @@ class ServerConfig(_Strict):
     max_queue          requests that wait while all sequences are in use; one more is refused
     max_prompt_bytes   of a request's text
     deadline_ms        of every request, waiting included; one may ask for less, not for more
+    stream_interval    rounds between two responses of a stream, after the first (TensorRT-LLM's
+                       name); a response costs the same however many tokens it holds
     metrics            publish the loop's own metrics beside Triton's
     drain_s            time that running requests get after SIGTERM
     startup_timeout_s  until the warm-up request is answered, loading included
@@ -160,6 +162,7 @@ class ServerConfig(_Strict):
     max_queue: int = Field(default=64, ge=0)
     max_prompt_bytes: int = Field(default=1_000_000, ge=1)
     deadline_ms: int | None = Field(default=None, ge=1)
+    stream_interval: int = Field(default=1, ge=1, le=1024)
     metrics: bool = True
     drain_s: float = Field(default=30.0, ge=0)
     startup_timeout_s: float = Field(default=900.0, gt=0)

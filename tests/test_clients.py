@@ -91,6 +91,12 @@ def test_a_plain_request_sends_its_text_and_nothing_it_was_not_given() -> None:
         "text_input": ("BYTES", ["Zürich".encode()]),
         "stream": ("BOOL", [False]),
     }
+    assert [output.name for output in message.outputs] == [
+        "text_output",
+        "finish_reason",
+        "num_input_tokens",
+        "num_output_tokens",
+    ]
 
 
 def test_every_field_has_its_tensor() -> None:
@@ -133,6 +139,13 @@ def test_every_field_has_its_tensor() -> None:
         "return_judge_scores": ("BOOL", [True]),
         "return_acceptance_record": ("BOOL", [True]),
     }
+    assert [output.name for output in message.outputs][4:] == [
+        "provenance",
+        "output_ids",
+        "token_texts",
+        "judge_scores",
+        "speculative_decoding",
+    ]
 
 
 def test_a_conversation_travels_as_json_beside_an_empty_text() -> None:

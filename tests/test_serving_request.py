@@ -234,6 +234,22 @@ def test_a_reply_that_does_not_stream_is_one_response() -> None:
     assert json.loads(only["speculative_decoding"][0]) == AcceptanceRecord().to_dict()
 
 
+def test_a_stream_may_send_what_several_rounds_emitted() -> None:
+    """The first round at once, then one response in three; the last has whatever is left."""
+    reply = Reply(1, Request([1], 99), Parameters(stream=True), stream_interval=3)
+    rounds = [[Token(i, "aligned", None), Token(10 + i, "target", None)] for i in range(6)]
+    sent = [reply.add(Update(0, tokens, "", None, 2), None) for tokens in rounds]
+    assert [i for i, response in enumerate(sent) if response is not None] == [0, 3]
+    assert plain(sent[0])["output_ids"] == [0, 10]
+    assert plain(sent[3])["output_ids"] == [1, 11, 2, 12, 3, 13]
+    assert plain(sent[3])["detokenize"]["ids"] == [1, 11, 2, 12, 3, 13]
+    assert plain(sent[3])["num_output_tokens"] == [8]
+    last = plain(reply.add(Update(0, TOKENS[:1], "", "length", 2), result(TOKENS)))
+    assert last["output_ids"] == [4, 14, 5, 15, 5]
+    assert last["finish_reason"] == [b"length"]
+    assert last["total_draft_tokens"] == [14]
+
+
 def test_an_end_token_that_does_not_count_has_text() -> None:
     end = [Token(9, "target", None)]
     for changes in ({"ignore_end": True}, {"min_tokens": 1}):

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     import torch
 
 _CONTROL, _EXCHANGE = 1, 2  # tags
-_SPIN_S = 30e-6
+SPIN_S = 30e-6
 _EXCHANGE_SPIN_S = 300e-6  # in the middle of a pass: the peers are about to come
 _SHORTEST_SLEEP_S, _LONGEST_SLEEP_S = 50e-6, 1e-3
+_RUNG_SLEEP_S = 50e-3  # until the bell: every look takes a core from a rank that computes
 _SLEEP_SHARE = 1 / 30  # of the time waited so far: what a wake-up may come late without a bell
 _MPIEXEC_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 _ORPHAN_CHECK_S = 1.0
@@ -112,8 +113,12 @@ class Comm:
         if not self._wait(request.Test, timeout_s):
             raise RankTimeout(to, f"{what} was not taken within {timeout_s:g} s")
 
-    def receive(self, timeout_s: float | None, source: int | None = None) -> Received | None:
+    def receive(
+        self, timeout_s: float | None, source: int | None = None, *, spin_s: float = SPIN_S
+    ) -> Received | None:
         """The next message of `source` (None: of any rank): (rank, message, call).
+
+        spin_s  looks without a sleep for so long
 
         None when nothing came within `timeout_s` (None waits for ever, but not longer than the
         process's parent lives). WireError names the sender of a message that cannot be read,
@@ -127,7 +132,8 @@ class Comm:
             return bool(self._world.Iprobe(wanted, _CONTROL, status))
 
         senders = self.bells if source is None else [source]
-        if not self._wait(arrived, timeout_s, rung=all(map(self._hears, senders))):
+        rung = all(map(self._hears, senders))
+        if not self._wait(arrived, timeout_s, spin_s=spin_s, rung=rung):
             return None
         sender, size = status.Get_source(), status.Get_count(self._mpi.BYTE)
         if not 0 <= size <= MAX_BYTES:
@@ -200,16 +206,17 @@ class Comm:
         done: Callable[[], Any],
         timeout_s: float | None,
         *,
-        spin_s: float = _SPIN_S,
+        spin_s: float = SPIN_S,
         rung: bool = False,
     ) -> bool:
         """Poll `done` until it is true, or False after `timeout_s`; without a sleep for `spin_s`.
 
-        rung  the bell rings when there is something: sleep 1 ms at a time, 2 % of a core. Else at
-              most a thirtieth of the time waited so far, so that what a wake-up adds is in
-              proportion to the wait, and what the looks cost is not much.
+        rung  the bell rings when there is something: sleep 50 ms at a time until it does, then
+              1 ms. Else at most a thirtieth of the time waited so far, so that what a wake-up
+              adds is in proportion to the wait, and what the looks cost is not much.
         """
         started = time.perf_counter()
+        longest = _RUNG_SLEEP_S if rung else _LONGEST_SLEEP_S
         spin_until = started + spin_s
         next_orphan_check = _ORPHAN_CHECK_S
         while not done():
@@ -218,12 +225,14 @@ class Comm:
             if timeout_s is not None and waited > timeout_s:
                 return False
             if now < spin_until:
+                os.sched_yield()
                 continue
-            pause = _LONGEST_SLEEP_S
+            pause = longest
             if not rung:
                 pause = min(max(waited * _SLEEP_SHARE, _SHORTEST_SLEEP_S), pause)
             if self._bell.wait(pause):
                 spin_until = time.perf_counter() + spin_s
+                longest = _LONGEST_SLEEP_S
             if waited > next_orphan_check:
                 next_orphan_check += _ORPHAN_CHECK_S
                 if os.getppid() != self._parent:  # the launcher is gone, and with it the job

@@ -33,6 +33,9 @@ _GROUP_SHARE = 0.8
 """Of `timeout_s`, for waits inside a group: the rank that waits there must report which peer it
 waits for before the leader's own time is up."""
 _LAST_WORDS_S = 30.0
+_BETWEEN_ROUNDS_S = 2e-3
+"""What the leader needs from a round's answer to the next round, responses and all: a rank looks
+out for it so long without a sleep, unless the other model's ranks compute meanwhile."""
 
 
 def set_environment() -> None:
@@ -96,6 +99,7 @@ def _work(comm: Comm, place: Place, deployment: Deployment) -> None:
     import torch
 
     from judge_decoding.ranks import codecs, messages
+    from judge_decoding.ranks.comm import SPIN_S
     from judge_decoding.ranks.layout import config_hash
 
     ranks = deployment.ranks
@@ -119,7 +123,10 @@ def _work(comm: Comm, place: Place, deployment: Deployment) -> None:
             getattr(engine, "end_ids", ()),
         )
         comm.send(0, codecs.encode(ready), "ready", ranks.timeout_s)
-    _serve(comm, place, _Held(engines, _proposer(comm, engines, ranks)), ranks.timeout_s)
+    held = _Held(engines, _proposer(comm, engines, ranks))
+    alone = deployment.draft is None or ranks.colocate_draft
+    spin_s = _BETWEEN_ROUNDS_S if alone else SPIN_S
+    _serve(comm, place, held, ranks.timeout_s, spin_s)
     if deployment.engine == "trtllm":
         for engine in engines.values():
             engine.close()  # type: ignore[union-attr]
@@ -160,12 +167,12 @@ def _proposer(comm: Comm, engines: dict[Model, Part], ranks: RanksConfig) -> Pro
     return GroupDrafter(comm, comm.layout.target, drafter, _GROUP_SHARE * ranks.timeout_s)
 
 
-def _serve(comm: Comm, place: Place, held: _Held, timeout_s: float) -> None:
+def _serve(comm: Comm, place: Place, held: _Held, timeout_s: float, spin_s: float) -> None:
     """Answer the leader until it says `Shutdown`."""
     from judge_decoding.ranks import codecs, messages
 
     while True:
-        received = comm.receive(None, source=0)
+        received = comm.receive(None, source=0, spin_s=spin_s)
         assert received is not None
         _, message, call = received
         if isinstance(message, messages.Welcome):

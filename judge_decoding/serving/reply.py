@@ -19,7 +19,9 @@ _NO_SCORES = np.array([], np.float32)
 
 
 class Reply:
-    """One request's responses: one a round when streaming, else a single one at the end.
+    """One request's responses when streaming, else a single one at the end.
+
+    A stream's first round is sent at once, from then on what `stream_interval` rounds emitted.
 
     Every response holds the same arrays, empty where there is nothing to say: an ensemble wants
     that. One that says what it said before is the same object, so that its tensor can be kept.
@@ -39,8 +41,10 @@ class Reply:
         parameters: Parameters | None = None,
         end_ids: frozenset[int] = frozenset(),
         text_before: bytes = b"",
+        stream_interval: int = 1,
     ) -> None:
-        """text_before  what the answer's text begins with
+        """text_before      what the answer's text begins with
+        stream_interval  rounds between two responses of a stream (config.ServerConfig)
 
         Without a request: the answer to a cancel.
         """
@@ -49,6 +53,8 @@ class Reply:
         self._parameters = parameters or Parameters()
         self._end_ids = end_ids
         self._text_before = text_before
+        self._stream_interval = stream_interval
+        self._wait = 0  # rounds to hold back before the next response of a stream
         self._stop = list(self._request.stop)
         self._num_input_tokens = np.array([len(self._request.prompt_ids)], np.int32)
         self._tokens: list[Token] = []  # not sent yet
@@ -62,8 +68,10 @@ class Reply:
         self._count += len(update.tokens)
         self._drafted += update.drafted
         self._accepted += sum(token.provenance != "target" for token in update.tokens)
-        if result is None and not self._parameters.stream:
+        if result is None and (self._wait or not self._parameters.stream):
+            self._wait = max(0, self._wait - 1)
             return None
+        self._wait = self._stream_interval - 1
         tokens, self._tokens = self._tokens, []
         before, self._text_before = self._text_before, b""
         asked = self._parameters

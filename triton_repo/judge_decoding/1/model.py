@@ -89,7 +89,8 @@ class TritonPythonModel:
             Stream(sender, Reply(next(self.numbers))).updated(*never_started())
             return
         wanted = asked.request(prompt_ids, self.deployment)
-        reply = Reply(next(self.numbers), wanted, asked, self.end_ids, before)
+        interval = self.deployment.server.stream_interval
+        reply = Reply(next(self.numbers), wanted, asked, self.end_ids, before, interval)
         deadline_s = asked.deadline_s(self.deployment, request.timeout())
         listener = self.audit.watch(wanted, Stream(sender, reply))
         self.scheduler.submit(wanted, listener, name, deadline_s=deadline_s)
