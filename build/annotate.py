@@ -41,6 +41,7 @@ from judge_decoding.text import Tokenizer
 STEPS = {"right": 1, "l": 1, "left": -1, "h": -1, "down": 10, "j": 10, "up": -10, "k": -10}
 _ARROWS = {"A": "up", "B": "down", "C": "right", "D": "left", "H": "0", "F": "$"}
 _ESCAPE_S = 0.1  # within it the rest of an arrow's bytes is there
+_CTRL_C_S = 0.5  # within it a Ctrl-C is seen, at the latest
 KEYS = "move: arrows 0 $   g all good   v..e error   i ignore   u undo   s skip   q quit"
 
 
@@ -198,6 +199,9 @@ def key_strokes() -> Iterator[Iterator[str]]:
     before: list[Any] = termios.tcgetattr(number)
 
     def more() -> str:
+        # A Ctrl-C just before a read that blocks would wait for the next key.
+        while not select.select([number], [], [], _CTRL_C_S)[0]:
+            pass
         return os.read(number, 1).decode("latin-1")
 
     def read() -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from judge_decoding import __version__
+from judge_decoding.engine.linear import can_pack
 
 _PACKAGES = ("torch", "transformers", "numpy", "tokenizers", "safetensors")
 
@@ -86,8 +87,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu() -> str | None:
-    """The processor's model name; `platform.processor()` is empty on most Linux systems."""
+def _cpu() -> str:
+    """Model and what PyTorch may use: "AMD EPYC" names machines with bfloat16 and without alike."""
+    bfloat16 = "bfloat16" if can_pack(torch.bfloat16) else "no bfloat16"
+    return f"{_cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {bfloat16}"
+
+
+def _cpu_model() -> str | None:
+    """`platform.processor()` is empty on most Linux systems."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
