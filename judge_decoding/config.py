@@ -41,6 +41,24 @@ def _resolve(value: Any, info: ValidationInfo) -> Any:
 ModelPath = Annotated[Path, BeforeValidator(_resolve)]
 
 
+def _dtype(value: Any, info: ValidationInfo) -> Any:
+    if value != "auto":
+        return value
+    if info.data.get("engine") == "trtllm":
+        return "bfloat16"
+    # Not at the top: what only reads a deployment does without PyTorch.
+    import torch
+
+    from judge_decoding.engine.linear import can_pack
+
+    return "bfloat16" if can_pack(torch.bfloat16) else "float32"
+
+
+Dtype = Annotated[Literal["float32", "bfloat16"], BeforeValidator(_dtype)]
+"""`auto` is bfloat16, but float32 on a CPU without AVX-512: a bfloat16 pass over four tokens costs
+more than two passes over one there, and speculation does not pay."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -245,7 +263,7 @@ class Deployment(_Strict):
 
     name: str = Field(min_length=1)
     engine: Literal["torch", "trtllm"] = "torch"
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     target: ModelConfig
     draft: ModelConfig | None = None
     judge: JudgeConfig | None = None

@@ -42,6 +42,17 @@ def test_a_lossy_rule_is_opted_into(tmp_path: Path) -> None:
     assert load_deployment(write(tmp_path, BASE)).acceptance.rule == "strict"
 
 
+@pytest.mark.parametrize(("fast", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_dtype_auto_is_what_the_cpu_is_fast_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, dtype: str
+) -> None:
+    monkeypatch.setattr("judge_decoding.engine.linear.can_pack", lambda _: fast)
+    text = BASE.replace("dtype: float32", "dtype: auto")
+    deployment = load_deployment(write(tmp_path, text))
+    assert text != BASE and deployment.dtype == dtype
+    assert deployment.override(dtype="auto").dtype == dtype
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
