@@ -31,7 +31,7 @@ import typer
 from judge_decoding.evaluation.task import Item, write_task
 
 TASK = Path(__file__).resolve().parents[1] / "judge_decoding/data/tasks/controlled.jsonl"
-TASK_SEED, CALIBRATE, REPORT = 5, 600, 300
+TASK_SEED, CALIBRATE, REPORT = 6, 600, 300
 MAX_TOKENS = 192
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -115,8 +115,9 @@ OPPOSITE = {"gains": "loses", "rises": "falls", "arrive": "leave", "plus": "minu
 OPPOSITE |= {loss: gain for gain, loss in OPPOSITE.items()}
 
 PUNCTUATION = frozenset(".,:?")
-SPREAD = 1.8
-"""Of the log-normal weights: about half of a slot's weight is on its favourite wording."""
+SPREAD = {"target": 1.0, "draft": 1.8}
+"""Of the log-normal weights. At 1.8 about half of a slot's weight is on its favourite wording and
+others are hardly ever written; at 1.0 each is met often enough for the target to read it well."""
 SLIP = 0.03
 SLIP_TOTAL = 0.08
 SLIP_TOTAL_CROSSING = 0.15
@@ -267,7 +268,7 @@ def problems(seed: int, *, held_out: bool) -> Iterator[Problem]:
 def weights(writer: str, slot: str, day: str, count: int) -> tuple[float, ...]:
     """How much a writer likes each wording of a slot, on a day."""
     rng = random.Random(f"{writer} {slot} {day}")
-    raw = [math.exp(rng.gauss(0, SPREAD)) for _ in range(count)]
+    raw = [math.exp(rng.gauss(0, SPREAD[writer])) for _ in range(count)]
     return tuple(w / sum(raw) for w in raw)
 
 

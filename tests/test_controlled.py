@@ -185,15 +185,15 @@ def test_transformers_reads_the_same_model_and_tokenizer() -> None:
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    """In float32: what is asserted is then the same on every machine."""
-    return load_pipeline(load_deployment(CONFIG).override(dtype="float32"))
+    """As deployed, in float32: what is asserted is then the same on every machine."""
+    return load_pipeline(load_deployment(CONFIG))
 
 
 @pytest.fixture(scope="module")
 def found(pipeline: Pipeline) -> Evaluation:
     """The first COUNT problems that the report is on, by all that is compared here."""
     items = [item for item in read_task("controlled") if item.split == "report"][:COUNT]
-    return evaluate(pipeline, items, systems_of(pipeline, ["none", "strict", "draft"]))
+    return evaluate(pipeline, items, systems_of(pipeline, ["none", "strict", "judge", "draft"]))
 
 
 COUNT = 64
@@ -224,6 +224,13 @@ def test_strict_is_the_targets_own_output(found: Evaluation) -> None:
 def test_the_target_knows_and_the_draft_does_not(found: Evaluation) -> None:
     assert accuracy(of(found, "none")) >= 0.97
     assert accuracy(of(found, "draft")) <= accuracy(of(found, "none")) - 0.15
+
+
+def test_the_judge_keeps_its_budget_and_goes_twice_as_far(found: Evaluation) -> None:
+    judge, strict = of(found, "judge"), of(found, "strict")
+    paired = found.paired(judge)
+    assert paired is not None and paired.difference >= -BUDGET
+    assert length(judge) >= 2 * length(strict)
 
 
 def test_every_number_of_the_targets_answers(found: Evaluation) -> None:
