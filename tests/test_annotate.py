@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -38,7 +39,7 @@ def annotate(folder: Path, tokenizer: Path, keys: str, *options: str) -> tuple[i
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # whose Ctrl-C is a signal
+        preexec_fn=own_the_terminal,
         env=os.environ | {"TERM": "xterm", "COLUMNS": "100", "LINES": "40"},
     )
     os.close(theirs)
@@ -61,6 +62,12 @@ def annotate(folder: Path, tokenizer: Path, keys: str, *options: str) -> tuple[i
         process.kill()
         process.wait(30)
         os.close(ours)
+
+
+def own_the_terminal() -> None:
+    """Ctrl-C is then a signal, also where `make test` was started in the background (sh's `&`)."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def plain(screen: str) -> str:
