@@ -13,8 +13,9 @@ TENSORRT_LEAN = 10.15.1.29 11.4.0.106
 BIN = .venv/bin
 READY = .venv/.ready
 PLUGIN_DEPS = .venv/share/.plugin-deps
+PROMETHEUS = .venv/share/prometheus
 
-.PHONY: demo test lint unit venv libpython nginx target plugin-deps bench load clean
+.PHONY: demo test lint unit venv libpython nginx promtool target plugin-deps bench load clean
 
 demo: venv target
 	$(BIN)/python -m clients.demo --config configs/demo.yaml
@@ -26,7 +27,7 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit: venv target plugin-deps nginx
+unit: venv target plugin-deps nginx promtool
 	$(BIN)/python -m pytest
 
 venv: $(READY)
@@ -60,6 +61,15 @@ nginx:
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends nginx; \
 	fi; \
 	command -v nginx >/dev/null || echo "make: no nginx, so the tests of replicas are skipped"
+
+# For the tests of the alert rules (tests/test_operations.py): unpacked, so that no daemon comes along.
+promtool: venv
+	@export PATH="$$PATH:$$PWD/$(PROMETHEUS)/usr/bin"; command -v promtool >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		mkdir -p $(PROMETHEUS) && cd $(PROMETHEUS) && apt-get update -qq && \
+		apt-get download -qq -o APT::Sandbox::User=root prometheus && dpkg -x prometheus_*.deb . && rm prometheus_*.deb; \
+	fi; \
+	command -v promtool >/dev/null || echo "make: no promtool, so the tests of alert rules are skipped"
 
 # The demo target, de-quantized once into the cache folder; a later run only checks it.
 target: venv

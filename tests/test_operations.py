@@ -89,10 +89,16 @@ def test_the_page_describes_every_metric_and_no_other() -> None:
             assert f"`{family.name}{{{','.join(family.labels)}}}`" in page
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool (package prometheus)")
+PROMTOOL = shutil.which("promtool") or shutil.which(
+    "promtool", path=ROOT / ".venv/share/prometheus/usr/bin"
+)
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="no promtool; `make promtool` installs it")
 @pytest.mark.parametrize(
     "arguments", [["check", "rules", ALERTS], ["test", "rules", "tests/alerts.test.yaml"]]
 )
 def test_promtool_accepts_the_rules_and_they_fire(arguments: list[str]) -> None:
-    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert PROMTOOL is not None
+    done = subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
