@@ -67,7 +67,7 @@ DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 """The default deployment: the demo pair of a source checkout."""
 
 Config = Annotated[Path, typer.Option(help="Deployment file.", show_default="configs/demo.yaml")]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32 or bfloat16; not the file's.")]
+Dtype = Annotated[str | None, typer.Option(help="Instead of the file's: auto, float32, bfloat16.")]
 MaxTokens = Annotated[
     int | None,
     typer.Option(min=1, show_default="128, or the deployment's limit", help="New tokens at most."),
