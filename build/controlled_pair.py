@@ -60,7 +60,8 @@ IGNORED = -100
 @dataclass(frozen=True)
 class Recipe:
     """Size and training of one model. `slips_from` is the share of the steps before slips come;
-    `autocast` computes in bfloat16, which a CPU without AVX-512 does ten times slower."""
+    `autocast` computes in bfloat16, in which a CPU without AVX-512 takes seven times as long for a
+    product."""
 
     writer: str
     hidden: int

@@ -88,7 +88,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpu() -> str:
-    """Model and what PyTorch may use: "AMD EPYC" names machines with bfloat16 and without alike."""
+    """Model, instruction set, packed kernels: "AMD EPYC" names machines of very unlike speed."""
     bfloat16 = "bfloat16" if can_pack(torch.bfloat16) else "no bfloat16"
     return f"{_cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {bfloat16}"
 
