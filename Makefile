@@ -11,6 +11,8 @@ TENSORRT_HEADERS = kernel-lens==2.0.1
 TENSORRT_LEAN = 10.15.1.29 11.4.0.106
 
 BIN = .venv/bin
+# Two workers, a thread each: one for all tests that start servers, which mostly wait.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 READY = .venv/.ready
 PLUGIN_DEPS = .venv/share/.plugin-deps
 PROMETHEUS = .venv/share/prometheus
@@ -20,15 +22,17 @@ PROMETHEUS = .venv/share/prometheus
 demo: venv target
 	$(BIN)/python -m clients.demo --config configs/demo.yaml
 
-test: lint unit
+test: lint venv target plugin-deps nginx promtool
+	$(PYTEST)
 
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit: venv target plugin-deps nginx promtool
-	$(BIN)/python -m pytest
+# What a change is tried with: neither servers nor what takes long.
+unit: venv
+	$(PYTEST) -m "not servers and not slow"
 
 venv: $(READY)
 

@@ -46,7 +46,8 @@ class TransformersReader:
         if keep < held:
             self._cache.crop(keep - held)  # tokens to remove, as a negative number
         ids = torch.tensor([list(tokens)], device=self._model.device)
-        found = self._model.model(ids, past_key_values=self._cache, use_cache=True)
+        # By position: the fourth argument is `past_key_values` in transformers 4, `cache` in 5.
+        found = self._model.model(ids, None, None, self._cache, use_cache=True)
         hidden: torch.Tensor = found.last_hidden_state[0]
         return hidden
 

@@ -98,6 +98,21 @@ def write_judge(path: Path, target: Path, *, scale: float = 1.0, seed: int = 7) 
     return path
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n 2 --dist loadgroup`: one worker has all servers, for two at once would starve each
+    other on two cores; a file's other tests stay together. What takes longest comes first."""
+
+    def rank(item: pytest.Item) -> int:
+        return 0 if item.get_closest_marker("servers") else 2 - (item.path in slow)
+
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=rank)
+    for item in items:
+        group = item.path.stem if rank(item) else "servers"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_llama(tmp_path_factory.mktemp("models") / "target", rope_parameters=LLAMA31_ROPE)

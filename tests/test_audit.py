@@ -27,6 +27,8 @@ from judge_decoding.evaluation.parsers import last_number
 from judge_decoding.pipeline import load_pipeline
 from judge_decoding.sequence import AcceptanceRecord, Request
 
+pytestmark = pytest.mark.servers
+
 JUDGE = Acceptance("judge", threshold=0.5)
 
 

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from clients.demo import PROMPTS, RULES
 from tests.conftest import write_judge
+
+pytestmark = pytest.mark.servers
 
 ROOT = Path(__file__).resolve().parents[1]
 

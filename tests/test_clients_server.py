@@ -37,6 +37,8 @@ from judge_decoding.pipeline import Pipeline, load_pipeline
 from judge_decoding.sequence import Request as LoopRequest
 from tests.conftest import write_judge
 
+pytestmark = pytest.mark.servers
+
 ROOT = Path(__file__).resolve().parents[1]
 WAIT_S = 120.0
 LONG = Request("On and on", rule="none", max_tokens=7900, ignore_eos=True)

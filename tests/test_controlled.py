@@ -37,6 +37,8 @@ from judge_decoding.pipeline import Pipeline, load_pipeline  # noqa: E402
 from judge_decoding.sequence import AcceptanceRecord  # noqa: E402
 from judge_decoding.text import Tokenizer  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ROOT / "configs" / "controlled.yaml"
 MODELS = ROOT / "models"
 PROBLEM = Problem("Mia", "shells", 7, (5, -3), ("buys", "sells"), 0)

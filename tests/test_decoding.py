@@ -261,6 +261,7 @@ def test_synthetic_acceptance_has_the_asked_length(decoder: SpeculativeDecoder) 
     assert 1 + accepted / spec == pytest.approx(3.5, abs=0.2)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_over_2000_rounds(decoder: SpeculativeDecoder) -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

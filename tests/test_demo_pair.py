@@ -13,6 +13,8 @@ from judge_decoding.pipeline import Pipeline, load_pipeline
 from judge_decoding.sequence import Request
 from tests.test_llama import logits_of
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 PROMPTS = [
     "What is the capital of Norway?",

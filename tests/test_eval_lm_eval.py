@@ -19,6 +19,8 @@ from judge_decoding.errors import UserError
 from judge_decoding.evaluation.lm_eval_model import LoopModel
 from judge_decoding.sequence import Request
 
+pytestmark = pytest.mark.slow
+
 WAIT_S = 900.0
 QUESTIONS = ("Hello", "Name a bird", "Three and four")
 GENERATE = """

@@ -9,6 +9,8 @@ import pytest
 from tests.faults import disks, files, network, processes
 from tests.faults.bench import Bench, Fault
 
+pytestmark = pytest.mark.servers
+
 QUICK = [
     fault
     for fault in (*processes.FAULTS, *network.FAULTS, *disks.FAULTS, *files.FAULTS)

@@ -29,6 +29,8 @@ from clients.client import CHANNEL
 from tests.conftest import write_judge
 from tests.triton_world import Serving, ask, text, wait_for
 
+pytestmark = pytest.mark.servers
+
 GRPC_CASES, HTTP_CASES = 4300, 900
 AT_ONCE = 24
 ANSWER_S = 120.0

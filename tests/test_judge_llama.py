@@ -314,6 +314,7 @@ with pytest.MonkeyPatch.context() as patch:
 
 
 @needs_nvcc
+@pytest.mark.slow
 @pytest.mark.parametrize("version", LEAN_VERSIONS)
 def test_the_real_registry_and_plugin_take_what_the_model_gives(build: Any, version: str) -> None:
     """TensorRT's registry, field and creator calls are real here; TensorRT-LLM's are the fake's."""

@@ -22,6 +22,8 @@ from judge_decoding.config import ServerConfig
 from tests.faults.processes import braked
 from tests.triton_world import Serving, Stream, wait_for
 
+pytestmark = pytest.mark.servers
+
 ROOT = Path(__file__).parent.parent
 MANIFEST = ROOT / "deploy" / "kubernetes.yaml"
 

@@ -545,6 +545,7 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
+@pytest.mark.slow
 def test_three_ranks_mine_what_one_process_does_and_a_killed_one_loses_nothing(tiny: Path) -> None:
     task, out = tiny / "task.jsonl", tiny / "o.jsonl"
     task.write_text("".join(json.dumps({"prompt": f"Say {n}."}) + "\n" for n in range(40)))

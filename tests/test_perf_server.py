@@ -15,6 +15,8 @@ import yaml
 from clients import server
 from tests.conftest import write_judge
 
+pytestmark = pytest.mark.servers
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -26,7 +26,7 @@ from plugin_builds import (
 from plugins.judge_accept import kernel
 from plugins.judge_accept.kernel import HERE
 
-pytestmark = needs_nvcc
+pytestmark = [needs_nvcc, pytest.mark.slow]
 
 EXPORTS = {
     "getCreators",

@@ -25,6 +25,8 @@ from tests.conftest import perturb, write_judge, write_llama, write_tokenizer
 from tests.rank_scripts.generate import run
 from tests.rank_world import ROOT, World
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ROOT / "configs" / "demo.yaml"
 TIMEOUT_S = 3
 
@@ -235,7 +237,7 @@ def test_idle_ranks_cost_almost_nothing(models: Models) -> None:
     with World(models.deployment(1, 1), 2, waiting) as world:
         shares = world.results()[0]["idle_cpu"]
     assert sorted(shares) == ["1", "2"]
-    assert max(shares.values()) < 0.05, shares
+    assert max(shares.values()) < 0.15, shares  # spinning: 0.5 to 1; the clock counts whole ticks
 
 
 def test_what_the_ranks_cannot_do_is_refused(models: Models) -> None:
@@ -259,7 +261,6 @@ def test_a_colocated_draft_has_no_rank_of_its_own() -> None:
         layout.check_world(4)
 
 
-@pytest.mark.demo
 def test_the_demo_target_on_two_ranks_writes_what_it_writes_on_one(tmp_path: Path) -> None:
     """SmolLM2-135M in fp32: nine heads over three key heads, so 6 + 3 heads on the ranks."""
     base = load_deployment(CONFIG).override(dtype="float32")

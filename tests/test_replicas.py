@@ -21,7 +21,10 @@ from clients.wire import Request
 from tests.faults.bench import Watched
 from tests.triton_world import Serving, wait_for
 
-pytestmark = pytest.mark.skipif(find_nginx() is None, reason="no nginx; `make venv` installs it")
+pytestmark = [
+    pytest.mark.skipif(find_nginx() is None, reason="no nginx; `make venv` installs it"),
+    pytest.mark.servers,
+]
 
 LONG = Request("A long one", max_tokens=900, ignore_eos=True, rule="none")
 PROMPTS = [f"Prompt number {i}" for i in range(12)]

@@ -32,6 +32,8 @@ from judge_decoding.serving import access
 from judge_decoding.text import Tokenizer
 from tests.triton_world import Serving
 
+pytestmark = pytest.mark.servers
+
 ROOT = Path(__file__).parent.parent
 SECRET = "0123456789abcdef0123456789abcdef"
 PROMPT = "Who may ask?"

@@ -18,6 +18,8 @@ from judge_decoding.sequence import Request
 from judge_decoding.serving.shared_memory import mapped
 from tests.triton_world import Serving, Stream, ask, free_ports, ids, text, wait_for
 
+pytestmark = pytest.mark.servers
+
 PROMPTS = ["The first prompt", "Another one, a little longer than the first", "3"]
 LONG = {"max_tokens": 900, "stream": True, "ignore_eos": True, "acceptance_rule": "none"}
 

@@ -17,6 +17,8 @@ from judge_decoding.errors import UserError
 from judge_decoding.serving import environment, mpi, shared_memory, triton
 from tests.triton_world import COMMAND
 
+pytestmark = pytest.mark.servers
+
 PORTS = ["--http-port", "7001", "--grpc-port", "7002", "--metrics-port", "7003"]
 
 

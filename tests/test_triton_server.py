@@ -31,6 +31,8 @@ from tests.conftest import write_judge
 from tests.test_operations import used
 from tests.triton_world import Response, Serving, Stream, ask, ids, text, wait_for
 
+pytestmark = pytest.mark.servers
+
 PROMPTS = [f"Prompt number {i}: what is {i} times {i + 3}?" for i in range(16)]
 
 

@@ -640,6 +640,7 @@ def test_what_one_process_cannot_run_is_refused(
         load_pipeline(deployment(tmp_path, tiny_target, tiny_draft, **changes))
 
 
+@pytest.mark.slow
 def test_leader_mode_drives_the_first_rank_of_each_executor(
     tmp_path: Path, tiny_target: Path, tiny_draft: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
