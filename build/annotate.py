@@ -66,7 +66,7 @@ def read_answers(path: Path, tokenizer: Tokenizer) -> list[Answer]:
     if not path.is_file():
         raise UserError(f"annotate: no file {path}")
     answers: dict[str, Answer] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -10,6 +10,7 @@ from itertools import pairwise, product
 
 from court_split import split_of
 
+from judge_decoding.console import progress, track
 from judge_decoding.decoding import SpeculativeDecoder
 from judge_decoding.engine.base import Acceptance, Sampling
 from judge_decoding.engine.torch_engine import TorchTarget
@@ -57,14 +58,11 @@ def answer_all(
     max_tokens: int,
 ) -> list[list[int]]:
     """The target's own answers, without their end token."""
-    from rich.progress import Progress
-
     decoder = SpeculativeDecoder(None, target)
     answers: list[list[int]] = [[] for _ in prompts]
     numbers: dict[int, int] = {}
     waiting = list(reversed(range(len(prompts))))
-    with Progress() as progress:
-        task = progress.add_task("answers", total=len(prompts))
+    with progress("answers") as step:
         while waiting or decoder.num_active:
             while waiting and decoder.num_active < target.max_sequences:
                 index = waiting.pop()
@@ -73,7 +71,7 @@ def answer_all(
                 numbers[decoder.add(request)] = index
             for update in decoder.step():
                 answers[numbers[update.sequence]] += [t.id for t in update.tokens]
-                progress.advance(task, int(update.finish_reason is not None))
+            step(len(prompts) - len(waiting) - decoder.num_active, len(prompts))
     return [[i for i in ids if i not in target.end_ids] for ids in answers]
 
 
@@ -90,8 +88,6 @@ def corrupt(ids: Sequence[int], successors: dict[int, list[int]], rng: random.Ra
 def chat_records(
     target: TorchTarget, tokenizer: Tokenizer, *, seed: int, count: int, max_tokens: int
 ) -> Iterator[LabelRecord]:
-    from rich.progress import track
-
     prompts = chat_prompts(seed, count)
     ids = [tokenizer.chat([{"role": "user", "content": p}]) for p in prompts]
     greedy = answer_all(target, ids, [Sampling()] * count, max_tokens)
@@ -103,7 +99,7 @@ def chat_records(
             followers[one][two] += 1
     successors = {one: sorted(seen.elements()) for one, seen in followers.items()}
     rng = random.Random(seed)
-    for n, prompt in enumerate(track(prompts, description="mistakes")):
+    for n, prompt in enumerate(track(prompts, "mistakes")):
         group = f"chat:{prompt}"
         name = hashlib.sha256(group.encode()).hexdigest()[:12]
         common = {

@@ -13,6 +13,7 @@ from court_facts import Question
 from court_spans import error_spans, tokens_until
 from court_split import split_in
 
+from judge_decoding.console import track
 from judge_decoding.engine.base import Drafter, ProposeRequest, Sampling
 from judge_decoding.engine.torch_engine import TorchTarget
 from judge_decoding.evaluation.parsers import expected, final_answer, plain
@@ -54,12 +55,10 @@ def by_draft(
     max_tokens: int,
 ) -> list[list[int]]:
     """`by_target`, by the draft alone: one long proposal."""
-    from rich.progress import track
-
     prompts = [tokenizer.chat([{"role": "user", "content": q.prompt}]) for q in asked]
     drawn = samplings(asked, number, seed)
     answers = []
-    for at in track(range(0, len(asked), drafter.max_sequences), description="draft"):
+    for at in track(range(0, len(asked), drafter.max_sequences), "draft"):
         requests = [
             ProposeRequest(n, 0, prompts[n], max_tokens, drawn[n])
             for n in range(at, min(at + drafter.max_sequences, len(asked)))

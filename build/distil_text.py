@@ -32,7 +32,9 @@ from torch.nn import functional as F
 import judge_decoding
 from judge_decoding.config import cache_folder
 from judge_decoding.engine.base import Sampling
+from judge_decoding.engine.linear import fast_dtype
 from judge_decoding.engine.llama import Llama
+from judge_decoding.engine.torch_engine import DTYPES
 from judge_decoding.engine.weights import Tensors, read_config
 from judge_decoding.errors import UserError
 from judge_decoding.sampling import greedy, probabilities
@@ -54,10 +56,13 @@ class BatchWriter:
     padded on the left to one length, so that one attention call serves the batch.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """dtype  None: the one this CPU is fast with"""
         self.config = read_config(folder)
         context = min(self.config.max_position_embeddings, 2048)
-        self.model = Llama(self.config, Tensors(folder), dtype=dtype, context=context)
+        self.model = Llama(
+            self.config, Tensors(folder), dtype=dtype or DTYPES[fast_dtype()], context=context
+        )
         self.end_ids = torch.tensor(self.config.end_ids)
 
     def write(
@@ -267,7 +272,7 @@ def main(
                 ids = [tokenizer.chat([{"role": "user", "content": p}]) for p, _ in batch]
                 answers = writer.write_with_states(ids, tokens)
                 for (prompt, held_out), (answer, state) in zip(batch, answers, strict=True):
-                    states.write(state.view(torch.int16).numpy().tobytes())
+                    states.write(state.bfloat16().view(torch.int16).numpy().tobytes())
                     row = {"prompt": prompt, "response_ids": answer}
                     file.write(json.dumps(row | ({"held_out": held_out} if held_out else {})))
                     file.write("\n")

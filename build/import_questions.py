@@ -96,7 +96,7 @@ def read_rows(path: Path, domain: str, split: str) -> list[Item]:
     if not path.is_file():
         raise UserError(f"import: no file {path}")
     items: dict[str, Item] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:

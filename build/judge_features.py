@@ -18,7 +18,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from target_reader import ReadRequest, in_span, load_reader, read_states
 
+from judge_decoding.console import track
+from judge_decoding.engine.linear import fast_dtype
+from judge_decoding.engine.torch_engine import DTYPES
 from judge_decoding.engine.weights import fingerprint, read_config
+from judge_decoding.errors import UserError
 from judge_decoding.labels import AfterError, LabelRecord
 from judge_decoding.text import Tokenizer
 
@@ -53,6 +57,15 @@ class Tokens:
 
     def where(self, keep: NDArray[np.bool_]) -> Tokens:
         return replace(self, **{name: value[keep] for name, value in vars(self).items()})
+
+
+def inference_dtype(asked: str, reader: str) -> str:
+    """`auto` as a deployment has it; transformers reads on GPUs."""
+    if asked in DTYPES:
+        return asked
+    if asked != "auto":
+        raise UserError(f"--dtype: {asked!r} is not auto, {' or '.join(DTYPES)}")
+    return fast_dtype() if reader == "torch" else "bfloat16"
 
 
 def open_reader(kind: str, folder: Path, dtype: str) -> Any:
@@ -113,14 +126,12 @@ def read_likelihood(
     records: Sequence[LabelRecord], target: Any, tokenizer: Tokenizer
 ) -> torch.Tensor:
     """As `likelihood_of`; each record reads only what the one before it, by text, has not."""
-    from rich.progress import track
-
     begins = [r.prompt_ids(tokenizer) for r in records]
     texts = [[*begin, *r.response_ids] for begin, r in zip(begins, records, strict=True)]
     found: dict[int, torch.Tensor] = {}
     held: list[int] = []
     order = sorted((n for n, r in enumerate(records) if r.spans), key=lambda n: texts[n])
-    for n in track(order, description="likelihood"):
+    for n in track(order, "likelihood"):
         places = [len(begins[n]) + at for at in in_span(records[n])]
         text = texts[n][: places[-1] + 1]
         keep = 0

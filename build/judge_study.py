@@ -31,7 +31,7 @@ import numpy as np
 import typer
 from cache_path import resolve
 from judge_agreement import agreement
-from judge_features import Tokens, gather, hidden_of, join, likelihood_of
+from judge_features import Tokens, gather, hidden_of, inference_dtype, join, likelihood_of
 from judge_head import fit
 from judge_measures import auc, interval, within
 from judge_recipes import (
@@ -49,7 +49,7 @@ from judge_study_report import draw, tables
 from numpy.typing import NDArray
 
 from judge_decoding.errors import UserError
-from judge_decoding.labels import LabelRecord, labels_hash, read_labels
+from judge_decoding.labels import LabelRecord, file_name, labels_hash, read_labels
 from judge_decoding.provenance import collect
 
 PARTS = ("sources", "variants", "mixtures", "noise", "curve", "agreement")
@@ -70,7 +70,7 @@ def main(
     docs: Annotated[Path, typer.Option(help="folder of results/ and figures/")] = Path("docs"),
     cache: Annotated[str, typer.Option(help="folder for hidden states")] = "cache:",
     seeds: Annotated[int, typer.Option(min=2, help="of noise and curve")] = 5,
-    dtype: str = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="of inference: auto, float32, bfloat16")] = "auto",
     reader: Annotated[str, typer.Option(help="torch (CPU) or transformers (GPUs)")] = "torch",
     block: Annotated[int, typer.Option(min=1, help="tokens a verify pass reads")] = 9,
 ) -> None:
@@ -79,12 +79,13 @@ def main(
             if name not in PARTS:
                 raise UserError(f"--part: {name!r} is not one of {', '.join(PARTS)}")
         files = [resolve(path) for path in [*mined, *(court or [])]]
-        records = {path.stem: read_labels([path]) for path in files}
+        records = {file_name(path): read_labels([path]) for path in files}
         if len(records) < len(files):
             raise UserError("judge_study: two label files have the same name")
         folder, kept = resolve(target), resolve(cache)
+        dtype = inference_dtype(dtype, reader)
         hidden = {n: hidden_of(r, folder, kept, dtype, block, reader) for n, r in records.items()}
-        parsed = [path.stem for path in files[: len(mined)]]
+        parsed = [file_name(path) for path in files[: len(mined)]]
         studied = parsed[0]
         data = load(
             records, hidden, {studied: likelihood_of(records[studied], folder, kept, dtype)}
@@ -94,7 +95,7 @@ def main(
         other = read_labels([resolve(second)]) if second else None
     except UserError as error:
         raise SystemExit(f"judge_study: {error}") from None
-    generated = [path.stem for path in files[len(mined) :]]
+    generated = [file_name(path) for path in files[len(mined) :]]
     file = one_file(data, studied)
     wanted: dict[str, Callable[[Rows], Iterator[dict[str, Any]]]] = {
         "sources": lambda done: sources(data, parsed, generated, done),

@@ -38,6 +38,7 @@ from mining_jobs import Job, check_jobs, fact_jobs, task_jobs
 from mining_work import Settings, close, mine, mine_share
 
 from judge_decoding.config import Deployment, load_deployment
+from judge_decoding.console import progress
 from judge_decoding.engine.weights import fingerprint
 from judge_decoding.errors import UserError
 from judge_decoding.labels import LabelRecord
@@ -210,29 +211,14 @@ def _shown(
     results: Iterator[tuple[list[LabelRecord], Cost]], what: str, total: int, done: int
 ) -> Iterator[tuple[list[LabelRecord], Cost]]:
     """Progress and the time left on stderr."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("prompts, {task.fields[labels]} labels"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=120) as progress:
-        bar = progress.add_task(what, total=total, completed=done, labels=0)
-        labels = 0
+    labels = 0
+    with progress(what) as step:
+        step(done, total)
         for records, cost in results:
             yield records, cost
             labels += cost.good + cost.bad
-            progress.update(bar, advance=cost.prompts, labels=labels)
+            done += cost.prompts
+            step(done, total, f"{labels} labels")
 
 
 def _report(cost: Cost, seconds: float, path: Path) -> None:

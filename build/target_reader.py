@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from judge_decoding.console import track
 from judge_decoding.engine.llama import Llama
 from judge_decoding.engine.torch_engine import DTYPES, TorchTarget
 from judge_decoding.engine.weights import Tensors, read_config
@@ -80,15 +81,13 @@ def read_states(
     Records are read in the order of their text, so that each reads only what its predecessor has
     not: the answers to one question share all that lies before their first difference.
     """
-    from rich.progress import track
-
     prompts = {(r.prompt, r.chat): r.prompt_ids(tokenizer) for r in records}
     begins = [prompts[r.prompt, r.chat] for r in records]
     texts = [[*begin, *r.response_ids] for begin, r in zip(begins, records, strict=True)]
     found: dict[int, tuple[torch.Tensor, ...]] = {}
     held: list[int] = []
     order = sorted((n for n, r in enumerate(records) if r.spans), key=lambda n: texts[n])
-    for n in track(order, description="hidden states"):
+    for n in track(order, "hidden states"):
         begin, wanted = len(begins[n]), in_span(records[n])
         text = texts[n][: begin + wanted[-1] + 1]
         first = begin + wanted[0]

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 import typer
 from cache_path import resolve
-from judge_features import READERS, Tokens, gather, hidden_of, join
+from judge_features import READERS, Tokens, gather, hidden_of, inference_dtype, join
 from judge_head import (
     FOLDS,
     Head,
@@ -60,7 +60,7 @@ from judge_decoding.engine.weights import fingerprint, tokenizer_hash
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.systems import parse_numbers
 from judge_decoding.judge import Judge, JudgeMetadata
-from judge_decoding.labels import labels_hash, read_labels
+from judge_decoding.labels import file_name, labels_hash, read_labels
 from judge_decoding.provenance import collect
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -93,7 +93,7 @@ def main(
     ] = "0.5,0.6,0.7,0.8,0.9",
     batch: Annotated[int | None, typer.Option(min=1, help="answers to the task at a time")] = None,
     run_code: Annotated[bool, typer.Option(help="let a task's tests run written code")] = False,
-    dtype: str = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="of inference: auto, float32, bfloat16")] = "auto",
     reader: Annotated[str, typer.Option(help="torch (CPU) or transformers (GPUs)")] = "torch",
     block: Annotated[int, typer.Option(min=1, help="tokens a verify pass reads")] = 9,
 ) -> None:
@@ -111,7 +111,7 @@ def main(
         calibration = None
         if max_quality_drop is not None and deployment is not None and task is not None:
             calibration = Calibration.of(deployment, task, max_quality_drop, batch)
-        folder = resolve(target)
+        folder, dtype = resolve(target), inference_dtype(dtype, reader)
         paths = [resolve(p) for p in labels or ["cache:mined-facts.jsonl"]]
         reported = [resolve(p) for p in held_out_labels or []]
         read_labels(paths + reported)  # all together: no id twice, no fact in both splits
@@ -124,7 +124,7 @@ def main(
         }
 
         def tokens_of(name: str, wanted: Sequence[Path]) -> Tokens:
-            return join([gather(*parts[p], name, after_error, p.stem) for p in wanted])  # type: ignore
+            return join([gather(*parts[p], name, after_error, file_name(p)) for p in wanted])  # type: ignore
 
         weight = None if class_weight == "none" else class_weight
         names = FEATURES if feature == "best" else (feature,)

@@ -229,7 +229,7 @@ def read_prompts(path: Path | None) -> list[str]:
     """The prompts of a .jsonl file of {"prompt": text}; None for those of the package."""
     where = path or resources.files("judge_decoding") / "data" / "chat_prompts.jsonl"
     try:
-        lines = where.read_text(encoding="utf-8").splitlines()
+        lines = where.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts: cannot read {path} ({error})") from None
     prompts = []

@@ -47,16 +47,13 @@ def _dtype(value: Any, info: ValidationInfo) -> Any:
     if info.data.get("engine") == "trtllm":
         return "bfloat16"
     # Not at the top: what only reads a deployment does without PyTorch.
-    import torch
+    from judge_decoding.engine.linear import fast_dtype
 
-    from judge_decoding.engine.linear import can_pack
-
-    return "bfloat16" if can_pack(torch.bfloat16) else "float32"
+    return fast_dtype()
 
 
 Dtype = Annotated[Literal["float32", "bfloat16"], BeforeValidator(_dtype)]
-"""`auto` is bfloat16, but float32 on a CPU without AVX-512: a bfloat16 pass over four tokens costs
-more than two passes over one there, and speculation does not pay."""
+"""`auto` is bfloat16, but float32 on a CPU that is faster with it (`engine.linear.fast_dtype`)."""
 
 
 class _Strict(BaseModel):

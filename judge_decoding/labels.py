@@ -6,7 +6,9 @@ Spans are half open token ranges of `response_ids`; tokens in no span are ignore
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -96,14 +98,30 @@ def after_error_label(choice: AfterError) -> Label:
     return _AFTER_ERROR[choice]
 
 
+def file_name(path: Path) -> str:
+    """What tables call a label file: its name up to the first dot."""
+    return path.name.partition(".")[0]
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise UserError(f"labels: no file {path}; write one with build/court.py")
+    try:
+        read = gzip.decompress if path.suffix == ".gz" else bytes
+        return read(path.read_bytes()).decode().split("\n")  # splitlines() knows more ends
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(f"labels: {path}: it cannot be read ({error})") from None
+
+
 def read_labels(paths: Sequence[Path]) -> list[LabelRecord]:
-    """All records of the files, in order. UserError for a bad line, a double id or a split leak."""
+    """All records of the files (.jsonl, .jsonl.gz), in order.
+
+    UserError for a file or line that cannot be read, a double id or a split leak.
+    """
     records: dict[str, LabelRecord] = {}
     splits: dict[str, Split] = {}
     for path in paths:
-        if not path.is_file():
-            raise UserError(f"labels: no file {path}; write one with build/court.py")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(_lines(path), 1):
             if not line.strip():
                 continue
             try:

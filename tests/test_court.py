@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import sys
@@ -28,6 +29,7 @@ from judge_decoding.errors import UserError  # noqa: E402
 from judge_decoding.labels import (  # noqa: E402
     LabelRecord,
     Span,
+    file_name,
     labels_hash,
     read_labels,
     write_labels,
@@ -221,7 +223,16 @@ def test_files_are_checked(records, tmp_path):
     write_labels(path, records)
     assert read_labels([path]) == records
     assert labels_hash(reversed(records)) == labels_hash(records)
+    packed = tmp_path / "labels.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert read_labels([packed]) == records and file_name(packed) == file_name(path) == "labels"
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"labels.jsonl.gz: it cannot be read \(Compressed file"):
+        read_labels([packed])
     first = records[0]
+    odd = first.model_copy(update={"response": "a\u2028b\x85c"})  # ends of lines to str.splitlines
+    write_labels(path, [odd])
+    assert read_labels([path]) == [odd]
     other = "heldout" if first.split == "train" else "train"
     leak = first.model_copy(update={"id": "other", "split": other})
     write_labels(path, [first, leak])

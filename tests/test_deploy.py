@@ -163,7 +163,7 @@ def documented() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", documented(), ids=lambda words: " ".join(words)[:60])
 def test_documented_commands_and_their_options_exist(words: list[str]) -> None:
-    given = {word for word in words if word.startswith("--") and "root" not in word}
+    given = {w.partition("=")[0] for w in words if w.startswith("--") and "root" not in w}
     if "judge-decoding" in words:
         group = typer.main.get_command(cli.app)
         assert isinstance(group, TyperGroup)

@@ -241,6 +241,7 @@ def test_training_by_a_quality_budget(labels, tiny_target, deployment, tmp_path)
     ("options", "message"),
     [
         ({"feature": "middle"}, "--feature: 'middle' is not one of"),
+        ({"dtype": "float16"}, "--dtype: 'float16' is not auto, float32 or bfloat16"),
         ({"threshold": 0.5, "bad_recall": 0.9}, "give one of --threshold"),
         ({"max_quality_drop": 0.01}, "--max-quality-drop needs --deployment and --task"),
     ],

@@ -17,7 +17,7 @@ def read_prompts(path: Path | None = None) -> list[str]:
     """Lines of {"prompt": text}; None reads the package's chat prompts."""
     path = path or CHAT_PROMPTS
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise JudgeClientError(f"prompts: cannot read {path} ({error})") from None
     prompts = []

@@ -88,7 +88,7 @@ def read_task(name_or_path: str | Path) -> list[Item]:
     text, source = _read(name_or_path)
     items: dict[str, Item] = {}
     splits: dict[str, Split | None] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -1,0 +1,56 @@
+"""Lines of JSON, by everyone who reads them: what ends a line, and what does not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "build"))
+
+import annotate
+import import_questions
+
+from clients.perf import inputs
+from judge_decoding import cli
+from judge_decoding.evaluation.task import read_task
+from judge_decoding.labels import read_labels
+from judge_decoding.text import Tokenizer
+
+TEXT = "a\u2028b\x85c\u2029d"
+"""Three ends of lines to str.splitlines(), none to JSON: web text is full of them."""
+LABELS: dict[str, Any] = {"id": "1", "group": "g", "domain": "d", "prompt": TEXT, "response": "r"}
+ITEM = {"id": "1", "group": "g", "domain": "d", "prompt": TEXT, "answer": "1", "parser": "number"}
+READERS: dict[str, tuple[dict[str, Any], Callable[[Path, Path], list[Any]]]] = {
+    "cli": ({"prompt": TEXT}, lambda path, _: cli.read_prompts(path)),
+    "perf": ({"prompt": TEXT}, lambda path, _: inputs.read_prompts(path)),
+    "task": (ITEM, lambda path, _: read_task(path)),
+    "labels": (
+        LABELS | {"response_ids": [1], "spans": [], "split": "train"},
+        lambda path, _: read_labels([path]),
+    ),
+    "import": (
+        {"question": TEXT, "answer": "it is 1 #### 1"},
+        lambda path, _: import_questions.read_rows(path, "d", "train"),
+    ),
+    "annotate": (
+        {"prompt": TEXT, "response": "r"},
+        lambda path, target: annotate.read_answers(path, Tokenizer(target)),
+    ),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_only_a_line_feed_ends_a_line(
+    tmp_path: Path, tiny_target: Path, reader: str, end: str
+) -> None:
+    row, read = READERS[reader]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes((json.dumps(row, ensure_ascii=False) + end).encode())
+    (found,) = read(path, tiny_target)
+    assert TEXT in (found if isinstance(found, str) else found.prompt)
