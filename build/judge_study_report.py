@@ -57,8 +57,11 @@ def draw(path: Path, document: dict[str, Any]) -> None:
         axes.axhline(0.5, color="0.7", linewidth=0.8)
         axes.set(xlabel=label, ylabel=f"AUC on {studied} (bars: sd over seeds)")
         axes.legend(fontsize=8)
-    if result(document, "curve"):
+    if curve := result(document, "curve"):
         right.set_xscale("log")
+        right.minorticks_off()
+        places = [row["labels"] for row in curve]
+        right.set_xticks(places, [f"{place:.0f}" for place in places], fontsize=7)
     figure.tight_layout()
     save(figure, path)
 
