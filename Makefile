@@ -37,8 +37,8 @@ unit: venv
 venv: $(READY)
 
 $(READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "make: $(PYTHON) is older than Python 3.10; set PYTHON=/path/to/python3"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
+		{ echo "make: $(PYTHON) is not Python 3.11 or 3.12; set PYTHON=/path/to/python3.12"; exit 2; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 		{ echo "make: $(PYTHON) cannot make environments; install the package python3-venv"; exit 2; }
 	$(PYTHON) -m venv .venv

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from judge_decoding.errors import UserError
@@ -80,7 +80,7 @@ def _run(step: Step, show: Callable[[str], None]) -> None:
     for path, text in step.writes.items():
         path.write_text(text, encoding="utf-8")
     with step.log.open("a", encoding="utf-8") as log:  # earlier attempts are kept
-        log.write(f"# {datetime.now(timezone.utc).isoformat(timespec='seconds')} {step.shell()}\n")
+        log.write(f"# {datetime.now(UTC).isoformat(timespec='seconds')} {step.shell()}\n")
         log.flush()
         try:
             process = subprocess.Popen(

@@ -143,7 +143,7 @@ class Load:
             await asyncio.wait_for(self._listen(request, outcome), ANSWER_S)
         except ServerBusy:
             outcome.reason = "refused"
-        except (JudgeClientError, asyncio.TimeoutError) as error:
+        except (TimeoutError, JudgeClientError) as error:
             outcome.reason = "failed"
             self.failures.append(str(error) or f"no end in {ANSWER_S:g} s")
         outcome.end = time.monotonic()

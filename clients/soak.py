@@ -156,7 +156,7 @@ class Load:
                 await asyncio.wait_for(getattr(self, f"_{kind}")(client, request), ANSWER_S)
             except (JudgeClientError, Wrong) as error:
                 self.failures.append(f"{kind}: {error} ({request})"[:400])
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 self.failures.append(f"{kind}: no end in {ANSWER_S:g} s ({request})"[:400])
             if len(self.failures) >= 100:
                 return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ _PACKAGES = ("torch", "transformers", "numpy", "tokenizers", "safetensors")
 def collect() -> dict[str, Any]:
     """JSON-ready facts; what cannot be found out on this machine is None, never a guess."""
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_sha": git_sha(),
         "git_dirty": _git_dirty(),
         "versions": {
