@@ -31,8 +31,8 @@ from torch.nn import functional as F
 
 import judge_decoding
 from judge_decoding.config import cache_folder
+from judge_decoding.cpu import fast_dtype
 from judge_decoding.engine.base import Sampling
-from judge_decoding.engine.linear import fast_dtype
 from judge_decoding.engine.llama import Llama
 from judge_decoding.engine.torch_engine import DTYPES
 from judge_decoding.engine.weights import Tensors, read_config

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from target_reader import ReadRequest, in_span, load_reader, read_states
 
 from judge_decoding.console import track
-from judge_decoding.engine.linear import fast_dtype
+from judge_decoding.cpu import fast_dtype
 from judge_decoding.engine.torch_engine import DTYPES
 from judge_decoding.engine.weights import fingerprint, read_config
 from judge_decoding.errors import UserError

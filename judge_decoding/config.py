@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from judge_decoding.cpu import fast_dtype
 from judge_decoding.engine.base import Acceptance, RuleName
 from judge_decoding.errors import UserError
 
@@ -46,14 +47,11 @@ def _dtype(value: Any, info: ValidationInfo) -> Any:
         return value
     if info.data.get("engine") == "trtllm":
         return "bfloat16"
-    # Not at the top: what only reads a deployment does without PyTorch.
-    from judge_decoding.engine.linear import fast_dtype
-
     return fast_dtype()
 
 
 Dtype = Annotated[Literal["float32", "bfloat16"], BeforeValidator(_dtype)]
-"""`auto` is bfloat16, but float32 on a CPU that is faster with it (`engine.linear.fast_dtype`)."""
+"""`auto` is bfloat16, but float32 on a CPU that is faster with it (`cpu.fast_dtype`)."""
 
 
 class _Strict(BaseModel):

@@ -46,7 +46,7 @@ def test_a_lossy_rule_is_opted_into(tmp_path: Path) -> None:
 def test_dtype_auto_is_what_the_cpu_is_fast_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, dtype: str
 ) -> None:
-    monkeypatch.setattr("judge_decoding.engine.linear.can_pack", lambda _: fast)
+    monkeypatch.setattr("judge_decoding.cpu.has_bfloat16", lambda: fast)
     text = BASE.replace("dtype: float32", "dtype: auto")
     deployment = load_deployment(write(tmp_path, text))
     assert text != BASE and deployment.dtype == dtype

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import pkgutil
+import platform
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+import torch
 
 import judge_decoding
+from judge_decoding import cpu
+from judge_decoding.engine.linear import can_pack
+
+ROOT = Path(__file__).resolve().parents[1]
 
 MODULES = [m.name for m in pkgutil.walk_packages(judge_decoding.__path__, "judge_decoding.")]
 HEAVY = ["transformers", "sklearn", "matplotlib", "rich", "jinja2", "tokenizers", "yaml", "scipy"]
@@ -32,3 +41,24 @@ def test_the_core_needs_no_command_line_package() -> None:
     code = f"import sys, importlib; sys.modules['typer'] = None; {load}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere PyTorch is asked")
+def test_a_deployment_is_read_without_pytorch() -> None:
+    """`dtype: auto` brought it into the launcher and the postprocessing: 200 MB, seconds each."""
+    code = """
+import sys
+sys.modules["torch"] = None
+from judge_decoding.config import load_deployment
+from judge_decoding.serving import environment, launcher
+print(load_deployment("configs/demo.yaml").dtype)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == cpu.fast_dtype()
+
+
+def test_what_the_cpu_is_fast_with_is_what_pytorch_says() -> None:
+    assert cpu.has_bfloat16() == can_pack(torch.bfloat16)

@@ -11,7 +11,6 @@ them nowhere, so this module is the only one that names them, with a plain fallb
 from __future__ import annotations
 
 import os
-from typing import Literal
 
 import torch
 from torch.nn import functional as F
@@ -34,12 +33,6 @@ def can_pack(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32
-
-
-def fast_dtype() -> Literal["float32", "bfloat16"]:
-    """bfloat16, but float32 on a CPU without AVX-512: a bfloat16 pass over four tokens costs more
-    than two passes over one there, and speculation does not pay."""
-    return "bfloat16" if can_pack(torch.bfloat16) else "float32"
 
 
 def _unary(x: torch.Tensor, weight: torch.Tensor, after: str) -> torch.Tensor:
