@@ -233,11 +233,13 @@ def test_a_leader_that_cannot_start_takes_the_ranks_along(models: Models, endles
 
 
 def test_idle_ranks_cost_almost_nothing(models: Models) -> None:
-    waiting = models.requests("idle", [{"prompt": prompt(3), "tokens": 4, "idle_s": 3.0}])
+    """The least of three spells: other tests' load makes a wake-up dearer, never cheaper."""
+    waiting = models.requests("idle", [{"prompt": prompt(3), "tokens": 4, "idle_s": 2.0}])
     with World(models.deployment(1, 1), 2, waiting) as world:
-        shares = world.results()[0]["idle_cpu"]
-    assert sorted(shares) == ["1", "2"]
-    assert max(shares.values()) < 0.15, shares  # spinning: 0.5 to 1; the clock counts whole ticks
+        spells = world.results()[0]["idle_cpu"]
+    assert all(sorted(shares) == ["1", "2"] for shares in spells)
+    least = {rank: min(shares[rank] for shares in spells) for rank in ("1", "2")}
+    assert max(least.values()) < 0.05, spells
 
 
 def test_what_the_ranks_cannot_do_is_refused(models: Models) -> None:

@@ -88,7 +88,7 @@ def main() -> int:
     while requests[0].get("repeat"):
         run(pipeline, requests)
     if "idle_s" in requests[0]:
-        results[0]["idle_cpu"] = idle_cpu(pipeline, requests[0]["idle_s"])
+        results[0]["idle_cpu"] = [idle_cpu(pipeline, requests[0]["idle_s"]) for _ in range(3)]
     pipeline.close()
     print(json.dumps(results))
     return 0
