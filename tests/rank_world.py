@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from judge_decoding.serving.shared_memory import Segments
+
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
 ROOT = Path(__file__).parent.parent
 _MARK = "JUDGE_DECODING_TEST_WORLD"
@@ -52,6 +54,7 @@ class World:
             cwd=ROOT,
             env=os.environ | LOCAL_ONLY | {_MARK: self.mark},
         )
+        self._segments = Segments(self.left)  # MPICH leaves its own behind where a rank is killed
         self.out = self.err = ""
         self._readers = [
             threading.Thread(target=self._read, args=(name,), daemon=True)
@@ -68,6 +71,7 @@ class World:
         """Wait until `done()` is true: its value. Fails after a generous limit, or at the end."""
         deadline = time.monotonic() + _LIMIT_S
         while not (value := done()):
+            self._segments.look()
             ended = self.process.poll() is not None
             assert not ended, f"ended before {what}:\n{self.out}\n{self.err}"
             assert time.monotonic() < deadline, f"no {what}:\n{self.out}\n{self.err}"
@@ -77,6 +81,7 @@ class World:
     def pids(self) -> dict[int, int]:
         """Of the workers by rank, once rank 0 has said that rounds are running."""
         found = self.until(lambda: re.search(r"^running (\{.*\})$", self.err, re.M), "round")
+        self._segments.look()
         return {int(rank): pid for rank, pid in json.loads(found[1]).items()}
 
     def wait(self, limit_s: float = _LIMIT_S) -> int:
@@ -114,6 +119,8 @@ class World:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._segments.look()
         for pid in self.left():
             os.kill(pid, signal.SIGKILL)
         self.process.wait(10)
+        self._segments.remove()
