@@ -99,8 +99,8 @@ def after_error_label(choice: AfterError) -> Label:
 
 
 def file_name(path: Path) -> str:
-    """What tables call a label file: its name up to the first dot."""
-    return path.name.partition(".")[0]
+    """What tables call a label file: its name without .jsonl or .jsonl.gz."""
+    return Path(path.name.removesuffix(".gz")).stem
 
 
 def _lines(path: Path) -> list[str]:

@@ -226,6 +226,7 @@ def test_files_are_checked(records, tmp_path):
     packed = tmp_path / "labels.jsonl.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
     assert read_labels([packed]) == records and file_name(packed) == file_name(path) == "labels"
+    assert file_name(Path("x/llama-3.1.v2.jsonl.gz")) == "llama-3.1.v2"  # versions stay apart
     packed.write_bytes(packed.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"labels.jsonl.gz: it cannot be read \(Compressed file"):
         read_labels([packed])
