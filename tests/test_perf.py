@@ -131,8 +131,11 @@ def test_an_export_without_what_is_needed(
         read_export(path)
 
 
-def test_a_cut_off_run_is_made_again(tmp_path: Path) -> None:
-    """Three times cut off, then whole; always cut off."""
+def test_a_cut_off_run_is_made_again_and_counts_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times cut off, then whole; always cut off. The server's figures are the whole run's:
+    they were those of all attempts together, twice the tokens after one that was cut off."""
     whole = json.dumps(export(FIRST))
 
     class Program:
@@ -144,10 +147,17 @@ def test_a_cut_off_run_is_made_again(tmp_path: Path) -> None:
             self.runs += 1
             path.write_text(whole if self.runs == 4 else whole[:-9])
 
+    def metrics(url: str, *, fresh: bool) -> dict[str, float]:
+        assert (url, fresh) == ("m", True)
+        return {"tokens": 69.0 * program.runs}
+
     program = Program()
-    made = sweep.Sweep(program, tmp_path, "u", None, ["p"], 9)  # type: ignore[arg-type]
+    monkeypatch.setattr(sweep.server, "read_metrics", metrics)
+    made = sweep.Sweep(program, tmp_path, "u", "m", ["p"], 9)  # type: ignore[arg-type]
     at = Load("concurrency", 1)
-    assert len(made._run(System("judge", 2), at, 1)) == 1
+    answers, counted = made._run(System("judge", 2), at, 1)
+    assert len(answers) == 1
+    assert counted == {"tokens": 69.0}
     assert program.runs == 4
     with pytest.raises(Truncated):
         made._run(System("judge", 2), at, 1)

@@ -78,7 +78,7 @@ class Sweep:
                     if system in errors:
                         continue
                     try:
-                        answers, counted = self._measured(system, load, total)
+                        answers, counted = self._run(system, load, total)
                     except JudgeClientError as error:
                         errors[system] = str(error)
                         continue
@@ -95,15 +95,8 @@ class Sweep:
 
     def _warm_up(self, system: System, load: Load) -> list[TimedAnswer]:
         streams = int(load.value) if load.mode == "concurrency" else WARM_UP
-        return self._run(system, Load("concurrency", streams), max(streams, WARM_UP))
-
-    def _measured(
-        self, system: System, load: Load, count: int
-    ) -> tuple[list[TimedAnswer], dict[str, float]]:
-        before = self._counters()
-        answers = self._run(system, load, count)
-        after = self._counters()
-        return answers, {name: value - before.get(name, 0.0) for name, value in after.items()}
+        answers, _ = self._run(system, Load("concurrency", streams), max(streams, WARM_UP))
+        return answers
 
     def _counters(self) -> dict[str, float]:
         if self.metrics_url is None:
@@ -113,18 +106,28 @@ class Sweep:
         except OSError as error:
             raise JudgeClientError(f"metrics: {self.metrics_url}: {error}") from None
 
-    def _run(self, system: System, load: Load, count: int) -> list[TimedAnswer]:
+    def _run(
+        self, system: System, load: Load, count: int
+    ) -> tuple[list[TimedAnswer], dict[str, float]]:
+        """`count` answers, and what the server's counters rose by for them.
+
+        A run whose export was cut off is made again, and counts nowhere.
+        """
         inputs, export = self.folder / "inputs.json", self.folder / "export.json"
         data = input_data(self.prompts, system.rule, self.max_tokens, system.draft_len)
         inputs.write_text(json.dumps(data), encoding="utf-8")
         for attempt in range(ATTEMPTS):
             export.unlink(missing_ok=True)  # it refuses a file that is there
+            before = self._counters()
             self.analyzer.run(self.url, inputs, load, count, export)
             try:
-                return read_export(export)
+                answers = read_export(export)
             except Truncated:
                 if attempt + 1 == ATTEMPTS:
                     raise
+                continue
+            after = self._counters()
+            return answers, {name: value - before.get(name, 0.0) for name, value in after.items()}
         raise AssertionError("unreachable")
 
 
