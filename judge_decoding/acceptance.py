@@ -9,7 +9,9 @@ all-true prefix (`accepted_length`). Shapes, for k drafted tokens and a vocabula
     p, q      [k, V]  float32, the target's and the draft's distributions
     scores    [k]     float32, the judge's sigmoid score of each drafted token
 
-Only `strict` and `rejection` carry a guarantee. All others are lossy by design.
+Only `strict` and `rejection` carry a guarantee. All others are lossy by design. Of these, `typical`
+and `kl` never accept what p gives no probability, a token that top-k or top-p leaves out for one;
+`judge`, `topk`, `fly` and `synthetic` do not ask p(d).
 """
 
 from __future__ import annotations
@@ -79,19 +81,36 @@ def typical(p: torch.Tensor, draft: torch.Tensor, epsilon: float, delta: float) 
     return p.gather(-1, draft.unsqueeze(-1)).squeeze(-1) > border
 
 
-def kl(p: torch.Tensor, q: torch.Tensor, tau: float, confident: float) -> torch.Tensor:
-    """Accept anything where KL(p || q) < tau and the target is not `confident` (JuDi, 2601.04766).
+def kl(
+    p: torch.Tensor,
+    unfiltered: torch.Tensor,
+    q: torch.Tensor,
+    draft: torch.Tensor,
+    support: torch.Tensor | None,
+    tau: float,
+    confident: float,
+) -> torch.Tensor:
+    """Accept d where KL(target || draft) < tau, p(d) > 0 and the target is not `confident`
+    (JuDi, 2601.04766).
 
-    `confident` is the top-1 probability above which the rule stays strict. The divergence is taken
-    on the ids that the draft can write at all (q > 0), p renormalised there: a draft with a
-    vocabulary short-list would be at infinite distance otherwise. No guarantee.
+    unfiltered  float32 [k, V], p before top-k and top-p; q has none of them either
+    support     int64 [S], the short-list that the draft can write at all; None for every id
+    confident   the target's top-1 probability above which the rule stays strict
+
+    The gate is about the two models, as in the paper, and not about the sampler: filters seldom
+    keep the same ids of both, and one id of the target's that the draft has not would put them at
+    an infinite distance. On a short-list the target is renormalised for the same reason; where all
+    of its probability is elsewhere, nothing is accepted. A q of 0 there counts as the smallest
+    float32: at low temperatures the unlikely ids underflow. No guarantee.
     """
-    support = q > 0
-    p_on = torch.where(support, p, 0.0)
-    p_on = p_on / p_on.sum(-1, keepdim=True).clamp_min(1e-20)
-    ratio = torch.where(p_on > 0, p_on.clamp_min(1e-20) / q.clamp_min(1e-20), 1.0)
-    divergence = (p_on * ratio.log()).sum(-1)
-    return (divergence < tau) & (p.amax(-1) <= confident)
+    own = unfiltered
+    if support is not None:
+        own, q = own[:, support], q[:, support]
+        own = own / own.sum(-1, keepdim=True)  # 0 / 0 is NaN, which is below no tau
+    floor = torch.finfo(torch.float32).tiny
+    divergence = (torch.xlogy(own, own) - torch.xlogy(own, q.clamp_min(floor))).sum(-1)
+    possible = p.gather(-1, draft.unsqueeze(-1)).squeeze(-1) > 0
+    return (divergence < tau) & possible & (unfiltered.amax(-1) <= confident)
 
 
 def fly(p: torch.Tensor, standard: torch.Tensor, min_entropy: float, window: int) -> torch.Tensor:

@@ -3,10 +3,11 @@
     judge-decoding bench --rules none,strict,judge --peers hf,hf-assisted --json
 
 Definitions. `tokens_per_s` is emitted tokens over wall time, prefill included, in all systems
-alike; `decode_tokens_per_s` and every figure per round leave out each answer's first round, which
-holds its prefill. Batch 1, greedy; an answer ends where it ends, or at the token limit. Prompts
-are taken one by one, each answered by all systems before the next, in rotating order: what the
-machine does meanwhile hits all of them.
+alike; `decode_tokens_per_s`, `ms_*` and `*_share` leave out each answer's first round, which holds
+its prefill. `mean_acceptance_length` and `draft_acceptance_rate` leave out none: a rule's count the
+rounds that drafted (`AcceptanceRecord`), a peer's length is tokens / rounds. Batch 1, greedy; an
+answer ends where it ends, or at the token limit. Prompts are taken one by one, each answered by all
+systems before the next, in rotating order: what the machine does meanwhile hits all of them.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -22,6 +23,7 @@ from judge_decoding.engine.base import RULES, Acceptance, Sampling
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.cli import audit, evaluate
 from judge_decoding.planner.cli import plan
+from judge_decoding.text import check_unicode
 
 if TYPE_CHECKING:
     from judge_decoding.config import Deployment
@@ -37,6 +39,8 @@ class OneLineErrors(TyperGroup):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # text that the terminal cannot show
                 stream.reconfigure(errors="replace")
+        if isinstance(sys.stdin, io.TextIOWrapper):  # as arguments are: `check_unicode` finds it
+            sys.stdin.reconfigure(errors="surrogateescape")
         try:
             code = super().main(*args, **(extra | {"standalone_mode": False}))
         except UserError as error:
@@ -103,26 +107,34 @@ def generate(
     from judge_decoding.sequence import Request
 
     sampling = _sampling(temperature, top_k, top_p, seed)
-    if "" in (stop or ()):
-        raise UserError("stop: a stop string must not be empty")
-    deployment = _deployment(config, dtype=dtype, max_draft_len=max_draft_len)
+    for text in stop or ():
+        if not text:
+            raise UserError("stop: a stop string must not be empty")
+        check_unicode("stop", text)
+    for text in prompt:
+        check_unicode("prompt", text)
+    # The schedule would shorten what was asked for by name.
+    schedule: dict[int, int] | None = None if max_draft_len is None else {}
+    deployment = _deployment(
+        config, dtype=dtype, max_draft_len=max_draft_len, draft_len_schedule=schedule
+    )
     limit = _max_tokens(deployment, max_tokens)
     acceptance = _acceptance(deployment, rule, threshold)
-    pipeline = _load(deployment)
-    tokenizer = pipeline.tokenizer
-    requests = [
-        Request(
-            prompt_ids=_turns(tokenizer, text) if chat else tokenizer.encode(text),
-            max_tokens=limit,
-            acceptance=acceptance,
-            sampling=sampling,
-            stop=tuple(stop or ()),
-        )
-        for text in prompt
-    ]
-    began = time.perf_counter()
-    results = pipeline.decoder.generate(requests)
-    seconds = time.perf_counter() - began
+    with closing(_load(deployment)) as pipeline:
+        tokenizer = pipeline.tokenizer
+        requests = [
+            Request(
+                prompt_ids=_turns(tokenizer, text) if chat else tokenizer.encode(text),
+                max_tokens=limit,
+                acceptance=acceptance,
+                sampling=sampling,
+                stop=tuple(stop or ()),
+            )
+            for text in prompt
+        ]
+        began = time.perf_counter()
+        results = pipeline.decoder.generate(requests)
+        seconds = time.perf_counter() - began
     if as_json:
         answers = [_answer(text, result) for text, result in zip(prompt, results, strict=True)]
         _print_json({"results": answers, "timing": _timing(pipeline, results, seconds)})
@@ -130,7 +142,7 @@ def generate(
     out = console.console()
     for text, result in zip(prompt, results, strict=True):
         if len(prompt) > 1:
-            out.print(f"> {text}", style="bold", soft_wrap=True)
+            console.write(out, [(f"> {text}", "bold")])
         console.print_result(out, result, tokenizer)
         out.print()
     tokens = sum(len(result.token_ids) for result in results)
@@ -143,7 +155,8 @@ def chat(config: Config = DEMO) -> None:
     """Talk to the target. /new forgets the conversation, /quit or Ctrl-D ends it."""
     from judge_decoding import console
 
-    console.converse(_load(_deployment(config)))
+    with closing(_load(_deployment(config))) as pipeline:
+        console.converse(pipeline)
 
 
 @app.command()
@@ -169,8 +182,7 @@ def bench(
     texts = read_prompts(prompts)
     deployment = _deployment(config, dtype=dtype)
     limit = _max_tokens(deployment, max_tokens)
-    pipeline = _load(deployment)
-    with console.progress("answers") as progress:
+    with closing(_load(deployment)) as pipeline, console.progress("answers") as progress:
         report = benchmark.run(
             pipeline, texts, rules=wanted, peers=rivals, max_tokens=limit, progress=progress
         )
@@ -214,7 +226,9 @@ def bench_worker(config: Config = DEMO, prompts: Path | None = None) -> None:
     """The in-process side of `python -m clients.bench_server`."""
     from judge_decoding import bench_worker as worker
 
-    worker.run(_load(_deployment(config)), read_prompts(prompts))
+    texts = read_prompts(prompts)
+    with closing(_load(_deployment(config))) as pipeline:
+        worker.run(pipeline, texts)
 
 
 @app.command(hidden=True)
@@ -274,7 +288,13 @@ def _acceptance(deployment: Deployment, rule: str | None, threshold: float | Non
         raise UserError(f"rule: unknown {rule!r}; known are {', '.join(RULES)}")
     if threshold is not None and not 0.0 <= threshold <= 1.0:
         raise UserError(f"threshold: {threshold} is not in [0, 1]")
-    return deployment.default_acceptance(rule=rule, threshold=threshold)
+    acceptance = deployment.default_acceptance(rule=rule, threshold=threshold)
+    if threshold is not None and acceptance.rule != "judge":
+        raise UserError(
+            f"threshold: {threshold:g} is for rule judge and does nothing under {acceptance.rule}; "
+            "say --rule judge, or leave it out"
+        )
+    return acceptance
 
 
 def _sampling(temperature: float, top_k: int, top_p: float, seed: int) -> Sampling:

@@ -7,6 +7,7 @@ project's cache folder ($JUDGE_DECODING_CACHE, else ~/.cache/judge-decoding).
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +28,13 @@ from judge_decoding.errors import UserError
 
 def cache_folder() -> Path:
     """Where prepared models are kept between runs."""
-    return Path(os.environ.get("JUDGE_DECODING_CACHE") or "~/.cache/judge-decoding").expanduser()
+    path = os.environ.get("JUDGE_DECODING_CACHE") or "~/.cache/judge-decoding"
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"cache: {path} has no home folder; set JUDGE_DECODING_CACHE to a full path"
+        ) from None
 
 
 def _resolve(value: Any, info: ValidationInfo) -> Any:
@@ -36,7 +43,10 @@ def _resolve(value: Any, info: ValidationInfo) -> Any:
     if value.startswith("cache:"):
         return cache_folder() / value.removeprefix("cache:")
     folder = (info.context or {}).get("folder", Path())
-    return (folder / Path(value).expanduser()).resolve()
+    try:
+        return (folder / Path(value).expanduser()).resolve()
+    except RuntimeError:
+        raise ValueError(f"no home folder for {value.split('/')[0]}; give a full path") from None
 
 
 ModelPath = Annotated[Path, BeforeValidator(_resolve)]
@@ -228,7 +238,9 @@ class TrtLlmConfig(_Strict):
     shared_gpus     draft and target use the same GPUs (their `ranks.*.devices` are then equal
                     or overlap); else their GPUs must be disjoint
     gpus_per_node   GPU numbers count through the nodes: with 8, GPU 9 is the second node's GPU 1
-    max_num_tokens  packed tokens of one pass; bounds activation memory
+    max_num_tokens  packed tokens of one pass; bounds activation memory. Every round counts the
+                    whole texts of its sequences against it, cached or not: where they exceed it,
+                    a round takes several passes (`judge-decoding plan` says how many)
     mode            `orchestrator`: one process spawns the ranks of both models (one node only);
                     `leader`: mpirun starts every rank
     fast_logits     draft distributions go GPU to GPU; they are used by rule `rejection` alone,
@@ -251,6 +263,18 @@ class TrtLlmConfig(_Strict):
 
 TRTLLM_RULES: tuple[RuleName, ...] = ("none", "strict", "rejection", "judge")
 """Rules that TensorRT-LLM's runtime has, or that the plugin adds to it."""
+
+
+def scheduled(schedule: Mapping[int, int], active: int, longest: int) -> int:
+    """At most `longest` tokens, by a schedule {active sequences up to: draft length}.
+
+    The smallest key that `active` does not exceed counts, above all of them it is 0; an empty
+    schedule leaves `longest`.
+    """
+    if not schedule:
+        return longest
+    limits = [limit for limit in schedule if active <= limit]
+    return min(longest, schedule[min(limits)]) if limits else 0
 
 
 class Deployment(_Strict):
@@ -277,10 +301,10 @@ class Deployment(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Deployment:
         for active, length in self.draft_len_schedule.items():
-            if active < 1 or not 0 <= length <= 128:
+            if active < 1 or not 0 <= length <= self.max_draft_len:
                 raise ValueError(
                     f"draft_len_schedule {active}: {length} must map at least 1 active sequence "
-                    "to a draft length in 0..128"
+                    f"to a draft length in 0..{self.max_draft_len} (max_draft_len)"
                 )
         if self.acceptance.rule != "none" and self.draft is None:
             raise ValueError(f"acceptance.rule {self.acceptance.rule} needs a draft")
@@ -321,6 +345,12 @@ class Deployment(_Strict):
                 f"trtllm.max_num_tokens must hold limits.max_sequences x (max_draft_len + 1) = "
                 f"{rows} tokens"
             )
+        if build.max_num_tokens < self.limits.max_context:
+            raise ValueError(
+                f"trtllm.max_num_tokens {build.max_num_tokens} must hold a text of "
+                f"limits.max_context {self.limits.max_context} tokens: a round is one request with "
+                "all of it, which is not chunked"
+            )
         for name, group in (("draft", ranks.draft), ("target", ranks.target)):
             if not group.devices or "cpu" in group.devices:
                 raise ValueError(f"engine trtllm needs ranks.{name}.devices, a GPU number a rank")
@@ -345,8 +375,12 @@ class Deployment(_Strict):
 
     @property
     def longest_draft(self) -> int:
-        """Tokens of the longest draft that `max_draft_len` or the schedule asks for."""
-        return max(self.max_draft_len, *self.draft_len_schedule.values(), 0)
+        """Tokens of the longest draft: no entry of the schedule is above `max_draft_len`."""
+        return self.max_draft_len
+
+    def draft_len(self, active: int) -> int:
+        """Tokens drafted a round where so many sequences are active."""
+        return scheduled(self.draft_len_schedule, active, self.max_draft_len)
 
     def default_acceptance(self, **changes: Any) -> Acceptance:
         """The deployment's acceptance parameters, with a request's changes that are not None."""
@@ -368,15 +402,39 @@ def load_deployment(path: Path | str) -> Deployment:
 
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        raw = yaml.safe_load(text)
     except FileNotFoundError:
         raise UserError(f"config: no file {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # a ValueError: no UTF-8, no such date
         reason = " ".join(str(error).split())
         raise UserError(f"config: {path} is not readable YAML ({reason})") from None
     if not isinstance(raw, dict):
         raise UserError(f"config: {path} must hold a mapping, not {type(raw).__name__}")
+    if (twice := _given_twice(node, set())) is not None:
+        line = twice.start_mark.line + 1
+        raise UserError(f"config: {path} line {line}: {twice.value} is given twice; keep one")
     return _validate(raw, path.resolve().parent, str(path))
+
+
+def _given_twice(node: Any, seen: set[int]) -> Any:
+    """The node of a mapping's key that repeats one before it, or None: YAML takes the last.
+
+    seen  ids of the nodes that were looked through: aliases may lead back to them
+    """
+    if id(node) in seen or not isinstance(node.value, list):
+        return None
+    seen.add(id(node))
+    parts, keys = list(node.value), set()
+    if node.id == "mapping":
+        for key, _ in node.value:
+            if (name := (key.tag, str(key.value))) in keys:
+                return key
+            keys.add(name)
+        parts = [value for _, value in node.value]
+    found = (_given_twice(part, seen) for part in parts)
+    return next((key for key in found if key is not None), None)
 
 
 def _validate(raw: dict[str, Any], folder: Path, source: str) -> Deployment:

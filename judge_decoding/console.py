@@ -11,17 +11,16 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from judge_decoding.engine.base import Provenance
 from judge_decoding.errors import UserError
 from judge_decoding.sequence import AcceptanceRecord, Request, Token
-from judge_decoding.text import TextStream, Tokenizer
+from judge_decoding.text import TextStream, Tokenizer, check_unicode
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from judge_decoding.decoding import Result
     from judge_decoding.pipeline import Pipeline
@@ -62,6 +61,22 @@ def has_colour(out: Console) -> bool:
     return out.color_system is not None and not out.no_color
 
 
+Runs: TypeAlias = list[tuple[str, str]]
+"""Pieces of text, each with rich's name for its style; "" is none."""
+
+
+def write(out: Console, runs: Runs, *, end: str = "\n") -> None:
+    """Text that is not ours. rich makes spaces of tabs and drops carriage returns: right on a
+    terminal; elsewhere the text goes out as it is."""
+    if out.is_terminal:
+        from rich.text import Text
+
+        out.print(Text.assemble(*runs), soft_wrap=True, end=end)
+        return
+    out.file.write("".join(text for text, _ in runs) + end)
+    out.file.flush()
+
+
 class Painter:
     """Turns an answer's tokens into coloured text as they stream in.
 
@@ -75,39 +90,28 @@ class Painter:
         self._owners: list[Provenance] = []  # of the characters decoded but not yet shown
         self._last: Provenance | None = None
 
-    def paint(self, tokens: Iterable[Token], text: str) -> Text:
+    def paint(self, tokens: Iterable[Token], text: str) -> Runs:
         """`tokens` came in and `text` may be shown now: its coloured form."""
-        from rich.text import Text
-
         for token in tokens:
             self._owners += [token.provenance] * len(self._pieces.push(token.id))
         owners, self._owners = self._owners[: len(text)], self._owners[len(text) :]
         # Flushed text may outrun the pieces: an unfinished character at the very end.
         owners += [owners[-1] if owners else self._last or "target"] * (len(text) - len(owners))
-        painted, start = Text(), 0
+        painted: Runs = []
+        start = 0
         for owner, run in groupby(owners):
             end = start + len(list(run))
-            self._append(painted, text[start:end], owner)
-            start = end
+            if not self._colour and owner != self._last:
+                painted += [*self.close(), (LOOKS[owner].opening, "")]
+            painted.append((text[start:end], LOOKS[owner].style if self._colour else ""))
+            self._last, start = owner, end
         return painted
 
-    def close(self) -> Text:
+    def close(self) -> Runs:
         """The mark that ends the answer, where one is open."""
-        from rich.text import Text
-
         mark = "" if self._colour or self._last is None else LOOKS[self._last].closing
         self._last = None
-        return Text(mark)
-
-    def _append(self, painted: Text, run: str, owner: Provenance) -> None:
-        if self._colour:
-            painted.append(run, LOOKS[owner].style)
-        else:
-            if owner != self._last:
-                painted.append(LOOKS[self._last].closing if self._last else "")
-                painted.append(LOOKS[owner].opening)
-            painted.append(run)
-        self._last = owner
+        return [(mark, "")]
 
 
 def print_result(out: Console, result: Result, tokenizer: Tokenizer) -> None:
@@ -115,8 +119,7 @@ def print_result(out: Console, result: Result, tokenizer: Tokenizer) -> None:
     painter = Painter(tokenizer, colour=has_colour(out))
     pairs = zip(result.token_ids, result.provenance, strict=True)
     tokens = (Token(token, whence, None) for token, whence in pairs)
-    text = painter.paint(tokens, result.text)
-    out.print(text.append_text(painter.close()), soft_wrap=True)
+    write(out, [*painter.paint(tokens, result.text), *painter.close()])
 
 
 def print_legend(out: Console) -> None:
@@ -149,9 +152,13 @@ def converse(pipeline: Pipeline) -> None:
     while True:
         try:
             text = input("\n> ").strip()
+            check_unicode("prompt", text)
         except (EOFError, KeyboardInterrupt):
             out.print()
             return
+        except UserError as error:
+            out.print(f"{error}", soft_wrap=True)
+            continue
         if text == "/quit":
             return
         if text == "/new":
@@ -183,12 +190,12 @@ def _turn(pipeline: Pipeline, history: Sequence[dict[str, str]], out: Console) -
     try:
         while not finished:
             for update in decoder.step():
-                out.print(painter.paint(update.tokens, update.text), end="", soft_wrap=True)
+                write(out, painter.paint(update.tokens, update.text), end="")
                 finished = update.finish_reason is not None
     except KeyboardInterrupt:
         decoder.cancel(number)
     seconds = time.perf_counter() - began
-    out.print(painter.close())
+    write(out, painter.close())
     result = decoder.result(number)
     out.print(speed_line(len(result.token_ids), seconds, [result.record]), style="dim")
     return result.text
@@ -232,7 +239,11 @@ def print_report(out: Console, report: dict[str, Any]) -> None:
         f"{source['max_tokens']} new tokens, batch 1, greedy, {source['threads']} threads"
     )
     out.print(speed_table(report["results"], title))
-    out.print("tok/s includes prefill; all other columns leave out each answer's first round")
+    out.print(
+        "tok/s includes prefill; accepted length and rate count all rounds that drafted (a peer's "
+        "length is tokens / rounds); all other columns leave out each answer's first round",
+        soft_wrap=True,
+    )
     for name, value in report["ratios"].items():
         out.print(f"{name:<22}{value:6.2f}x")
     peak = report["memory"]["peak_mb"]

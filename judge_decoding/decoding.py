@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+from judge_decoding.config import scheduled
 from judge_decoding.engine import round as engine_round
 from judge_decoding.engine.base import (
     NO_DRAFT,
@@ -118,7 +119,7 @@ class SpeculativeDecoder:
         self.target = target
         self.tokenizer = tokenizer
         self.max_draft_len = max_draft_len
-        self.draft_len_schedule = dict(sorted((draft_len_schedule or {}).items()))
+        self.draft_len_schedule = dict(draft_len_schedule or {})
         self.draft_min_prob = draft_min_prob
         self.prefill_chunk = prefill_chunk
         self._check_engine = check_engine
@@ -225,7 +226,8 @@ class SpeculativeDecoder:
         requests = []
         for number in ready:
             sequence = self._active[number]
-            length = self._draft_len(sequence)
+            length, sampling = self._draft_len(sequence), sequence.request.sampling
+            rule = sequence.request.acceptance.rule
             if length > 0:
                 requests.append(
                     ProposeRequest(
@@ -233,10 +235,10 @@ class SpeculativeDecoder:
                         keep=sequence.draft_kept,
                         tokens=sequence.text[sequence.draft_kept :],
                         draft_len=length,
-                        sampling=sequence.request.sampling,
+                        # `kl` compares the models' own distributions (acceptance.kl).
+                        sampling=sampling.unfiltered if rule == "kl" else sampling,
                         min_prob=self.draft_min_prob,
-                        with_probs=not sequence.request.sampling.greedy
-                        or sequence.request.acceptance.rule in PROBABILITY_RULES,
+                        with_probs=not sampling.greedy or rule in PROBABILITY_RULES,
                     )
                 )
         return requests
@@ -291,10 +293,7 @@ class SpeculativeDecoder:
         length = sequence.request.max_draft_len
         if length is None:
             length = self.max_draft_len
-        if self.draft_len_schedule:
-            active = len(self._active)
-            fits = (k for limit, k in self.draft_len_schedule.items() if active <= limit)
-            length = min(length, next(fits, 0))
+        length = scheduled(self.draft_len_schedule, len(self._active), length)
         return min(length, sequence.remaining - 1)
 
     def _prefill(self) -> list[int]:

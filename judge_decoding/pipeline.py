@@ -47,7 +47,7 @@ def load_pipeline(deployment: Deployment) -> Pipeline:
     (`ranks.leader.lead`); otherwise it holds them itself.
     """
     if deployment.ranks is not None and under_mpiexec():
-        start_mpi()  # first: an error below then ends the ranks that wait for this one
+        start_mpi(deployment)  # first: an error below then ends the ranks that wait for this one
     config = read_config(deployment.target.model)  # what the engine cannot run is refused first
     tokenizer = Tokenizer(deployment.target.model)
     if tokenizer.size > config.vocab_size:

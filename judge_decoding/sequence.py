@@ -150,5 +150,7 @@ class Sequence:
             self.finish_reason = "length"
         if self.finish_reason and self.stream is not None:
             new += self.stream.flush()
+            if self.stream.stopped:  # in what the flush brought
+                self.finish_reason = "stop"
         self.output += new
         return new

@@ -30,6 +30,9 @@ class Tokenizer:
             self._fast = Fast.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"tokenizer: {path} is not readable ({error})") from None
+        # Left in the file by training. They would cut and pad prompts; transformers takes both off.
+        self._fast.no_truncation()
+        self._fast.no_padding()
 
     @property
     def size(self) -> int:
@@ -37,6 +40,7 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids; `special` adds what the tokenizer puts around a raw text (Llama's BOS)."""
+        check_unicode("prompt", text)
         return list(self._fast.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -91,6 +95,16 @@ class Tokenizer:
         return environment.from_string(source)
 
 
+def check_unicode(what: str, text: str) -> None:
+    """UserError for lone surrogates: what bytes that are no UTF-8 become on a command line."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{what}: it holds {text[error.start]!a}, which is no character; is the input UTF-8?"
+        ) from None
+
+
 def _raise(message: str) -> None:
     raise ValueError(message)
 
@@ -99,7 +113,8 @@ class TextStream:
     """Text out of tokens as they come, stop strings taken out.
 
     `push` returns only text that can no longer change: not the bytes of an unfinished character,
-    nor what may be the beginning of a stop string. `flush` returns what was held back.
+    nor what may be the beginning of a stop string. `flush` returns what was held back, and looks
+    for stop strings in it too: with half a character, `push` holds back all of its token's text.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
@@ -114,15 +129,21 @@ class TextStream:
     def push(self, token: int) -> str:
         """The text this token settles; sets `stopped` when it completes a stop string."""
         self._ids.append(token)
-        # A token's text depends on its neighbour (leading spaces, split characters): decode with
-        # the previous piece before it and take the difference.
-        before = self._tokenizer.decode(self._ids[self._start : self._read])
-        now = self._tokenizer.decode(self._ids[self._start :])
-        if len(now) <= len(before) or now.endswith(_REPLACEMENT):
+        new = self._unread()
+        if not new or new.endswith(_REPLACEMENT):
             return ""
         self._start, self._read = self._read, len(self._ids)
-        self._held += now[len(before) :]
+        self._held += new
         return self._settle()
+
+    def _unread(self) -> str:
+        """The text of the ids from `_read` on.
+
+        A token's text depends on its neighbour (leading spaces, split characters): they are decoded
+        with the previous piece before them, and the difference is taken.
+        """
+        before = self._tokenizer.decode(self._ids[self._start : self._read])
+        return self._tokenizer.decode(self._ids[self._start :])[len(before) :]
 
     def _settle(self) -> str:
         found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
@@ -136,12 +157,13 @@ class TextStream:
         return text
 
     def flush(self) -> str:
-        """The rest, when no more tokens come."""
+        """The rest, when no more tokens come; sets `stopped` where it holds a stop string."""
         if self.stopped:
             return ""
-        before = self._tokenizer.decode(self._ids[self._start : self._read])
-        now = self._tokenizer.decode(self._ids[self._start :])
-        text, self._held = self._held + now[len(before) :], ""
+        self._held += self._unread()
+        self._start, self._read = self._read, len(self._ids)
+        text = self._settle() + self._held
+        self._held = ""
         return text
 
 

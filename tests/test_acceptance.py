@@ -32,6 +32,7 @@ def verdict(
     *,
     scores: list[float] | None = None,
     probs: torch.Tensor | None = None,
+    vocab_ids: torch.Tensor | None = None,
     end_ids: tuple[int, ...] = (),
     sampling: Sampling | None = None,
     seed: int = 0,
@@ -42,7 +43,7 @@ def verdict(
         sequence=0,
         keep=0,
         tokens=[0],
-        draft=Proposal(draft, probs),
+        draft=Proposal(draft, probs, vocab_ids),
         sampling=sampling or Sampling(),
         acceptance=params,
     )
@@ -174,20 +175,117 @@ def test_typical_is_the_minimum_of_both_borders() -> None:
     assert rules.typical(p, torch.tensor([2]), epsilon=0.2, delta=10.0).tolist() == [False]
 
 
+def kl(
+    p: torch.Tensor,
+    q: torch.Tensor,
+    draft: list[int],
+    *,
+    support: list[int] | None = None,
+    tau: float = 0.3,
+    confident: float = 0.9,
+) -> list[bool]:
+    """Rule `kl` where nothing is filtered."""
+    ids = None if support is None else torch.tensor(support)
+    return rules.kl(p, p, q, torch.tensor(draft), ids, tau, confident).tolist()
+
+
 def test_kl_gate() -> None:
     p = torch.tensor([[0.6, 0.4, 0.0], [0.95, 0.05, 0.0], [0.6, 0.4, 0.0]])
     q = torch.tensor([[0.5, 0.4, 0.1], [0.95, 0.05, 0.0], [0.01, 0.01, 0.98]])
     # Close and unsure: open. Close but confident: strict. Far away: closed.
-    assert rules.kl(p, q, tau=0.3, confident=0.9).tolist() == [True, False, False]
+    assert kl(p, q, [1, 1, 1]) == [True, False, False]
     expected = 0.6 * math.log(0.6 / 0.5) + 0.4 * math.log(0.4 / 0.4)
-    assert rules.kl(p[:1], q[:1], tau=expected + 1e-5, confident=0.9).tolist() == [True]
-    assert rules.kl(p[:1], q[:1], tau=expected - 1e-5, confident=0.9).tolist() == [False]
+    assert kl(p[:1], q[:1], [1], tau=expected + 1e-5) == [True]
+    assert kl(p[:1], q[:1], [1], tau=expected - 1e-5) == [False]
 
 
 def test_kl_ignores_ids_that_a_short_list_cannot_write() -> None:
     p = torch.tensor([[0.5, 0.3, 0.2]])
     q = torch.tensor([[0.625, 0.375, 0.0]])
-    assert rules.kl(p, q, tau=1e-4, confident=0.9).tolist() == [True]
+    assert kl(p, q, [1], support=[0, 1], tau=1e-4) == [True]
+    assert kl(p, q, [1]) == [False]  # the third id is no shortcoming of the list: q is far away
+
+
+def test_kl_refuses_what_the_target_cannot_write() -> None:
+    """Regression: with a q of few ids, p renormalised on them was 0 or 1, at no distance at all."""
+    one_hot = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    assert kl(torch.tensor([[1e-6, 0.5, 0.5, 0.0]]), one_hot, [0]) == [False]
+    disjoint = torch.tensor([[0.0, 0.5, 0.5, 0.0]]), torch.tensor([[0.6, 0.0, 0.0, 0.4]])
+    assert kl(*disjoint, [0]) == [False]
+    # Close as they are, p(d) is 0.
+    p, q = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.45, 0.45, 0.1]])
+    assert kl(p, q, [2]) == [False]
+    assert kl(p, q, [1]) == [True]
+
+
+def test_kl_refuses_where_the_target_has_nothing_on_the_short_list() -> None:
+    p, q = torch.tensor([[0.5, 0.5, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 0.5, 0.5]])
+    assert kl(p, q, [2], support=[2, 3]) == [False]
+
+
+def test_kl_takes_what_underflowed_for_little() -> None:
+    """At low temperatures q is 0 for ids that p gives 1e-30: no infinite distance."""
+    p, q = torch.tensor([[0.5, 0.5, 1e-30]]), torch.tensor([[0.5, 0.5, 0.0]])
+    assert kl(p, q, [1], tau=1e-4) == [True]
+
+
+TOP_2 = Sampling(temperature=1.0, top_k=2)
+
+
+def test_kl_compares_the_models_and_not_their_filters() -> None:
+    """Regression: two close models' top 2 are {0, 1} and {0, 2}, p was taken on {0} alone, and 2
+    was accepted. On both top 2 as they are, the distance would be infinite and
+    1 refused."""
+    target = torch.tensor([[2.0, 1.0, 0.9, *[-5.0] * 5]] * 2)  # 0.58, 0.21, 0.19; of two 0.73, 0.27
+    close = torch.tensor([[1.6, 1.3, 1.4, *[-5.0] * 5]])
+    q = probabilities(close, TOP_2.unfiltered)
+    # `confident`: the target's own 0.58 counts.
+    common: Any = {"rule": "kl", "sampling": TOP_2, "kl_confident": 0.65}
+    got = [verdict(target, [1], probs=q, seed=seed, **common) for seed in range(20)]
+    assert [one.accepted for one in got] == [1] * 20
+    assert [True] in [one.overridden for one in got]  # not by the standard rule alone
+    far = probabilities(target[:1].roll(3, -1), TOP_2.unfiltered)
+    for token, probs in ((2, q), (3, far)):  # filtered out; far away
+        got = [verdict(target, [token], probs=probs, seed=seed, **common) for seed in range(20)]
+        assert [one.accepted for one in got] == [0] * 20
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    spread=st.sampled_from([0.1, 1.0, 8.0]),
+    sampling=st.sampled_from(
+        [Sampling(1.0, top_k=2), Sampling(0.7, top_p=0.5), Sampling(0.2, 3, 0.9), Sampling(1.0)]
+    ),
+    filtered=st.booleans(),
+    listed=st.booleans(),
+    rule=st.sampled_from(["rejection", "kl", "typical"]),
+)
+def test_what_the_target_cannot_write_is_never_accepted(
+    seed: int, spread: float, sampling: Sampling, filtered: bool, listed: bool, rule: str
+) -> None:
+    """However lenient the rule, under any filter, on a short-list or not."""
+    torch.manual_seed(seed)
+    logits = spread * torch.randn(2, V)
+    ids = torch.tensor([0, 2, 3, 7]) if listed else torch.arange(V)
+    own = sampling if filtered else sampling.unfiltered
+    q = probabilities(logits[:1, ids] + torch.randn(1, len(ids)), own)
+    p = probabilities(logits[0], sampling)
+    lenient: Any = {"kl_tau": 1e6, "kl_confident": 1.0, "typical_epsilon": 1e-9}
+    for token in ids.tolist():
+        got = verdict(
+            logits,
+            [token],
+            probs=q,
+            vocab_ids=ids if listed else None,
+            sampling=sampling,
+            seed=seed,
+            rule=rule,
+            **lenient,
+        )
+        assert p[token] > 0 or got.accepted == 0
+        if rule != "rejection" and p[token] > 1e-6:
+            assert got.accepted == 1  # the rule was lenient indeed
 
 
 def test_fly_needs_doubt_and_a_full_window_of_matches() -> None:

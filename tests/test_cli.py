@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 from judge_decoding.cli import app, read_prompts
 from judge_decoding.engine.weights import fingerprint, tokenizer_hash
 from judge_decoding.judge import Judge, JudgeMetadata
+from judge_decoding.pipeline import Pipeline
 
 RECORD = {
     "num_spec_steps",
@@ -219,6 +220,36 @@ def test_chat_template_stop_strings_seed_and_draft_length(pair: Path) -> None:
     assert bf16["results"][0]["token_ids"]
 
 
+def test_a_draft_length_that_is_asked_for_counts_beside_a_schedule(pair: Path) -> None:
+    """Regression: the schedule bounded --max-draft-len without a word."""
+    write_deployment(pair / "scheduled.yaml", max_draft_len=3, draft_len_schedule={1: 2})
+    arguments = ("--prompt", "Hi", "--rule", "synthetic", "--max-tokens", "40", "--json")
+    for asked, drafted in (([], 2), (["--max-draft-len", "1"], 1), (["--max-draft-len", "6"], 6)):
+        report = document(run("generate", "--config", pair / "scheduled.yaml", *arguments, *asked))
+        assert report["results"][0]["speculative_decoding"]["num_spec_tokens"] == drafted
+
+
+def test_every_command_closes_what_it_loaded(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: only `eval` ended the ranks or executors in good order; also after an error."""
+    closed: list[Pipeline] = []
+    close = Pipeline.close
+    monkeypatch.setattr(Pipeline, "close", lambda self: (closed.append(self), close(self)))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Hi"}\n')
+    for arguments, code in (
+        (("generate", "--prompt", "Hi", "--max-tokens", "4"), 0),
+        (("generate", "--prompt", "word " * 300), 2),
+        (("chat",), 0),
+        (("bench", "--rules", "none", "--max-tokens", "4", "--prompts", prompts), 0),
+        (("bench-worker", "--prompts", prompts), 0),
+    ):
+        closed.clear()
+        done = run(*arguments, "--config", pair / "deployment.yaml", stdin="")
+        assert (done.exit_code, len(closed)) == (code, 1), done.output
+
+
 def test_text_for_people_reads_without_colour(pair: Path) -> None:
     arguments = ("--prompt", "Hello there", "--max-tokens", "24", "--threshold", "0")
     plain = run("generate", "--config", pair / "deployment.yaml", *arguments)
@@ -250,6 +281,19 @@ def test_chat_streams_coloured_text_and_survives_a_full_context(pair: Path) -> N
     assert "/new starts over" in result.stdout and result.stdout.count("⟦") > 1
     ended = run("chat", "--config", pair / "deployment.yaml", stdin="")
     assert ended.exit_code == 0
+
+
+def test_input_that_is_no_utf8_is_refused_in_one_line(pair: Path) -> None:
+    """Regression: Latin-1 became lone surrogates, which the tokenizer met with a TypeError."""
+    generate = ("generate", "--config", pair / "deployment.yaml")
+    for chat in ("--chat", "--no-chat"):
+        latin1 = run(*generate, chat, "--prompt", "caf\udce9")
+        assert_refused(latin1, r"prompt: it holds '\udce9', which is no character; is the input")
+    assert_refused(run(*generate, "--prompt", "Hi", "--stop", "\udce9"), "stop: it holds")
+    chat = ["chat", "--config", str(pair / "deployment.yaml")]
+    talk = CliRunner().invoke(app, chat, input=b"caf\xe9\nHello\n/quit\n")
+    assert talk.exit_code == 0, talk.output
+    assert r"prompt: it holds '\udce9'" in talk.stdout and talk.stdout.count("tok/s") == 1
 
 
 def test_bench_compares_rules_and_peers(pair: Path, tmp_path: Path) -> None:
@@ -288,6 +332,15 @@ def test_bench_compares_rules_and_peers(pair: Path, tmp_path: Path) -> None:
     assert source["prompts"] == 3 and source["dtype"] == "float32" and source["threshold"] == 0.5
     assert source["versions"]["torch"] and source["threads"] >= 1 and source["date"]
     assert "tok/s" in result.stdout and "peak memory" in result.stdout
+    # Regression: they were said to leave out each answer's first round, which they count.
+    assert "accepted length and rate count all rounds that drafted" in result.stdout
+    for name in ("hf", "hf-assisted"):
+        counted = rows[name]["tokens"] / rows[name]["rounds"]
+        assert rows[name]["mean_acceptance_length"] == counted
+    for name in ("strict", "judge"):
+        accepted = rows[name]["num_accepted_draft_tokens"] / rows[name]["num_spec_steps"]
+        assert rows[name]["mean_acceptance_length"] == 1 + accepted
+        assert rows[name]["num_spec_steps"] > rows[name]["rounds"] - 3  # 3 answers
 
 
 def test_the_shipped_prompts_are_many_and_distinct() -> None:
@@ -299,6 +352,10 @@ BAD_OPTIONS = {
     "unknown rule": (["--rule", "lenient"], "unknown 'lenient'"),
     "unknown dtype": (["--dtype", "float8"], "dtype"),
     "threshold above 1": (["--threshold", "1.5"], "threshold: 1.5 is not in [0, 1]"),
+    "threshold of no judge": (
+        ["--rule", "typical", "--threshold", "0.99"],
+        "threshold: 0.99 is for rule judge and does nothing under typical; say --rule judge",
+    ),
     "threshold nan": (["--threshold", "nan"], "threshold: nan is not in [0, 1]"),
     "no tokens": (["--max-tokens", "0"], "max-tokens"),
     "negative tokens": (["--max-tokens", "-3"], "max-tokens"),
@@ -345,6 +402,11 @@ BAD_DEPLOYMENTS = {
     "absurd context": ({"limits": {"max_context": 4096}}, "1024 positions"),
     "no target folder": ({"target": {"model": "nowhere"}}, "no folder"),
     "no draft folder": ({"draft": {"model": "nowhere"}}, "no folder"),
+    "schedule above the draft length": (
+        {"draft_len_schedule": {1: 5}},
+        "draft_len_schedule 1: 5 must map at least 1 active sequence to a draft length in 0..4",
+    ),
+    "no such home": ({"target": {"model": "~no_such_user/x"}}, "no home folder for ~no_such_user"),
     "no judge file": ({"judge": {"path": "nowhere.safetensors"}}, "judge: no file"),
     "threshold above 1": (
         {"judge": {"path": "judge.safetensors", "threshold": 2}},

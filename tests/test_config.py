@@ -66,6 +66,15 @@ def test_dtype_auto_is_what_the_cpu_is_fast_in(
         ("judge: {path: x, threshold: 1.5}", "judge.threshold"),
         ("limits: {max_sequences: 0}", "limits.max_sequences"),
         ("draft_len_schedule: {0: 4}", "draft_len_schedule 0: 4"),
+        (
+            "draft_len_schedule: {1: 9, 4: 2}",  # once cut to max_draft_len without a word
+            r"draft_len_schedule 1: 9 must map .* to a draft length in 0\.\.8 \(max_draft_len\)",
+        ),
+        (
+            "target: {model: ~no_such_user/x}",
+            "target.model: no home folder for ~no_such_user; give",
+        ),
+        ("name: 2026-13-45", "not readable YAML"),
         ("draft: null", "acceptance.rule strict needs a draft"),
         ("ranks: {colocate_draft: true, draft: {tp: 2}}", "ranks: colocate_draft puts the draft"),
         (
@@ -80,6 +89,48 @@ def test_mistakes_are_named(tmp_path: Path, change: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         load_deployment(write(tmp_path, f"{kept}\n{change}\n"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "key", "line"),
+    [
+        ("acceptance: {rule: none}\n\nacceptance: {rule: typical}\n", "acceptance", 8),
+        ("limits:\n  max_tokens: 8\n  max_context: 64\n  max_tokens: 9\n", "max_tokens", 9),
+        ("draft_len_schedule: {1: 4, 2: 2, 1: 3}\n", "1", 6),
+    ],
+)
+def test_a_key_that_is_given_twice_is_named(tmp_path: Path, more: str, key: str, line: int) -> None:
+    """Regression: the last one won without a word."""
+    with pytest.raises(UserError, match=f"yaml line {line}: {key} is given twice; keep one"):
+        load_deployment(write(tmp_path, BASE + more))
+
+
+def test_aliases_and_merges_are_no_repetition(tmp_path: Path) -> None:
+    merged = BASE.replace("target: {", "target: &t {").replace("draft: {", "draft: {<<: *t, ")
+    deployment = load_deployment(write(tmp_path, merged))
+    assert deployment.draft is not None and deployment.draft.model == tmp_path.parent / "draft"
+    endless = BASE.replace("name: test", "name: &n [*n]")
+    with pytest.raises(UserError, match="name: Input should be a valid string"):
+        load_deployment(write(tmp_path, endless))
+
+
+def test_a_cache_folder_without_a_home_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_DECODING_CACHE", "~no_such_user/cache")
+    with pytest.raises(UserError, match="~no_such_user/cache has no home folder; set JUDGE_DECOD"):
+        load_deployment(write(tmp_path, BASE + "judge: {path: 'cache:one.safetensors'}\n"))
+
+
+def test_the_draft_length_of_a_number_of_active_sequences(tmp_path: Path) -> None:
+    deployment = load_deployment(write(tmp_path, BASE))
+    assert [deployment.draft_len(n) for n in (1, 100)] == [8, 8]
+    deployment = load_deployment(write(tmp_path, BASE + "draft_len_schedule: {8: 0, 2: 5, 4: 8}\n"))
+    lengths = {1: 5, 2: 5, 3: 8, 4: 8, 5: 0, 8: 0, 9: 0}
+    assert {n: deployment.draft_len(n) for n in lengths} == lengths
+    assert deployment.longest_draft == 8
+    with pytest.raises(UserError, match=r"draft_len_schedule 4: 8 .* 0\.\.7 \(max_draft_len\)"):
+        deployment.override(max_draft_len=7)
 
 
 @pytest.mark.parametrize("text", ["- a list", "{unclosed", "'"])

@@ -197,6 +197,10 @@ def test_the_trtllm_section(tmp_path: Path) -> None:
             {"trtllm": "{engines: e, gpu: h100, max_num_tokens: 64}"},
             r"max_num_tokens must hold .* = 72 tokens",
         ),
+        (
+            {"trtllm": "{engines: e, gpu: h100, max_num_tokens: 512}"},
+            r"max_num_tokens 512 must hold a text of limits.max_context 2048 tokens",
+        ),
         ({"trtllm": "{engines: e, gpu: a100}"}, r"trtllm\.gpu: .*'a100'"),
         (
             {"trtllm": "{engines: e, gpu: h100, target: {kv_cache_dtype: fp8}}"},

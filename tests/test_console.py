@@ -1,10 +1,51 @@
-"""Progress of long work, on a terminal and in a log."""
+"""Text that is not ours, and progress of long work, on a terminal and in a log."""
 
 from __future__ import annotations
 
+import io
+import re
+from collections.abc import Sequence
+
 import pytest
+from rich.console import Console
 
 from judge_decoding import console
+from judge_decoding.decoding import Result
+from judge_decoding.engine.base import Provenance
+from judge_decoding.sequence import AcceptanceRecord
+from judge_decoding.text import Tokenizer
+
+
+class Code(Tokenizer):
+    """Three tokens of a program."""
+
+    def __init__(self) -> None:
+        pass
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(("all:\n", "\techo ", "hi\r\n")[i] for i in ids)
+
+
+def answer() -> Result:
+    """`aligned`, `judged`, `target`: one token each."""
+    sources: list[Provenance] = ["aligned", "judged", "target"]
+    return Result(
+        Code().decode([0, 1, 2]), [0, 1, 2], "stop", sources, [None] * 3, AcceptanceRecord()
+    )
+
+
+def test_a_pipe_gets_an_answer_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Regression: tabs came out as spaces, which a Makefile does not survive."""
+    console.print_result(console.console(), answer(), Code())
+    assert capsys.readouterr().out == "all:\n⟦\techo ⟧‹hi\r\n›\n"
+
+
+def test_a_terminal_gets_an_answer_with_tabs_spelled_out() -> None:
+    screen = io.StringIO()
+    out = Console(file=screen, force_terminal=True, color_system="standard", width=80)
+    console.print_result(out, answer(), Code())
+    assert "\x1b[1;33m" in screen.getvalue() and "⟦" not in screen.getvalue()
+    assert re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()) == "all:\n        echo hi\n\n"
 
 
 class Clock:

@@ -9,11 +9,22 @@ import pytest
 import torch
 
 from judge_decoding.decoding import Result, SpeculativeDecoder
-from judge_decoding.engine.base import RULES, Acceptance, Sampling, Verdict, VerifyRequest
+from judge_decoding.engine import torch_engine
+from judge_decoding.engine.base import (
+    RULES,
+    Acceptance,
+    Proposal,
+    ProposeRequest,
+    Sampling,
+    Verdict,
+    VerifyRequest,
+)
 from judge_decoding.engine.torch_engine import load_drafter, load_target
 from judge_decoding.errors import UserError
-from judge_decoding.sequence import Request
-from judge_decoding.text import Tokenizer
+from judge_decoding.sampling import probabilities
+from judge_decoding.sequence import Request, Token
+from judge_decoding.sequence import Sequence as Answer
+from judge_decoding.text import TextStream, Tokenizer
 from tests.test_engine import judge
 
 LIMITS = {"dtype": "float32", "max_sequences": 8, "max_context": 160, "prefill_chunk": 16}
@@ -184,6 +195,26 @@ def test_a_stop_string_ends_the_text_before_it(decoder: SpeculativeDecoder, at: 
     assert streamed == result.text
 
 
+def test_a_stop_string_in_text_that_only_the_end_brings_counts(tiny_target: Path) -> None:
+    """Regression: the last token brings the rest of a stop string and half a character, so its text
+    was held back; at the token limit all of it was shown, reason `length`."""
+    tokenizer = Tokenizer(tiny_target)
+
+    class Joined(Tokenizer):
+        """The tiny tokenizer with a token 256 for the bytes of "b" and of half an "é"."""
+
+        def decode(self, ids: Sequence[int]) -> str:
+            half = [*tokenizer.encode("b"), tokenizer.encode("é")[0]]
+            return super().decode([i for one in ids for i in (half if one == 256 else [one])])
+
+    for stop, text, reason in ((("ab",), "x", "stop"), (("ac",), "xab\ufffd", "length")):
+        stream = TextStream(Joined(tiny_target), stop)
+        answer = Answer(Request([1], 3, stop=stop), stream, frozenset(), 99, [1])
+        shown = [answer.emit(Token(i, "target", None)) for i in (*tokenizer.encode("xa"), 256)]
+        assert (answer.output, answer.finish_reason) == (text, reason)
+        assert "".join(shown) == text
+
+
 def test_the_context_limit_ends_a_sequence_exactly(decoder: SpeculativeDecoder) -> None:
     p = prompts(1)[0]
     result = decoder.generate([request(p, tokens=10_000)])[0]
@@ -208,6 +239,58 @@ def test_the_schedule_shrinks_drafts_with_load_and_zero_costs_nothing(
     before = decoder.drafter.clock.forward
     decoder.generate([request([i + 1, 9], tokens=12) for i in range(3)])
     assert decoder.drafter.clock.forward == before
+
+
+def test_the_schedule_and_a_request_bound_each_other(decoder: SpeculativeDecoder) -> None:
+    """In whatever order the schedule is written."""
+    decoder.draft_len_schedule = {3: 1, 1: 4}
+    for asked, drafted in ((None, 4), (3, 3), (9, 4), (0, -1)):
+        result = decoder.generate([request([5, 9], tokens=12, max_draft_len=asked)])[0]
+        assert len(result.record.acceptance_histogram) - 1 == drafted
+
+
+def test_the_same_seed_draws_otherwise_under_load_only_with_a_schedule(
+    decoder: SpeculativeDecoder,
+) -> None:
+    """What docs/architecture.md says of seeds: they hold for one draft length."""
+    mine = request(prompts(1)[0], "rejection", 40, sampling=Sampling(1.0, seed=1))
+    rest = [request(p, "none", 60) for p in prompts(3)]
+    alone = decoder.generate([mine])[0].token_ids
+    assert decoder.generate([mine, *rest])[0].token_ids == alone
+    decoder.draft_len_schedule = {1: 5, 8: 2}
+    assert decoder.generate([mine])[0].token_ids == alone
+    assert decoder.generate([mine, *rest])[0].token_ids != alone
+
+
+@pytest.mark.parametrize("rule", ["kl", "typical"])
+def test_a_filter_holds_under_rules_that_ask_the_target(
+    decoder: SpeculativeDecoder, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    """Regression: `kl` accepted tokens that the target's top 2 leave out, 10 of 38 in the demo. It
+    compares the models' own distributions, so the draft draws from its own unfiltered one."""
+    sampling = Sampling(1.0, top_k=2, seed=1)
+    decide, drafter = torch_engine.decide, decoder.drafter
+    assert drafter is not None
+    propose, asked, accepted = drafter.propose, set(), []
+
+    def watch_decide(request: VerifyRequest, logits: torch.Tensor, *rest: object) -> Verdict:
+        verdict: Verdict = decide(request, logits, *rest)  # type: ignore[arg-type]
+        p = probabilities(logits, request.sampling)
+        for i, token in enumerate(request.draft.tokens[: verdict.accepted]):
+            assert p[i, token] > 0
+            accepted.append(verdict.overridden[i])
+        return verdict
+
+    def watch_propose(requests: Sequence[ProposeRequest]) -> list[Proposal]:
+        asked.update(r.sampling for r in requests)
+        return propose(requests)
+
+    monkeypatch.setattr(torch_engine, "decide", watch_decide)
+    monkeypatch.setattr(drafter, "propose", watch_propose)
+    lenient = Acceptance(rule=rule, kl_tau=5.0, kl_confident=1.0, typical_epsilon=1e-6)  # type: ignore[arg-type]
+    decoder.generate([Request(p, 64, lenient, sampling) for p in prompts(8)])
+    assert asked == {Sampling(1.0, seed=1) if rule == "kl" else sampling}
+    assert True in accepted
 
 
 def test_drafting_resumes_after_a_pause_and_stays_exact(decoder: SpeculativeDecoder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -116,18 +117,66 @@ def test_the_fingerprint_names_the_weights_not_the_files(tmp_path: Path) -> None
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"quantization_config": {"bits": 4}}, "quantized"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn'"),
+        # Regression: tracebacks, or a wrong value taken in.
+        ({"rope_scaling": "llama3"}, "config.json has rope_scaling 'llama3', not an object"),
+        ({"rope_parameters": ["llama3"]}, r"has rope_parameters \['llama3'\], not an object"),
+        ({"rope_parameters": LLAMA31_ROPE | {"factor": "8"}}, "has factor '8', not a number"),
+        ({"rope_parameters": {"rope_theta": "abc"}}, "has rope_theta 'abc', not a number above 0"),
+        ({"rope_parameters": {"rope_theta": -1.0}}, "has rope_theta -1.0, not a number above 0"),
+        ({"rms_norm_eps": "1e-5"}, "has rms_norm_eps '1e-5', not a number above 0"),
+        ({"rms_norm_eps": float("nan")}, "has rms_norm_eps nan, not a number above 0"),
+        ({"rms_norm_eps": None}, "has rms_norm_eps None, not a number above 0"),
+        ({"tie_word_embeddings": "false"}, "has tie_word_embeddings 'false', not true or false"),
+        ({"shared_with_target": "lm_head.weight"}, "'lm_head.weight', not a list of tensor names"),
+        ({"shared_with_target": [7]}, r"has shared_with_target \[7\], not a list of tensor names"),
+        ({"hidden_size": "64"}, "has hidden_size '64', not a size"),
+        ({"max_position_embeddings": None}, "has max_position_embeddings None, not a size"),
     ],
 )
 def test_what_the_forward_cannot_run_is_refused(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    import json
-
     folder = write_llama(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(UserError, match=message):
         read_config(folder)
+
+
+def test_what_may_be_null_in_a_config(tmp_path: Path) -> None:
+    """As transformers writes it, for one."""
+    folder = write_llama(tmp_path / "model")
+    before = read_config(folder)
+    config = json.loads((folder / "config.json").read_text())
+    empty = ("rope_scaling", "shared_with_target", "tie_word_embeddings", "head_dim")
+    (folder / "config.json").write_text(json.dumps(config | dict.fromkeys(empty)))
+    assert read_config(folder) == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("value", ["</s>", ["</s>"], [1, None], 1.5, True, {"id": 2}])
+def test_end_tokens_are_ids(tmp_path: Path, name: str, value: Any) -> None:
+    """Regression: "</s>" was taken for the end tokens "<", "/", "s" and ">"."""
+    folder = write_llama(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "generation_config.json").unlink()
+    for good, ids in ((7, (7,)), ([7, 8], (7, 8)), ([], ()), (None, ())):
+        (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": good}))
+        assert read_config(folder).end_ids == ids
+    (folder / name).write_text(json.dumps(config | {"eos_token_id": value}))
+    with pytest.raises(UserError, match="not an id or a list of ids") as error:
+        read_config(folder)
+    assert f"{name} has eos_token_id {value!r}" in str(error.value)
+
+
+def test_caches_beyond_the_memory_are_refused_in_words(tiny_target: Path) -> None:
+    """Regression: a RuntimeError of the allocator. 563 TB are more than can be addressed."""
+    with pytest.raises(UserError) as error:
+        KeyValues(read_config(tiny_target), 1024, 2**30, torch.float32)
+    assert str(error.value) == (
+        "limits: the caches of 1024 x 1073741824 positions take 562950.0 GB, more than there is; "
+        "lower limits.max_sequences or limits.max_context"
+    )
 
 
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:

@@ -161,14 +161,6 @@ def test_a_larger_engine_serves_a_smaller_deployment(deploy: Callable[..., Deplo
     check_engine(deployment, "target", RUNTIME)
 
 
-def test_a_schedule_may_not_draft_more_than_the_engine_takes(
-    deploy: Callable[..., Deployment],
-) -> None:
-    build(deploy(), "target")
-    with pytest.raises(UserError, match="max_draft_len 6, but 9"):
-        check_engine(deploy(draft_len_schedule={1: 9}), "target", RUNTIME)
-
-
 def test_an_unfinished_foreign_or_incomplete_folder(deploy: Callable[..., Deployment]) -> None:
     deployment = deploy()
     with pytest.raises(UserError, match=r"no .*manifest\.json; build it with build/build_engines"):

@@ -21,6 +21,8 @@ from judge_decoding.planner.plan import LONGEST, Acceptance, Plan, acceptances
 from judge_decoding.planner.roofline import Placed, pass_time
 from judge_decoding.planner.shapes import SHAPES, Shape, shape_of
 
+LLAMA = DEMO.parent / "llama-8b-70b-h100x2.yaml"
+
 
 @pytest.mark.parametrize(
     ("shape", "gpu", "tp", "weight_bytes", "published"),
@@ -121,14 +123,16 @@ def deployment(tmp_path: Path, **changes: Any) -> dict[str, Any]:
         "trtllm": {"engines": "engines", "gpu": "h100", "target": {"quantization": "fp8"}},
     }
     for key, value in changes.items():
-        values[key] = values[key] | value if isinstance(value, dict) else value
+        values[key] = values.get(key, {}) | value if isinstance(value, dict) else value
     return values
 
 
-def planned(tmp_path: Path, gpu: str = "h100", *, sequences: int = 1, **changes: Any) -> Plan:
+def planned(
+    tmp_path: Path, gpu: str = "h100", *, sequences: int = 1, context: int = 1024, **changes: Any
+) -> Plan:
     values = deployment(tmp_path, **changes)
     model = Deployment.model_validate(values, context={"folder": tmp_path})
-    return Plan(model, gpu, sequences=sequences)
+    return Plan(model, gpu, sequences=sequences, context=context)
 
 
 def test_memory_by_hand(tmp_path: Path) -> None:
@@ -195,7 +199,8 @@ def test_a_round_adds_up_and_the_best_length_is_the_fastest(tmp_path: Path) -> N
 
 def test_many_rows_are_bound_by_arithmetic(tmp_path: Path) -> None:
     few = planned(tmp_path).round(Acceptance("", 5.0, 25), 25)
-    many = planned(tmp_path, sequences=32).round(Acceptance("", 5.0, 25), 25)
+    wide = {"limits": {"max_sequences": 32}, "trtllm": {"max_num_tokens": 65536}}
+    many = planned(tmp_path, sequences=32, **wide).round(Acceptance("", 5.0, 25), 25)
     assert few.verify.bound == "memory bandwidth"
     assert many.verify.bound == "arithmetic"
     assert many.verify.total > few.verify.total
@@ -211,7 +216,47 @@ def test_all_reduces_cost_more_on_more_gpus_and_most_across_nodes() -> None:
     assert latencies == sorted(latencies)
     assert latencies[0] == 0
     assert allreduce_s(3) == allreduce_s(4)
-    assert allreduce_s(8, gpus_per_node=4) == allreduce_s(16)
+    assert allreduce_s(8, nodes=2) == allreduce_s(16)
+
+
+def test_gpus_of_two_nodes_are_counted_by_their_numbers(tmp_path: Path) -> None:
+    """4 to 11 lie on two nodes of 8, which the size of the group does not say."""
+    judge = Acceptance("", 5.0, 25)
+    trtllm = {"mode": "leader", "target": {"quantization": "fp8"}}
+    one, two = (
+        planned(
+            tmp_path,
+            trtllm=trtllm,
+            ranks={"draft": {"devices": [16]}, "target": {"tp": 8, "devices": devices}},
+        ).round(judge, 25)
+        for devices in (list(range(8)), list(range(4, 12)))
+    )
+    layers = 2 * SHAPES["llama-3.1-70b"].layers
+    more = two.verify.allreduce - one.verify.allreduce
+    assert more == pytest.approx(layers * (allreduce_s(8, 2) - allreduce_s(8)))
+
+
+def test_whole_texts_count_against_a_pass(tmp_path: Path) -> None:
+    """Of 1,024 tokens and 25 drafted ones 7 fit 8,192, so 16 need three passes of 6."""
+    five, limits = Acceptance("", 5.0, 25), {"limits": {"max_sequences": 16}}
+    plan = planned(tmp_path, sequences=16, **limits)
+    r = plan.round(five, 25)
+    assert (plan.passes(25), r.passes) == (3, 3)
+    together = {"trtllm": {"max_num_tokens": 32768}}
+    wide = planned(tmp_path, sequences=16, **limits, **together).round(five, 25)
+    six = planned(tmp_path, sequences=6, **limits).round(five, 25)
+    assert (wide.passes, six.passes) == (1, 1)
+    assert r.verify_s == 3 * r.verify.total == 3 * six.verify.total
+    assert r.propose == pytest.approx(wide.propose * 27 / 25)
+    assert planned(tmp_path, context=8192).passes(25) == 1  # one always goes
+
+
+def test_the_schedule_says_the_configured_draft_length(tmp_path: Path) -> None:
+    changes = {"limits": {"max_sequences": 16}, "draft_len_schedule": {2: 25, 8: 12}}
+    found = [planned(tmp_path, sequences=n, **changes).configured for n in (1, 2, 3, 8, 9)]
+    assert found == [25, 25, 12, 12, 0]
+    none = planned(tmp_path, sequences=9, **changes).round(Acceptance("", 5.0, 25), 0)
+    assert (none.propose, none.length) == (0, 1)
 
 
 def test_lengths_are_the_papers_or_the_given_at_the_files_draft_length(tmp_path: Path) -> None:
@@ -254,6 +299,14 @@ def test_the_command_prints_a_table_and_a_document(tmp_path: Path) -> None:
         (["--config", "none.yaml"], "no file none.yaml"),
         (["--config", str(DEMO), "--gpu", "a100"], "gpu: unknown 'a100'; known are h100"),
         (["--config", str(DEMO), "--sequences", "0"], "sequences"),
+        (
+            ["--config", str(LLAMA), "--sequences", "33"],
+            "33 is above the deployment's limits",
+        ),
+        (
+            ["--config", str(LLAMA), "--context", "9000"],
+            "9000 is above the deployment's limits",
+        ),
     ],
 )
 def test_a_users_mistake_is_one_line(arguments: list[str], message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,78 @@ def test_nothing_of_a_stop_string_is_ever_shown(
     expected = min(text[:first].find(s) for s in stops if s in text[:first])
     assert shown == text[:expected]
     assert tokenizer.decode(tokenizer.encode(text)[:used]) == text[:first]
+
+
+class Bytes(Tokenizer):
+    """Tokens of any bytes, as byte-level vocabularies have them."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self.pieces = pieces
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    data=st.data(),
+    text=st.text(alphabet="aхо東🙂", min_size=1, max_size=10),
+    stops=st.lists(st.text(alphabet="aхо東🙂", min_size=1, max_size=3), max_size=3),
+)
+def test_no_stop_string_is_shown_wherever_tokens_cut_characters(
+    data: st.DataObject, text: str, stops: list[str]
+) -> None:
+    """Regression: a token that ends in half a character is held back, its whole characters too; if
+    the answer ended there, they came out unsearched: "хо\ufffd" with the stop string "хо"."""
+    raw = text.encode()
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(raw))), label="cuts"))
+    pieces = [raw[a:b] for a, b in zip([0, *cuts], cuts, strict=False)]  # the last is the end
+    stream, shown, used = TextStream(Bytes(pieces), stops), "", 0
+    while used < len(pieces) and not stream.stopped:
+        shown += stream.push(used)
+        used += 1
+    shown += stream.flush()
+    whole = b"".join(pieces[:used]).decode(errors="replace")
+    assert stream.stopped == any(stop in whole for stop in stops)
+    assert not any(stop in shown for stop in stops)
+    assert whole.startswith(shown)
+    if stream.stopped:
+        assert whole[len(shown) :].startswith(tuple(stops))
+    else:
+        assert shown == whole
+    assert stream.flush() == ""
+
+
+def test_what_training_left_in_the_file_does_not_cut_or_pad_prompts(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Regression: `truncation` and `padding` of tokenizer.json were obeyed without a word."""
+    raw = json.loads((tokenizer.folder / "tokenizer.json").read_text())
+    raw["truncation"] = {
+        "direction": "Right",
+        "max_length": 4,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    raw["padding"] = {
+        "strategy": {"Fixed": 9},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 2,
+        "pad_type_id": 0,
+        "pad_token": "!",
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    for text in ("far more than four tokens", "hi"):
+        assert Tokenizer(tmp_path).encode(text) == tokenizer.encode(text)
+
+
+def test_text_that_is_no_unicode_is_refused(tokenizer: Tokenizer) -> None:
+    """Regression: a Latin-1 argument arrives as a lone surrogate, and that was a TypeError."""
+    with pytest.raises(UserError, match=r"prompt: it holds '\\udce9', which is no character"):
+        tokenizer.encode("caf\udce9")
+    with pytest.raises(UserError, match="is the input UTF-8"):
+        tokenizer.chat([{"role": "user", "content": "\udce9"}])
 
 
 def test_an_unfinished_character_is_held_back_then_flushed(tokenizer: Tokenizer) -> None:

@@ -75,6 +75,7 @@ def opened(role: str, model: fake.Model, **config: Any) -> fake.Executor:
     drafts = role == "draft"
     scores = None if drafts else [fake.AdditionalModelOutput("judge_scores")]
     settings = fake.ExecutorConfig(
+        max_num_tokens=BOUNDS["max_context"],
         gather_generation_logits=drafts,
         additional_model_outputs=scores,
         spec_dec_config=fake.SpeculativeDecodingConfig(**config),
@@ -642,17 +643,17 @@ def test_what_one_process_cannot_run_is_refused(
 
 @pytest.mark.slow
 def test_leader_mode_drives_the_first_rank_of_each_executor(
-    tmp_path: Path, tiny_target: Path, tiny_draft: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_target: Path, tiny_draft: Path
 ) -> None:
     """Four real MPI ranks: the leader, the draft's, and two of the target's, one of which only
-    follows. Tokens are the PyTorch engine's, and all end in good order."""
+    follows. Tokens are the PyTorch engine's, all end in good order, and MPI serves many threads
+    without being told to in the environment."""
     d = deployment(tmp_path, tiny_target, tiny_draft, trtllm={"mode": "leader"})
     write_engines(d)
     config, requests = tmp_path / "deployment.yaml", tmp_path / "requests.json"
     config.write_text(yaml.safe_dump(d.model_dump(mode="json", exclude_none=True)))
     asked = [{"prompt": p, "tokens": 8, "acceptance": {"rule": "strict"}} for p in PROMPTS]
     requests.write_text(json.dumps(asked))
-    monkeypatch.setenv("MPI4PY_RC_THREAD_LEVEL", "multiple")
     module = "tests.rank_scripts.trtllm_worker"
     with World(config, 3, requests, worker_module=module) as world:
         results = world.results()
@@ -661,6 +662,25 @@ def test_leader_mode_drives_the_first_rank_of_each_executor(
     reference = torch_decoder(tiny_target, tiny_draft, (0,)).generate(free)
     assert [r["ids"] for r in results] == [r.token_ids for r in reference]
     assert [r["provenance"] for r in results] == [r.provenance for r in reference]
+
+
+def test_an_mpi_of_one_thread_at_a_time_is_refused(
+    tmp_path: Path,
+    tiny_target: Path,
+    tiny_draft: Path,
+    tensorrt_llm: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In orchestrator mode too: only leader mode was checked, and got the level from the
+    environment."""
+    fake.Executor.models["target"] = fake.Model(count_up)
+    d = deployment(tmp_path, tiny_target, tiny_draft)
+    mpi = SimpleNamespace(THREAD_MULTIPLE=3, Query_thread=lambda: 2)
+    monkeypatch.setitem(sys.modules, "mpi4py.MPI", mpi)
+    with pytest.raises(UserError, match="serves one thread at a time"):
+        open_executor(d, "target")
+    mpi.Query_thread = lambda: 3
+    open_executor(d, "target").close()
 
 
 def test_without_tensorrt_llm_the_message_names_the_container(
@@ -696,7 +716,7 @@ def test_orchestrator_mode_spawns_the_ranks_of_each_executor(
     config = executor_config(fake, d, "target")
     assert config.kv_cache_config == fake.KvCacheConfig(True, free_gpu_memory_fraction=0.9)
     assert (config.max_batch_size, config.max_beam_width, config.max_num_tokens) == (4, 1, 8192)
-    assert config.enable_chunked_context
+    assert not config.enable_chunked_context  # the scheduler would cut drafts (executor_config)
     assert not config.gather_generation_logits
     assert config.additional_model_outputs is None  # rule strict: no plugin
     assert executor_config(fake, d, "draft").gather_generation_logits

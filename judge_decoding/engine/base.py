@@ -11,7 +11,7 @@ Every call takes a batch of sequences. Sequences join by being named for the fir
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # a process that only handles text never loads PyTorch
@@ -37,7 +37,9 @@ class Sampling:
     """How tokens are drawn. `temperature` 0 is greedy, and then the other fields do nothing.
 
     `top_k` 0 and `top_p` 1 switch the filters off. `seed` starts the sequence's own generators:
-    results do not depend on which other sequences share a batch.
+    results do not depend on which other sequences share a batch. That holds for one draft length:
+    with a `draft_len_schedule` k follows the number of active sequences, and drafts of another
+    length draw otherwise.
     """
 
     temperature: float = 0.0
@@ -48,6 +50,11 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def unfiltered(self) -> Sampling:
+        """The same without `top_k` and `top_p`."""
+        return replace(self, top_k=0, top_p=1.0)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -99,6 +100,7 @@ def open_executor(deployment: Deployment, role: Role, *, rank: int = 0) -> Execu
     """
     assert deployment.trtllm is not None and deployment.ranks is not None
     check_tensorrt_llm()
+    _check_threads()
     api = importlib.import_module("tensorrt_llm.bindings.executor")
     folder, plugin = engine_folder(deployment, role), deployment.trtllm.plugin
     if role == "target" and deployment.acceptance.rule == "judge":
@@ -118,6 +120,16 @@ def open_executor(deployment: Deployment, role: Role, *, rank: int = 0) -> Execu
     return Executor(handle, api, name=f"{role} executor (GPU {gpus})", timeout_s=timeout_s)
 
 
+def _check_threads() -> None:
+    """Where MPI runs already, the runtime takes it as it is (mpiUtils.cpp `initialize`)."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Query_thread() < mpi.THREAD_MULTIPLE:
+        raise UserError(
+            "engine trtllm: this MPI library serves one thread at a time, and the runtime's use it "
+            "beside ours; take one with MPI_THREAD_MULTIPLE (the container's has it)"
+        )
+
+
 def follow(deployment: Deployment, rank: int) -> None:
     """The life of a rank that mpirun has started for an orchestrator (fast logits): open its part
     of an executor, and return when rank 0 has closed it."""
@@ -132,7 +144,13 @@ def follow(deployment: Deployment, rank: int) -> None:
 
 
 def executor_config(api: Any, deployment: Deployment, role: Role, *, rank: int = 0) -> Any:
-    """Its ExecutorConfig. Block reuse is on: external drafts need it, and `keep` relies on it."""
+    """Its ExecutorConfig. Block reuse is on: external drafts need it, and `keep` relies on it.
+
+    Chunked context is off. A round's request is a context request with its whole prefix, of which
+    the scheduler counts every token, cached or not. Where those of a pass exceed max_num_tokens it
+    would chunk them, and cuts their draft tokens to the end of the last chunk
+    (microBatchScheduler.cpp `fitDraftTokens`); unchunked, what does not fit waits for the next.
+    """
     assert deployment.trtllm is not None
     build, drafts = deployment.trtllm, role == "draft"
     fraction = getattr(build, role).kv_cache_free_gpu_memory_fraction
@@ -143,7 +161,7 @@ def executor_config(api: Any, deployment: Deployment, role: Role, *, rank: int =
         max_beam_width=1,
         max_batch_size=deployment.limits.max_sequences,
         max_num_tokens=build.max_num_tokens,
-        enable_chunked_context=True,
+        enable_chunked_context=False,
         kv_cache_config=api.KvCacheConfig(
             enable_block_reuse=True, free_gpu_memory_fraction=fraction
         ),

@@ -8,6 +8,7 @@ attention, which runs per sequence over that sequence's own slot. Several ranks 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -45,7 +46,14 @@ class KeyValues:
     def __init__(self, config: LlamaConfig, slots: int, context: int, dtype: torch.dtype) -> None:
         shape = (config.num_layers, slots, 2 * config.num_kv_heads, context, config.head_dim)
         self.context = context
-        self.data = torch.zeros(shape, dtype=dtype)
+        try:
+            self.data = torch.zeros(shape, dtype=dtype)
+        except RuntimeError:
+            size = math.prod(shape) * dtype.itemsize / 1e9
+            raise UserError(
+                f"limits: the caches of {slots} x {context} positions take {size:.1f} GB, more "
+                "than there is; lower limits.max_sequences or limits.max_context"
+            ) from None
         # Views made once: taking them anew in every layer of every step costs as much as the copy.
         self.layers = [[self.data[i, slot] for slot in range(slots)] for i in range(shape[0])]
 

@@ -42,17 +42,7 @@ def load_engines(deployment: Deployment) -> tuple[TrtDrafter, TrtTarget]:
 def load_rank(
     deployment: Deployment, role: Role, index: int, rank: int
 ) -> tuple[TrtDrafter | TrtTarget | Follower, str]:
-    """What the `index`-th rank of a group holds in trtllm.mode leader, and the model's fingerprint.
-
-    The runtime's threads talk MPI beside ours, so MPI must have been started for many threads.
-    """
-    from mpi4py import MPI
-
-    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
-        raise UserError(
-            "trtllm.mode leader: MPI was not started for many threads; set "
-            "MPI4PY_RC_THREAD_LEVEL=multiple in the environment of every rank"
-        )
+    """What a group's `index`-th rank holds in trtllm.mode leader, and the model's fingerprint."""
     manifest = check_engine(deployment, role, this_runtime())
     engine: TrtDrafter | TrtTarget | Follower
     if index > 0:

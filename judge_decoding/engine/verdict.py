@@ -92,8 +92,15 @@ def _override(
                 _rows(p, logits), draft, params.typical_epsilon, params.typical_delta
             )
         case "kl":
-            q = _draft_probabilities(request, logits.shape[-1])
-            return rules.kl(_rows(p, logits), q, params.kl_tau, params.kl_confident)
+            return rules.kl(
+                _rows(p, logits),
+                probabilities(logits, request.sampling.unfiltered),
+                _draft_probabilities(request, logits.shape[-1]),
+                draft,
+                request.draft.vocab_ids,
+                params.kl_tau,
+                params.kl_confident,
+            )
         case "fly":
             return rules.fly(_rows(p, logits), standard, params.fly_entropy, params.fly_window)
         case "synthetic":

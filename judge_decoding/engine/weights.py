@@ -26,7 +26,7 @@ class RopeScaling:
     factor: float
     low_freq_factor: float
     high_freq_factor: float
-    original_max_position_embeddings: int
+    original_max_position_embeddings: float
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ def read_config(folder: Path) -> LlamaConfig:
             raise UserError(f"model: {folder} has {key}={raw[key]!r}, this engine needs {wanted!r}")
     if raw.get("quantization_config"):
         raise UserError(f"model: {folder} is quantized; re-save it as plain bf16 or fp32")
-    rope = raw.get("rope_parameters") or {}
+    source = folder / "config.json"
+    rope, scaling = (_mapping(raw, key, source) for key in ("rope_parameters", "rope_scaling"))
+    theta = {"rope_theta": rope.get("rope_theta") or raw.get("rope_theta") or 10000.0}
     try:
         config = LlamaConfig(
             vocab_size=raw["vocab_size"],
@@ -84,23 +86,28 @@ def read_config(folder: Path) -> LlamaConfig:
             num_heads=raw["num_attention_heads"],
             num_kv_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
             head_dim=raw.get("head_dim") or _head_dim(raw),
-            rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-            rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
-            rope_scaling=_rope_scaling(raw.get("rope_scaling") or rope, folder),
+            rms_norm_eps=_number({"rms_norm_eps": 1e-6} | raw, "rms_norm_eps", source),
+            rope_theta=_number(theta, "rope_theta", source),
+            rope_scaling=_rope_scaling(scaling or rope, source),
             max_position_embeddings=raw.get("max_position_embeddings", 2048),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            tie_word_embeddings=raw.get("tie_word_embeddings") or False,
             end_ids=_end_ids(folder, raw),
-            shared_with_target=tuple(raw.get("shared_with_target", ())),
+            shared_with_target=_names(raw, "shared_with_target", source),
         )
     except KeyError as error:
-        raise UserError(f"model: {folder / 'config.json'} lacks {error}") from None
+        raise UserError(f"model: {source} lacks {error}") from None
     for name in _SIZES:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"model: {folder / 'config.json'} has {name} {value!r}, not a size")
+            raise UserError(f"model: {source} has {name} {value!r}, not a size")
+    if not isinstance(config.tie_word_embeddings, bool):
+        raise UserError(
+            f"model: {source} has tie_word_embeddings {config.tie_word_embeddings!r}, not true or "
+            "false"
+        )
     if config.num_heads % config.num_kv_heads:
         raise UserError(
-            f"model: {folder / 'config.json'} has {config.num_heads} attention heads, which "
+            f"model: {source} has {config.num_heads} attention heads, which "
             f"{config.num_kv_heads} key-value heads cannot share evenly"
         )
     return config
@@ -118,28 +125,51 @@ def _head_dim(raw: Mapping[str, Any]) -> Any:
     return width // heads if isinstance(width, int) and isinstance(heads, int) and heads else 0
 
 
-def _rope_scaling(raw: Mapping[str, Any], folder: Path) -> RopeScaling | None:
+def _mapping(raw: Mapping[str, Any], name: str, source: Path) -> Mapping[str, Any]:
+    value = raw.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"model: {source} has {name} {value!r}, not an object")
+    return value or {}
+
+
+def _names(raw: Mapping[str, Any], name: str, source: Path) -> tuple[str, ...]:
+    value = raw.get(name) or []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise UserError(f"model: {source} has {name} {value!r}, not a list of tensor names")
+    return tuple(value)
+
+
+def _number(raw: Mapping[str, Any], name: str, source: Path) -> float:
+    value = raw[name]
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise UserError(f"model: {source} has {name} {value!r}, not a number above 0")
+    return float(value)
+
+
+def _rope_scaling(raw: Mapping[str, Any], source: Path) -> RopeScaling | None:
     kind = raw.get("rope_type", raw.get("type", "default"))
     if kind == "default":
         return None
     if kind != "llama3":
-        raise UserError(f"model: {folder} has rope_type {kind!r}; supported: default, llama3")
+        raise UserError(f"model: {source} has rope_type {kind!r}; supported: default, llama3")
     return RopeScaling(
-        raw["factor"],
-        raw["low_freq_factor"],
-        raw["high_freq_factor"],
-        raw["original_max_position_embeddings"],
+        _number(raw, "factor", source),
+        _number(raw, "low_freq_factor", source),
+        _number(raw, "high_freq_factor", source),
+        _number(raw, "original_max_position_embeddings", source),
     )
 
 
 def _end_ids(folder: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
     """generation_config.json knows all of a chat model's end tokens; config.json often only one."""
-    generation = folder / "generation_config.json"
-    ids = read_json(generation).get("eos_token_id") if generation.is_file() else None
-    ids = raw.get("eos_token_id") if ids is None else ids
-    if ids is None:
-        return ()
-    return (ids,) if isinstance(ids, int) else tuple(ids)
+    source = folder / "generation_config.json"
+    value = read_json(source).get("eos_token_id") if source.is_file() else None
+    if value is None:
+        source, value = folder / "config.json", raw.get("eos_token_id")
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(one) is int for one in ids):
+        raise UserError(f"model: {source} has eos_token_id {value!r}, not an id or a list of ids")
+    return tuple(ids)
 
 
 def rope_frequencies(config: LlamaConfig) -> torch.Tensor:

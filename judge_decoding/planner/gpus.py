@@ -48,8 +48,8 @@ RUNTIME_BYTES = 2e9
 """CUDA context, NCCL, TensorRT, decoder buffers of one engine. An assumption."""
 
 
-def allreduce_s(tp: int, gpus_per_node: int = 8) -> float:
+def allreduce_s(tp: int, nodes: int = 1) -> float:
     """Latency of one all-reduce over `tp` GPUs; odd sizes cost what the next larger does."""
-    if tp > gpus_per_node or tp > 8:
+    if nodes > 1 or tp > 8:
         return ALLREDUCE_NODES_S
     return next(latency for size, latency in ALLREDUCE_S.items() if tp <= size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from judge_decoding.config import Deployment, EngineConfig, ModelConfig, RankGroup
@@ -69,11 +70,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Round:
-    """One round at a draft length. Seconds, and tokens/s of one sequence."""
+    """One round at a draft length. Seconds, and tokens/s of one sequence.
+
+    passes  of each model over prefixes (`Plan.passes`); `verify` is one of them
+    """
 
     draft_len: int
     length: float
     propose: float
+    passes: int
     verify: Pass
     judge: float
     host: float
@@ -82,7 +87,11 @@ class Round:
 
     @property
     def total(self) -> float:
-        return self.propose + self.verify.total + self.judge + self.host
+        return self.propose + self.verify_s + self.judge + self.host
+
+    @property
+    def verify_s(self) -> float:
+        return self.passes * self.verify.total
 
     @property
     def tokens_per_s(self) -> float:
@@ -92,7 +101,7 @@ class Round:
     def dominant(self) -> str:
         parts = {
             "draft loop": self.propose,
-            f"verify ({self.verify.bound})": self.verify.total,
+            f"verify ({self.verify.bound})": self.verify_s,
             "judge": self.judge,
             "host": self.host,
         }
@@ -111,7 +120,13 @@ class Plan:
                 "for engine trtllm on GPUs; measure this one with judge-decoding bench"
             )
         assert deployment.draft and deployment.trtllm and deployment.ranks
-        build, ranks = deployment.trtllm, deployment.ranks
+        build, ranks, limits = deployment.trtllm, deployment.ranks, deployment.limits
+        for name, value, limit, field in (
+            ("sequences", sequences, limits.max_sequences, "max_sequences"),
+            ("context", context, limits.max_context, "max_context"),
+        ):
+            if value > limit:
+                raise UserError(f"{name}: {value} is above the deployment's limits.{field} {limit}")
         self.deployment, self.gpu, self.sequences, self.context = (
             deployment,
             gpu,
@@ -123,12 +138,14 @@ class Plan:
             eight_bits = part.quantization == "fp8"
             cache = 1 if part.kv_cache_dtype == "fp8" else 2
             shape = shape_of(model)
-            kind = GPUS[gpu]
-            return Placed(shape, kind, group.tp, 1 if eight_bits else 2, cache, build.gpus_per_node)
+            devices = [device for device in group.devices if device != "cpu"]
+            nodes = len({device // build.gpus_per_node for device in devices})
+            return Placed(shape, GPUS[gpu], group.tp, 1 if eight_bits else 2, cache, nodes)
 
         self.draft = placed(deployment.draft, ranks.draft, build.draft)
         self.target = placed(deployment.target, ranks.target, build.target)
         self.judged = deployment.acceptance.rule == "judge"
+        self.max_num_tokens = build.max_num_tokens
         self._step = pass_time(self.draft, sequences=sequences, context=context).total
         self.base = 1 / pass_time(self.target, sequences=sequences, context=context).total
 
@@ -181,13 +198,29 @@ class Plan:
         copies = 2 if role == "target" and self.judged else 1
         return tokens * per_token + copies * 4 * rows * model.shape.vocab
 
+    @property
+    def configured(self) -> int:
+        """The deployment's draft length at this many active sequences."""
+        return self.deployment.draft_len(self.sequences)
+
+    def passes(self, draft_len: int) -> int:
+        """How many the runtime needs to see every sequence once. Each round is a new request with
+        its whole prefix, and the scheduler counts all of it against max_num_tokens, though what is
+        cached is not computed again (executor.executor_config)."""
+        together = max(1, self.max_num_tokens // (self.context + draft_len))
+        return math.ceil(self.sequences / together)
+
     def round(self, acceptance: Acceptance, draft_len: int) -> Round:
-        rows = draft_len + 1
-        verify = pass_time(self.target, rows=rows, sequences=self.sequences, context=self.context)
+        rows, passes = draft_len + 1, self.passes(draft_len)
+        share = math.ceil(self.sequences / passes)
+        verify = pass_time(self.target, rows=rows, sequences=share, context=self.context)
+        # The draft's later sequences start as many steps late as it has passes more than one.
+        steps = draft_len + passes - 1 if draft_len else 0
         return Round(
             draft_len=draft_len,
             length=acceptance.at(draft_len),
-            propose=draft_len * self._step,
+            propose=steps * self._step,
+            passes=passes,
             verify=verify,
             judge=judge_time(self.target, rows * self.sequences) if self.judged else 0.0,
             host=ROUND_S,

@@ -28,7 +28,7 @@ class Placed:
     tp: int = 1
     weight_bytes: int = 2
     kv_element_bytes: int = 2
-    gpus_per_node: int = 8
+    nodes: int = 1
 
     @property
     def streamed_bytes(self) -> float:
@@ -82,7 +82,7 @@ def pass_time(model: Placed, *, rows: int = 1, sequences: int = 1, context: int 
     flops = 2 * packed * (shape.layer_parameters + shape.head_parameters) / tp
     message = packed * shape.hidden * 2  # bf16 sums
     transfer = 2 * (tp - 1) / tp * message / (gpu.nvlink * BANDWIDTH_SHARE)
-    latency = allreduce_s(tp, model.gpus_per_node)
+    latency = allreduce_s(tp, model.nodes)
     return Pass(
         memory=bytes_read / (gpu.bandwidth * BANDWIDTH_SHARE),
         compute=flops / (rate * COMPUTE_SHARE),

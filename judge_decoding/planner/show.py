@@ -30,7 +30,7 @@ def _plan(plan: Plan, lengths: Sequence[Acceptance]) -> dict[str, Any]:
                 "measured_length": a.length,
                 "measured_draft_len": a.draft_len,
                 "token_rate": a.rate,
-                "configured": _round(plan.round(a, plan.deployment.max_draft_len)),
+                "configured": _round(plan.round(a, plan.configured)),
                 "best": _round(plan.best(a)),
             }
             for a in lengths
@@ -54,10 +54,11 @@ def _round(r: Round) -> dict[str, Any]:
         "draft_len": r.draft_len,
         "mean_acceptance_length": r.length,
         "propose_s": r.propose,
-        "verify_s": r.verify.total,
-        "verify_memory_s": r.verify.memory,
-        "verify_compute_s": r.verify.compute,
-        "verify_allreduce_s": r.verify.allreduce,
+        "passes": r.passes,
+        "verify_s": r.verify_s,
+        "verify_memory_s": r.passes * r.verify.memory,
+        "verify_compute_s": r.passes * r.verify.compute,
+        "verify_allreduce_s": r.passes * r.verify.allreduce,
         "judge_s": r.judge,
         "host_s": r.host,
         "tokens_per_s": r.tokens_per_s,
@@ -106,18 +107,19 @@ def _table(plan: Plan, lengths: Sequence[Acceptance]) -> Any:
     from rich.table import Table
 
     table = Table(title=f"without a draft {plan.base:.1f} tok/s", title_justify="left")
-    columns = "acceptance", "k", "length", "propose", "verify", "judge", "tok/s", "x", "largest"
-    for i, heading in enumerate(columns):
-        table.add_column(heading, justify="left" if i in (0, 8) else "right", no_wrap=True)
+    columns = "acceptance", "k", "length", "propose", "passes", "verify", "judge", "tok/s", "x"
+    for i, heading in enumerate((*columns, "largest")):
+        table.add_column(heading, justify="left" if i in (0, 9) else "right", no_wrap=True)
     for a in lengths:
-        configured = plan.round(a, plan.deployment.max_draft_len)
+        configured = plan.round(a, plan.configured)
         for label, r in ((a.name, configured), ("  best k", plan.best(a))):
             table.add_row(
                 label,
                 str(r.draft_len),
                 f"{r.length:.1f}",
                 f"{1e3 * r.propose:.1f} ms",
-                f"{1e3 * r.verify.total:.1f} ms",
+                str(r.passes),
+                f"{1e3 * r.verify_s:.1f} ms",
                 f"{1e3 * r.judge:.2f} ms",
                 f"{r.tokens_per_s:.0f}",
                 f"{r.tokens_per_s / r.base:.1f}",

@@ -1,7 +1,7 @@
 """All of MPI: typed messages and raw buffers between ranks, every wait bounded and almost free.
 
-Only point-to-point calls of the MPI standard are used, all from the thread that made the `Comm`
-(MPI is started at level "serialized"), so that MPICH and Open MPI serve alike.
+Only point-to-point calls of the MPI standard are used, all from the thread that made the `Comm`, so
+that MPICH and Open MPI serve alike. (TensorRT-LLM's own threads use MPI as they like: `start_mpi`.)
 
 MPI itself waits by spinning: an idle rank would take a whole core from the one that computes. So a
 wait polls: for a moment without a pause, then between sleeps, which the sender's `Bell` cuts short
@@ -25,6 +25,8 @@ from judge_decoding.ranks.wire import MAX_BYTES, WireError
 
 if TYPE_CHECKING:
     import torch
+
+    from judge_decoding.config import Deployment
 
 _CONTROL, _EXCHANGE = 1, 2  # tags
 SPIN_S = 30e-6
@@ -53,7 +55,7 @@ def under_mpiexec() -> bool:
     return any(name in os.environ for name in _MPIEXEC_VARIABLES)
 
 
-def start_mpi() -> None:
+def start_mpi(deployment: Deployment) -> None:
     """Take part in the MPI world, once every rank does; a second call does nothing.
 
     Ranks wait for each other here, out of reach of any time-out of ours, and only a rank that took
@@ -64,16 +66,16 @@ def start_mpi() -> None:
     # We finalize ourselves: at interpreter exit it would be another thread, and after an error it
     # would wait for ranks that wait for us.
     mpi4py.rc.finalize = False
-    # TensorRT-LLM's threads need more than we do (deploy/rank.sh).
-    mpi4py.rc.thread_level = os.environ.get("MPI4PY_RC_THREAD_LEVEL", "serialized")
+    # TensorRT-LLM's threads use MPI beside ours, in every mode (executorImpl.cpp).
+    mpi4py.rc.thread_level = "multiple" if deployment.engine == "trtllm" else "serialized"
     from mpi4py import MPI  # noqa: F401
 
 
 class Comm:
     """This process's end of the world of ranks. One a process."""
 
-    def __init__(self) -> None:
-        start_mpi()
+    def __init__(self, deployment: Deployment) -> None:
+        start_mpi(deployment)
         from mpi4py import MPI
 
         self._mpi = MPI

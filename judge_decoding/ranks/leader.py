@@ -47,7 +47,7 @@ def lead(deployment: Deployment, judge: Judge | None = None) -> Ranks:
     calling thread. One call a process: MPI cannot be started twice.
     """
     layout = Layout.of(deployment)
-    comm = Comm()
+    comm = Comm(deployment)
     layout.check_world(comm.size)
     if comm.rank != 0:
         raise UserError(

@@ -64,7 +64,7 @@ def main() -> int:
         return 2
     wait_s = deployment.ranks.startup_timeout_s if deployment.ranks else _LAST_WORDS_S
     faulthandler.dump_traceback_later(wait_s, exit=True)  # MPI holds the GIL while it waits
-    comm = Comm()
+    comm = Comm(deployment)
     faulthandler.cancel_dump_traceback_later()
     try:
         layout = Layout.of(deployment)

@@ -273,6 +273,9 @@ class Executor:
     def _verify(self, request: Request, draft: ExternalDraftTokensConfig) -> Result:
         drafted, sampling = list(draft.tokens), request.sampling_config
         assert request.max_tokens == len(drafted) + 1
+        # microBatchScheduler.cpp: chunks cut drafts short, and without them a text must fit a pass.
+        assert not self.config.enable_chunked_context
+        assert len(request.input_token_ids) + len(drafted) <= self.config.max_num_tokens
         logits, scores = self.model.rows(list(request.input_token_ids), drafted)
         # 1. The plugin edits one element of every drafted row that the judge accepts.
         edited = [False] * len(drafted)
