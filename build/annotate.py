@@ -35,7 +35,7 @@ from rich.text import Text
 
 from judge_decoding.config import describe
 from judge_decoding.errors import UserError
-from judge_decoding.labels import AfterError, LabelRecord, Span, read_labels
+from judge_decoding.labels import AfterError, LabelRecord, Span, check_growing, read_labels
 from judge_decoding.text import Tokenizer
 
 STEPS = {"right": 1, "l": 1, "left": -1, "h": -1, "down": 10, "j": 10, "up": -10, "k": -10}
@@ -232,6 +232,7 @@ def main(
     try:
         if after_error not in ("negative", "ignore", "error_only"):
             raise UserError(f"--after-error: {after_error!r} is not negative, ignore or error_only")
+        check_growing(resolve(out))
         tokenizer = Tokenizer(resolve(target))
         origin = f"person_{annotator}" if annotator != "person" else annotator
         work = Work(read_answers(answers, tokenizer), resolve(out), origin, seed, after_error)  # type: ignore[arg-type]

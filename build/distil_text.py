@@ -20,6 +20,7 @@ import json
 import random
 import sys
 import time
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -161,8 +162,7 @@ def prompt_parts() -> dict[str, list[str]]:
 
 def templated_prompts(seed: int) -> dict[str, str | None]:
     """All templated user turns, shuffled -> "source" where the template is held out, or None."""
-    parts = prompt_parts()
-    rng = random.Random(seed)
+    parts, rng = prompt_parts(), random.Random(seed)
     topics = parts["topics"]
 
     def filled(templates: Sequence[str]) -> list[str]:
@@ -217,15 +217,24 @@ def held_out_prompt(prompt: str) -> str | None:
 
 
 def read_text(path: Path) -> list[dict[str, Any]]:
-    """The lines of a text file, gzipped or not; a last line cut off by an interrupt is dropped."""
-    rows = []
-    opener = gzip.open if path.suffix == ".gz" else open
+    """The lines of a text file, gzipped or not; a last one that an interrupt cut off is dropped.
+    UserError for any other without a prompt, and for a file that cannot be read."""
+    rows, opener = [], gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                rows.append(json.loads(line))
-    except (EOFError, json.JSONDecodeError):
-        pass
+        with opener(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                if isinstance(row, dict) and isinstance(row.get("prompt"), str):
+                    rows.append(row)
+                elif line.endswith(b"\n"):
+                    raise UserError(f'{path}:{number}: no object with "prompt"; mend or remove it')
+    except EOFError:
+        pass  # a gzip that was cut off
+    except (OSError, zlib.error) as error:
+        raise UserError(f"{path}: it cannot be read ({error})") from None
     return rows
 
 

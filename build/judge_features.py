@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,41 @@ def open_reader(kind: str, folder: Path, dtype: str) -> Any:
         return TransformersReader(folder, dtype)
     context = min(CONTEXT, read_config(folder).max_position_embeddings)
     return load_reader(folder, dtype=dtype, max_sequences=1, max_context=context)
+
+
+def hidden_of_all(
+    files: Mapping[str, Sequence[LabelRecord]],
+    folder: Path,
+    cache: Path,
+    dtype: str,
+    block: int,
+    reader: str = "torch",
+) -> dict[str, dict[str, torch.Tensor]]:
+    """`hidden_of` each file. UserError where one labels no token, or holds a text that is too long
+    to be read: before the first is read, which takes minutes or hours."""
+    most = read_config(folder).max_position_embeddings
+    most = min(CONTEXT, most) if reader == "torch" else most
+    for name, records in files.items():
+        _check_readable(name, [record for record in records if record.spans], folder, most)
+    return {
+        name: hidden_of(records, folder, cache, dtype, block, reader)
+        for name, records in files.items()
+    }
+
+
+def _check_readable(name: str, labelled: Sequence[LabelRecord], folder: Path, most: int) -> None:
+    if not labelled:
+        raise UserError(f"labels: {name} labels no token; give files whose records have spans")
+    tokenizer = Tokenizer(folder)
+    prompts = {(r.prompt, r.chat): r for r in labelled}
+    begins = {key: len(r.prompt_ids(tokenizer)) for key, r in prompts.items()}
+    for record in labelled:
+        length = begins[record.prompt, record.chat] + record.spans[-1].end
+        if length > most:
+            raise UserError(
+                f"labels: {name}: record {record.id!r} has {length} tokens up to its last label, "
+                f"and {most} can be read; shorten it or take it out"
+            )
 
 
 def hidden_of(

@@ -31,7 +31,7 @@ import numpy as np
 import typer
 from cache_path import resolve
 from judge_agreement import agreement
-from judge_features import Tokens, gather, hidden_of, inference_dtype, join, likelihood_of
+from judge_features import Tokens, gather, hidden_of_all, inference_dtype, join, likelihood_of
 from judge_head import fit
 from judge_measures import auc, interval, within
 from judge_recipes import (
@@ -84,7 +84,7 @@ def main(
             raise UserError("judge_study: two label files have the same name")
         folder, kept = resolve(target), resolve(cache)
         dtype = inference_dtype(dtype, reader)
-        hidden = {n: hidden_of(r, folder, kept, dtype, block, reader) for n, r in records.items()}
+        hidden = hidden_of_all(records, folder, kept, dtype, block, reader)
         parsed = [file_name(path) for path in files[: len(mined)]]
         studied = parsed[0]
         data = load(

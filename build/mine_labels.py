@@ -41,7 +41,7 @@ from judge_decoding.config import Deployment, load_deployment
 from judge_decoding.console import progress
 from judge_decoding.engine.weights import fingerprint
 from judge_decoding.errors import UserError
-from judge_decoding.labels import LabelRecord
+from judge_decoding.labels import LabelRecord, check_growing
 from judge_decoding.ranks.comm import under_mpiexec
 
 METHODS = ("search", "likelihood")
@@ -75,6 +75,7 @@ def main(
     seed: Annotated[int, typer.Option(help="the seed of build/court.py")] = 0,
 ) -> None:
     try:
+        check_growing(resolve(out))
         workers = _mpi_workers() if mpi else 0
         if method not in METHODS:
             raise UserError(f"mine: method {method!r} is not search or likelihood")

@@ -116,11 +116,11 @@ def _are_prompts(path: Path) -> bool:
     """Whether the file's first line is no task item but a bare prompt."""
     if not path.is_file():
         return False
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         first = file.readline()
     try:
         row = json.loads(first)
-    except json.JSONDecodeError:
+    except ValueError:
         return False  # read_task says what is wrong with it
     return isinstance(row, dict) and isinstance(row.get("prompt"), str) and "parser" not in row
 

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 import typer
 from cache_path import resolve
-from judge_features import READERS, Tokens, gather, hidden_of, inference_dtype, join
+from judge_features import READERS, Tokens, gather, hidden_of_all, inference_dtype, join
 from judge_head import (
     FOLDS,
     Head,
@@ -107,7 +107,15 @@ def main(
             raise UserError("give one of --threshold, --bad-recall and --max-quality-drop")
         if max_quality_drop is not None and (deployment is None or task is None):
             raise UserError("--max-quality-drop needs --deployment and --task")
+        if max_quality_drop is not None and not 0 < max_quality_drop < 1:
+            raise UserError(
+                f"--max-quality-drop: {max_quality_drop:g} is not above 0 and below 1; one point "
+                "is 0.01"
+            )
         thresholds = parse_numbers(tried, "--try")
+        for value in thresholds:
+            if not 0 <= value <= 1:
+                raise UserError(f"--try: {value:g} is not in [0, 1]")
         calibration = None
         if max_quality_drop is not None and deployment is not None and task is not None:
             calibration = Calibration.of(deployment, task, max_quality_drop, batch)
@@ -115,16 +123,17 @@ def main(
         paths = [resolve(p) for p in labels or ["cache:mined-facts.jsonl"]]
         reported = [resolve(p) for p in held_out_labels or []]
         read_labels(paths + reported)  # all together: no id twice, no fact in both splits
-        parts = {
-            path: (
-                r := read_labels([path]),
-                hidden_of(r, folder, resolve(cache), dtype, block, reader),
-            )
-            for path in paths + reported
-        }
+        records = {path: read_labels([path]) for path in paths + reported}
+        named = {str(path): r for path, r in records.items()}
+        hidden = hidden_of_all(named, folder, resolve(cache), dtype, block, reader)
 
         def tokens_of(name: str, wanted: Sequence[Path]) -> Tokens:
-            return join([gather(*parts[p], name, after_error, file_name(p)) for p in wanted])  # type: ignore
+            return join(
+                [
+                    gather(records[p], hidden[str(p)], name, after_error, file_name(p))  # type: ignore[arg-type]
+                    for p in wanted
+                ]
+            )
 
         weight = None if class_weight == "none" else class_weight
         names = FEATURES if feature == "best" else (feature,)
@@ -148,7 +157,7 @@ def main(
                 target_fingerprint=fingerprint(folder),
                 tokenizer_hash=tokenizer_hash(folder),
                 threshold=1.0,
-                training_data_hash=labels_hash(r for path in paths for r in parts[path][0]),
+                training_data_hash=labels_hash(r for path in paths for r in records[path]),
             ),
         )
         at = counted(train)

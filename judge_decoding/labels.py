@@ -141,9 +141,19 @@ def read_labels(paths: Sequence[Path]) -> list[LabelRecord]:
 
 
 def write_labels(path: Path, records: Iterable[LabelRecord]) -> None:
+    """One file, gzipped where its name ends in .gz."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(record.to_json() + "\n" for record in records)
-    path.write_text(text, encoding="utf-8")
+    text = "".join(record.to_json() + "\n" for record in records).encode()
+    path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
+
+
+def check_growing(path: Path) -> None:
+    """UserError where labels could not be added to the file one by one."""
+    if path.suffix == ".gz":
+        raise UserError(
+            f"--out: {path} would be compressed, and labels are added to it one by one; write "
+            f"{path.with_suffix('').name} and gzip it when it is done"
+        )
 
 
 def labels_hash(records: Iterable[LabelRecord]) -> str:

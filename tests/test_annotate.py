@@ -15,6 +15,8 @@ import termios
 import time
 from pathlib import Path
 
+import pytest
+
 from judge_decoding.labels import read_labels
 
 SCRIPT = Path(__file__).parent.parent / "build" / "annotate.py"
@@ -122,10 +124,17 @@ def test_a_line_cut_off_by_a_crash_is_dropped_and_its_answer_shown_again(tiny_ta
     assert labels.read_text() == whole
 
 
-def test_without_a_terminal_it_says_so(tiny_target, tmp_path):
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("labels.jsonl", "needs a terminal"),
+        ("labels.jsonl.gz", "write labels.jsonl and gzip it when it is done"),  # plain text it was
+    ],
+)
+def test_what_cannot_work_is_said_at_once(tiny_target, tmp_path, out, message):
     source = tmp_path / "answers.jsonl"
     source.write_text(json.dumps(ANSWERS[0]) + "\n")
-    command = [sys.executable, str(SCRIPT), str(source), "--out", str(tmp_path / "labels.jsonl")]
+    command = [sys.executable, str(SCRIPT), str(source), "--out", str(tmp_path / out)]
     done = subprocess.run(
         [*command, "--target", str(tiny_target)],
         stdin=subprocess.DEVNULL,
@@ -134,4 +143,4 @@ def test_without_a_terminal_it_says_so(tiny_target, tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert "needs a terminal" in done.stderr and "Traceback" not in done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr

@@ -30,7 +30,7 @@ from controlled_task import (  # noqa: E402
 
 from judge_decoding.config import load_deployment  # noqa: E402
 from judge_decoding.evaluation.evaluate import Answers, Evaluation, evaluate  # noqa: E402
-from judge_decoding.evaluation.gate import NEVER, choose_threshold  # noqa: E402
+from judge_decoding.evaluation.gate import NEVER, choose_threshold, groups_needed  # noqa: E402
 from judge_decoding.evaluation.systems import systems_of  # noqa: E402
 from judge_decoding.evaluation.task import read_task  # noqa: E402
 from judge_decoding.pipeline import Pipeline, load_pipeline  # noqa: E402
@@ -124,6 +124,18 @@ def test_the_shipped_task_is_the_generators_and_is_held_out() -> None:
     assert len({item.prompt for item in items}) == len(items) == 900
     trained = itertools.islice(problems(0, held_out=False), 3000)
     assert not {problem.question for problem in trained} & {item.prompt for item in items}
+
+
+def test_some_number_sequences_are_in_both_halves() -> None:
+    """Known, and told in docs/controlled.md: problems differ, by name or thing; their numbers need
+    not."""
+    asked = dict(zip([i.prompt for i in task_items()], task_problems(), strict=True))
+    halves: dict[tuple[int, tuple[int, ...]], list[str | None]] = {}
+    for item in read_task("controlled"):
+        problem = asked[item.prompt]
+        halves.setdefault((problem.start, problem.changes), []).append(item.split)
+    shared = [splits for splits in halves.values() if len(set(splits)) == 2]
+    assert (len(shared), sum(splits.count("report") for splits in shared)) == (31, 32)
 
 
 def test_labels_say_where_the_draft_went_wrong() -> None:
@@ -260,6 +272,12 @@ def task_problems() -> list[Problem]:
 
 
 def test_an_inverted_judge_fails_the_gate(pipeline: Pipeline, found: Evaluation) -> None:
+    """At a budget that so few problems can decide on: the shipped judge passes. (At one point they
+    are too few for any judge, so that a failure there said nothing.)"""
+    budget = 0.05
+    assert groups_needed(budget) < COUNT < groups_needed(BUDGET)
+    shipped = found.paired(of(found, "judge"))
+    assert shipped is not None and choose_threshold({0.5: shipped}, budget).threshold == 0.5
     judge = pipeline.target.judge
     assert judge is not None
     inverted = replace(judge, weight=-judge.weight, bias=-judge.bias)
@@ -271,4 +289,4 @@ def test_an_inverted_judge_fails_the_gate(pipeline: Pipeline, found: Evaluation)
         pipeline.target.judge = judge  # type: ignore[union-attr]
     paired = bad.paired(of(bad, "judge"))
     assert paired is not None and paired.difference < -0.1
-    assert choose_threshold({0.5: paired}, BUDGET).threshold == NEVER
+    assert choose_threshold({0.5: paired}, budget).threshold == NEVER

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ from judge_decoding.decoding import SpeculativeDecoder  # noqa: E402
 from judge_decoding.engine.base import Acceptance  # noqa: E402
 from judge_decoding.engine.torch_engine import load_drafter, load_target  # noqa: E402
 from judge_decoding.errors import UserError  # noqa: E402
+from judge_decoding.evaluation.task import read_task  # noqa: E402
 from judge_decoding.labels import (  # noqa: E402
     LabelRecord,
     Span,
@@ -130,6 +133,31 @@ def test_enough_of_everything(asked):
     assert len({q.prompt for q in asked}) == len(asked)
 
 
+def test_some_facts_are_asked_the_other_way_round_in_the_other_half(asked):
+    """Known, and told in docs/labels.md: 5 + 2 and 2 + 5 are two groups, the month after July and
+    the month before August as well. One group for both would change the shipped task and labels."""
+
+    def fact(q):
+        if sum_of := re.fullmatch(r"sum:(\d+)([+*])(\d+)", q.group):
+            x, sign, y = sum_of.groups()
+            return sign, *sorted((int(x), int(y)))
+        if neighbours := re.fullmatch(r"Which \w+ comes (after|before) (\w+)\?", q.prompt):
+            where, name = neighbours.groups()
+            return (name, q.answer) if where == "after" else (q.answer, name)
+        return q.domain, q.group
+
+    trained = {fact(q) for q in asked if court_split.split_in(q.domain, q.group, 0) == "train"}
+    by_prompt = {q.prompt: q for q in asked}
+    known = [item for item in read_task("court") if fact(by_prompt[item.prompt]) in trained]
+    halves = Counter((item.split, item.domain) for item in known)
+    assert halves == {
+        ("calibrate", "arithmetic"): 10,
+        ("calibrate", "calendar"): 3,
+        ("report", "arithmetic"): 4,
+        ("report", "calendar"): 5,
+    }
+
+
 def test_wrong_answers_are_wrong_and_sentences_have_one_slot(asked):
     for q in asked:
         assert q.wrong
@@ -224,7 +252,8 @@ def test_files_are_checked(records, tmp_path):
     assert read_labels([path]) == records
     assert labels_hash(reversed(records)) == labels_hash(records)
     packed = tmp_path / "labels.jsonl.gz"
-    packed.write_bytes(gzip.compress(path.read_bytes()))
+    write_labels(packed, records)  # compressed, as its name says: it could not be read again
+    assert gzip.decompress(packed.read_bytes()) == path.read_bytes()
     assert read_labels([packed]) == records and file_name(packed) == file_name(path) == "labels"
     assert file_name(Path("x/llama-3.1.v2.jsonl.gz")) == "llama-3.1.v2"  # versions stay apart
     packed.write_bytes(packed.read_bytes()[:-20])

@@ -154,6 +154,34 @@ def test_an_interrupted_text_file_is_read_up_to_its_last_whole_line(tmp_path: Pa
     assert found == rows[: len(found)]
 
 
+@pytest.mark.parametrize("name", ["text.jsonl", "text.jsonl.gz"])
+def test_only_the_last_line_of_a_text_may_be_cut_off(tmp_path: Path, name: str) -> None:
+    """The bug: from a line that is no JSON on, the rest of the file was left out without a word."""
+    path = tmp_path / name
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    good = b'{"prompt": "a"}\n'
+    path.write_bytes(pack(good + b'{"prompt": "b'))
+    assert distil_text.read_text(path) == [{"prompt": "a"}]
+    for line in (b"{\n", b"\n", b'{"text": "b"}\n', b'["prompt"]\n', b'{"prompt": 1}\n', b"\xff\n"):
+        path.write_bytes(pack(good + line + good))
+        with pytest.raises(UserError, match=f"{name}:2: no object with .prompt"):
+            distil_text.read_text(path)
+
+
+def test_a_text_that_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "text.jsonl.gz"
+    with pytest.raises(UserError, match=r"text\.jsonl\.gz: it cannot be read .*No such file"):
+        distil_text.read_text(path)
+    path.write_text('{"prompt": "a"}\n')
+    with pytest.raises(UserError, match=r"text\.jsonl\.gz: it cannot be read .*Not a gzipped file"):
+        distil_text.read_text(path)
+    whole = bytearray(gzip.compress(b'{"prompt": "a"}\n' * 100))
+    whole[-8] ^= 0xFF  # of the checksum
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=r"text\.jsonl\.gz: it cannot be read"):
+        distil_text.read_text(path)
+
+
 def test_a_draft_is_distilled_saved_and_loaded(tiny_target: Path, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     text = tmp_path / "text.jsonl"

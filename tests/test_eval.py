@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,11 +21,13 @@ from judge_decoding.engine.base import Acceptance
 from judge_decoding.engine.torch_engine import load_target
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.evaluate import Evaluation, evaluate, report
+from judge_decoding.evaluation.overrides import overrides
 from judge_decoding.evaluation.systems import parse_settings, systems_of
 from judge_decoding.evaluation.task import Item, write_task
 from judge_decoding.evaluation.text import repetition
 from judge_decoding.pipeline import Pipeline, load_pipeline
 from judge_decoding.sequence import Request
+from judge_decoding.text import Tokenizer
 
 ROW = {
     "rule",
@@ -176,22 +179,60 @@ def test_the_report_counts_what_happened(pipeline: Pipeline, found: Evaluation) 
     assert document["provenance"]["groups"] == 8 and document["provenance"]["batch"] == 3
 
 
-def test_overrides_are_counted_by_what_became_of_the_answer(found: Evaluation) -> None:
-    from judge_decoding.evaluation.evaluate import overrides
-
-    lenient = found.answers[2]
-    judged = [result.provenance.count("judged") for result in lenient.results[:12]]
-    right = [bool(value) for value in lenient.right[:12]]
-    one = [j == 1 and n < 10 for n, j in enumerate(judged)]
-    assert overrides(found, lenient) == {
+def test_overrides_are_counted_by_what_became_of_the_answer(
+    pipeline: Pipeline, found: Evaluation
+) -> None:
+    strict, lenient = report(pipeline, found, task="tiny")["results"][1:3]
+    judged = [result.provenance.count("judged") for result in found.answers[2].results[:12]]
+    right = [bool(value) for value in found.answers[2].right[:12]]
+    assert lenient["overrides"] == {
         "tokens_in_right": sum(j for j, ok in zip(judged, right, strict=True) if ok),
         "tokens_in_wrong": sum(j for j, ok in zip(judged, right, strict=True) if not ok),
         "changed": sum(j > 0 for j in judged),
         "changed_right": sum(ok and j > 0 for j, ok in zip(judged, right, strict=True)),
-        "single": sum(one),
-        "single_still_right": sum(ok and o for ok, o in zip(right, one, strict=True)),
+        # Parser `exact` reads all of the text: no token comes after the answer, and none before it.
+        "single": 0,
+        "single_still_right": 0,
+        "single_after_answer": 0,
     }
-    assert overrides(found, found.answers[1])["changed"] == 0
+    assert strict["overrides"]["changed"] == 0
+
+
+SAYS = "It is Paris, of course"
+"""A byte is a token to the tiny tokenizer."""
+
+
+@pytest.mark.parametrize(
+    ("judged", "alone", "counted"),
+    [
+        ("Par", True, {"single": 1, "single_still_right": 1}),  # as the answer begins
+        ("is,", True, {"single": 1, "single_still_right": 1}),  # in it: "Paris" or "Parma"
+        (",", True, {"single_after_answer": 1}),
+        ("course", True, {"single_after_answer": 1}),
+        ("course", False, {}),  # the target alone had it wrong
+    ],
+)
+def test_a_token_after_the_answer_says_nothing_of_overrides(
+    tiny_target: Path, judged: str, alone: bool, counted: dict[str, int]
+) -> None:
+    """The bug: "still right" counted tokens that came when the answer had been given, and could not
+    change it: 80 of 126 on `court`."""
+    tokenizer = Tokenizer(tiny_target)
+    ids = tokenizer.encode(SAYS, special=False)
+    assert len(ids) == len(SAYS)
+    origins = ["target"] * len(ids)
+    origins[SAYS.index(judged)] = "judged"
+    result = SimpleNamespace(token_ids=ids, provenance=origins)
+    capital = {"id": "c", "group": "g", "domain": "d", "prompt": "Capital of France?"}
+    first = Item(**capital, answer="Paris", choices=["Rome"], parser="first_of")
+    found = overrides(tokenizer, [first], [result], [True], [alone])
+    names = ("single", "single_still_right", "single_after_answer")
+    assert {name: found[name] for name in names if found[name]} == counted
+    wrong = overrides(tokenizer, [first], [result], [False], [alone])
+    assert wrong["single_still_right"] == 0 and wrong["single"] == found["single"]
+    # Where a later answer counts, it is not known which token made the difference.
+    exact = Item(**capital, answer=SAYS, parser="exact")
+    assert not any(overrides(tokenizer, [exact], [result], [True], [alone])[name] for name in names)
 
 
 def test_the_log_likelihood_is_the_targets_own(

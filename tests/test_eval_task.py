@@ -12,7 +12,7 @@ import pytest
 
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation import run_code
-from judge_decoding.evaluation.parsers import expected, final_answer, is_right
+from judge_decoding.evaluation.parsers import expected, final_answer, is_right, settled
 from judge_decoding.evaluation.task import Item, read_task, task_names, write_task
 
 BUILD = Path(__file__).parent.parent / "build"
@@ -32,6 +32,12 @@ def item(**changes: Any) -> Item:
         ("from 5-3", "3"),  # a hyphen, not a minus
         ("-0.0", "0"),
         ("none at all", None),
+        # A list's commas are no thousands': 1,2,3 was read as 123.
+        ("1,2,3", "3"),
+        ("between 3,4", "4"),
+        ("3,000, 4", "4"),
+        ("12,345,678.50 dollars", "12345678.5"),
+        ("1,2345", "2345"),
     ],
 )
 def test_number_is_the_last_one(text: str, said: str | None) -> None:
@@ -53,6 +59,13 @@ def test_numbers_are_compared_by_value() -> None:
         ("A", "A"),
         ("Answer: B. No, wait. The answer is C", "C"),
         ("BAD", None),
+        # "A" was taken for the article, and the next letter for the answer.
+        ("The answer is A because B is too large.", "A"),
+        ("The ANSWER IS A and not C.", "A"),
+        ("Answer: A is right, B is wrong.", "A"),
+        ("A is correct; B is not.", "A"),
+        ("The answer is a hard one: B", "B"),
+        ("The answer is D because A is small.", "D"),
     ],
 )
 def test_choice(text: str, said: str | None) -> None:
@@ -102,6 +115,30 @@ def test_first_of_with_case_is_not_misled_by_a_first_word() -> None:
     arsenic = item(parser="first_of", answer="As", choices=["In", "Ar"], match_case=True)
     assert is_right(arsenic, "In chemistry it is As, as you know")
     assert is_right(arsenic, "As.") and not is_right(arsenic, "as")
+
+
+@pytest.mark.parametrize(
+    ("text", "stands"),
+    [
+        ("It is Guinea", False),  # "Guinea-Bissau"
+        ("It is Guinea-", False),
+        ("It is Guinea ", True),
+        ("It is Guinea.", True),
+        ("It is", False),
+        ("", False),
+    ],
+)
+def test_an_answer_stands_once_its_word_has_ended(text: str, stands: bool) -> None:
+    guinea = item(parser="first_of", answer="Guinea-Bissau", choices=["Guinea"])
+    assert settled(guinea, text) is stands
+    number = item(parser="first_of", prompt="12 + 3?", answer="15")
+    assert not settled(number, "12 + 3 = 1") and settled(number, "12 + 3 = 15.")
+    indium = item(parser="first_of", answer="As", choices=["In"], match_case=True)
+    assert not settled(indium, "In ") and settled(indium, "It is In ")
+    # A later number, letter or block of code is the one that counts.
+    assert not settled(item(), "It is 7.") and not settled(
+        item(parser="choice"), "The answer is B."
+    )
 
 
 DOUBLE = item(parser="python", answer=None, tests="assert f(2) == 4\nassert f(0) == 0")

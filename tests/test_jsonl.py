@@ -14,9 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "build"))
 
 import annotate
 import import_questions
+import mining_file
 
 from clients.perf import inputs
 from judge_decoding import cli
+from judge_decoding.evaluation.audit_log import read_log
 from judge_decoding.evaluation.task import read_task
 from judge_decoding.labels import read_labels
 from judge_decoding.text import Tokenizer
@@ -25,6 +27,15 @@ TEXT = "a\u2028b\x85c\u2029d"
 """Three ends of lines to str.splitlines(), none to JSON: web text is full of them."""
 LABELS: dict[str, Any] = {"id": "1", "group": "g", "domain": "d", "prompt": TEXT, "response": "r"}
 ITEM = {"id": "1", "group": "g", "domain": "d", "prompt": TEXT, "answer": "1", "parser": "number"}
+LOGGED = {"time": 1.0, "rule": "judge", "prompt_ids": [1], "token_ids": [2], "max_tokens": 2}
+
+
+def resumed(path: Path, _: Path) -> list[Any]:
+    """The prompts that a mining run does not mine again."""
+    path.with_name(f"{path.name}.run.json").write_text("{}")
+    return list(mining_file.LabelFile(path, {}).known)
+
+
 READERS: dict[str, tuple[dict[str, Any], Callable[[Path, Path], list[Any]]]] = {
     "cli": ({"prompt": TEXT}, lambda path, _: cli.read_prompts(path)),
     "perf": ({"prompt": TEXT}, lambda path, _: inputs.read_prompts(path)),
@@ -32,6 +43,14 @@ READERS: dict[str, tuple[dict[str, Any], Callable[[Path, Path], list[Any]]]] = {
     "labels": (
         LABELS | {"response_ids": [1], "spans": [], "split": "train"},
         lambda path, _: read_labels([path]),
+    ),
+    "mining": (
+        LABELS | {"id": "1-mined", "response_ids": [1], "spans": [], "split": "train"},
+        resumed,
+    ),
+    "audit": (
+        LOGGED | {"provenance": ["judged"], "finish_reason": "stop", "stop_words": [TEXT]},
+        lambda path, _: read_log(path)[0].stop_words,
     ),
     "import": (
         {"question": TEXT, "answer": "it is 1 #### 1"},

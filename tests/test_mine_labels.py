@@ -358,6 +358,8 @@ def test_labels_of_another_run_are_not_gone_on_with(tiny):
         (("--split", "some"), "split 'some'"),
         (("--shard", "3/3"), "--shard '3/3'"),
         (("--mpi",), "two ranks or more of mpiexec"),
+        (("--out", "o.jsonl.gz"), "o.jsonl.gz would be compressed"),
+        (("--task", "nowhere.jsonl.gz"), "nowhere.jsonl.gz: it cannot be read"),
     ],
 )
 def test_a_users_mistake_is_one_clear_line(tiny, options, message):

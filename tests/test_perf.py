@@ -419,6 +419,7 @@ def test_the_deployment_that_is_measured_is_the_same_but_for_its_schedule(tmp_pa
         (["compare", "/nowhere.json", "/nowhere.json"], "compare: cannot read /nowhere.json"),
         (["tune", "--config", "/nowhere.yaml"], "config: cannot read /nowhere.yaml"),
         (["tune", "--active", "9"], "active: 9 is more than limits.max_sequences 8"),
+        (["tune", "--write", "--max-draft-len", "4"], "max-draft-len: 4 is above the file's"),
         ([], "Missing command."),
     ],
 )

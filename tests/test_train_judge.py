@@ -238,6 +238,12 @@ def test_training_by_a_quality_budget(labels, tiny_target, deployment, tmp_path)
     assert judge.metadata.metrics["threshold_budget"] == 0.2
 
 
+LABEL = {"label": "bad", "origin": "error"}
+LABELLED = {"id": "one", "group": "g98", "domain": "d", "prompt": "p", "response": "r"}
+LABELLED |= {"response_ids": [50], "spans": [{"start": 0, "end": 1} | LABEL], "split": "heldout"}
+BUDGET = {"deployment": Path("nowhere.yaml"), "task": "court"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -245,8 +251,46 @@ def test_training_by_a_quality_budget(labels, tiny_target, deployment, tmp_path)
         ({"dtype": "float16"}, "--dtype: 'float16' is not auto, float32 or bfloat16"),
         ({"threshold": 0.5, "bad_recall": 0.9}, "give one of --threshold"),
         ({"max_quality_drop": 0.01}, "--max-quality-drop needs --deployment and --task"),
+        (BUDGET | {"max_quality_drop": 0.0}, "--max-quality-drop: 0 is not above 0 and below 1"),
+        (BUDGET | {"max_quality_drop": 1.0}, "--max-quality-drop: 1 is not above 0 and below 1"),
+        ({"tried": "0.5,1.5"}, r"--try: 1.5 is not in \[0, 1\]"),
+        ({"tried": "nan"}, r"--try: nan is not in \[0, 1\]"),
     ],
 )
 def test_wrong_options_say_so(labels, tiny_target, tmp_path, options, message):
     with pytest.raises(SystemExit, match=message):
         train(labels, tiny_target, tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, "second.jsonl labels no token"),
+        ({"spans": []}, "second.jsonl labels no token"),
+        (
+            {"response_ids": [50] * 1100, "spans": [{"start": 1090, "end": 1091} | LABEL]},
+            r"record 'long' has \d+ tokens up to its last label, and 1024 can be read",
+        ),
+    ],
+)
+def test_labels_that_cannot_be_read_are_named_before_any_are(
+    labels, tiny_target, tmp_path, monkeypatch, change, message
+):
+    """The bugs: "torch.cat(): expected a non-empty list", and a ValueError of the engine's once the
+    other files had been read."""
+    second = tmp_path / "second.jsonl"
+    second.touch()
+    if change is not None:
+        record = LABELLED | {"id": "long", "group": "g99"} | change
+        write_labels(second, [LabelRecord.model_validate(record)])
+    monkeypatch.setattr("judge_features.load_reader", None)
+    with pytest.raises(SystemExit, match=message):
+        train(labels, tiny_target, tmp_path, held_out_labels=[str(second)], cache=str(tmp_path))
+
+
+def test_what_follows_the_last_label_is_not_read(labels, tiny_target, tmp_path):
+    """Only the text up to it must fit."""
+    record = LABELLED | {"response_ids": [50] * 1100, "spans": [{"start": 5, "end": 6} | LABEL]}
+    second = tmp_path / "second.jsonl"
+    write_labels(second, [LabelRecord.model_validate(record)])
+    train(labels, tiny_target, tmp_path, held_out_labels=[str(second)])

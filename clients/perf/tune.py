@@ -63,7 +63,13 @@ def tune(
         raise JudgeClientError(f"out: no folder {out.parent}")
     values = read_config(config)
     limits = dict(values.get("limits") or {})
-    longest = max_draft_len or count(values, "max_draft_len", 8)  # the library's defaults
+    own = count(values, "max_draft_len", 8)  # the library's defaults
+    longest = max_draft_len or own
+    if write and longest > own:
+        raise JudgeClientError(
+            f"max-draft-len: {longest} is above the file's max_draft_len {own}, which a schedule may "
+            "not exceed; raise it there first, or leave out --write"
+        )
     slots = max_sequences or count(limits, "max_sequences", 4)
     limits["max_sequences"] = slots
     wanted = streams(active, "active") or sorted({a for a in ACTIVE if a < slots} | {slots})

@@ -23,6 +23,7 @@ from typing import Any
 from judge_decoding import provenance
 from judge_decoding.decoding import Result
 from judge_decoding.errors import UserError
+from judge_decoding.evaluation.overrides import overrides
 from judge_decoding.evaluation.parsers import is_right
 from judge_decoding.evaluation.statistics import Paired, wilson
 from judge_decoding.evaluation.systems import DRAFT, System, decoder_of
@@ -217,7 +218,7 @@ def _row(pipeline: Pipeline, evaluation: Evaluation, answers: Answers) -> dict[s
         "judged_share": record.num_judged_tokens / tokens,
         "loglikelihood": loglikelihood(pipeline.target, prompts, texts),
         "repetition": repetition(texts),
-        "overrides": None if alone else overrides(evaluation, answers),
+        "overrides": None if alone else _overrides(pipeline, evaluation, answers),
         "speculative_decoding": record.to_dict() if drafted else None,
     }
 
@@ -252,42 +253,17 @@ def _domain(evaluation: Evaluation, answers: Answers, domain: str) -> dict[str, 
     }
 
 
-def overrides(evaluation: Evaluation, answers: Answers) -> dict[str, int] | None:
-    """What became of answers with overridden tokens: tokens that the standard rule refuses. Over
-    checked items; None without any.
-
-    tokens_in_right, tokens_in_wrong   overridden tokens, by the answer they stand in. A token in a
-                                       wrong answer need not be what made it wrong.
-    changed, changed_right             answers with one, and those of them that are right
-    single, single_still_right         of the answers that the target alone gives rightly: those
-                                       with exactly one, and those of them that stay right. Greedy
-                                       decoding differs from the target's own in that one token, so
-                                       that the token alone made the difference: each that stays
-                                       right is a correct token that the standard rule refuses, each
-                                       other a wrong one that was let through.
-    """
-    if not evaluation.checked:
+def _overrides(
+    pipeline: Pipeline, evaluation: Evaluation, answers: Answers
+) -> dict[str, int] | None:
+    """Over checked items; None without any."""
+    at = evaluation.checked
+    if not at:
         return None
-    counts = dict.fromkeys(
-        (
-            "tokens_in_right",
-            "tokens_in_wrong",
-            "changed",
-            "changed_right",
-            "single",
-            "single_still_right",
-        ),
-        0,
+    return overrides(
+        pipeline.tokenizer,
+        [evaluation.items[n] for n in at],
+        [answers.results[n] for n in at],
+        [bool(answers.right[n]) for n in at],
+        [bool(evaluation.answers[0].right[n]) for n in at],
     )
-    alone = evaluation.answers[0].right
-    for n in evaluation.checked:
-        right = bool(answers.right[n])
-        judged = answers.results[n].provenance.count("judged")
-        counts["tokens_in_right" if right else "tokens_in_wrong"] += judged
-        if judged:
-            counts["changed"] += 1
-            counts["changed_right"] += right
-        if judged == 1 and alone[n]:
-            counts["single"] += 1
-            counts["single_still_right"] += right
-    return counts

@@ -10,17 +10,19 @@ that what is chosen loses more than the budget stays at 1 - confidence, however 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from judge_decoding.errors import UserError
-from judge_decoding.evaluation.statistics import Paired
+from judge_decoding.evaluation.statistics import Paired, difference_bound, share_bound
 
 METHOD = "quality_budget"
+RESAMPLES = 100_000
+"""Of the bootstrap: with a few thousand, the seed decides what passes."""
 NEVER = 1.0
 """The threshold that no score exceeds."""
 
@@ -72,8 +74,7 @@ def choose_threshold(
     """
     if not outcomes:
         raise UserError("gate: no thresholds to choose from")
-    if not 0 < budget < 1:
-        raise UserError(f"gate: a quality budget of {budget} is not in (0, 1); one point is 0.01")
+    check_budget(budget)
     if not 0.5 <= confidence < 1:
         raise UserError(f"gate: a confidence of {confidence} is not in [0.5, 1)")
     chosen, trials = NEVER, list[Trial]()
@@ -99,16 +100,28 @@ def choose_threshold(
 def loss_bound(paired: Paired, confidence: float = 0.95, *, seed: int = 0) -> float:
     """Upper confidence bound of the accuracy that the rule loses against the target alone.
 
-    The bootstrap's quantile over groups, but at least what G groups without any loss leave open,
-    z^2 / (G + z^2) (Wilson's bound for none in G): a bootstrap of no differences would be certain
-    after one item.
+    The largest of three, each too low where another is not:
+
+    bootstrap  over groups, as they are. Of few differences it is far too sure.
+    score      Tango's, of items lost and won, each worth 1 / design effect of an independent one
+    exact      Clopper and Pearson's, as if the net loss were so many lost groups and nothing else:
+               where nothing was lost, nobody knows how much the items of a group agree
     """
-    bootstrap = float(np.quantile(-paired.resampled(seed=seed), confidence))
-    z2 = NormalDist().inv_cdf(confidence) ** 2
-    return max(bootstrap, z2 / (len(set(paired.groups)) + z2))
+    items, groups = len(paired.groups), len(set(paired.groups))
+    bootstrap = -paired.resampled(seed=seed, resamples=RESAMPLES)
+    worth = paired.design_effect
+    score = difference_bound(paired.lost / worth, paired.won / worth, items / worth, confidence)
+    net = max(0, paired.lost - paired.won)
+    exact = share_bound(-(-net * groups // items), groups, confidence)
+    return max(float(np.quantile(bootstrap, confidence)), score, exact)
+
+
+def check_budget(budget: float) -> None:
+    if not 0 < budget < 1:
+        raise UserError(f"gate: a quality budget of {budget} is not in (0, 1); one point is 0.01")
 
 
 def groups_needed(budget: float, confidence: float = 0.95) -> int:
     """Groups below which no rule can pass, be it as good as the target."""
-    z2 = NormalDist().inv_cdf(confidence) ** 2
-    return int(np.ceil(z2 * (1 - budget) / budget))
+    check_budget(budget)
+    return math.ceil(math.log(1 - confidence) / math.log1p(-budget))

@@ -1,6 +1,6 @@
 """What an answer says, and whether it is right.
 
-number    the last number in the text: "... so 1,200.0 in all" says 1200
+number    the last number in the text: "... so 1,200.0 in all" says 1200, "1,2,3" says 3
 choice    a letter (A to E, or the item's choices): the one after the last "answer is" or "answer:",
           else the first that stands alone
 exact     all of the text, but for case, accents and spaces
@@ -20,6 +20,9 @@ from judge_decoding.evaluation.run_code import runs_through
 from judge_decoding.evaluation.task import Item
 
 LETTERS = ("A", "B", "C", "D", "E")
+FIRST_COUNTS = frozenset({"first_of"})
+"""Parsers that read the first answer said: nothing that is said after it can change it."""
+NO_NOUN = "is|was|has|and|or|but|because|since|as|seems|would|must|should"
 
 
 def final_answer(item: Item, text: str) -> str | None:
@@ -55,6 +58,15 @@ def is_right(item: Item, text: str, *, run_code: bool = False) -> bool:
     return given is not None and given == expected(item)
 
 
+def settled(item: Item, text: str) -> bool:
+    """Whether the answer stands, however `text` goes on: under a parser of FIRST_COUNTS, once an
+    answer is given and its word has ended ("1" may become "146", "Guinea" "Guinea-Bissau")."""
+    if item.parser not in FIRST_COUNTS:
+        return False
+    # The underscore stands for what follows: a first word may be an answer only if it is all.
+    return final_answer(item, re.sub(r"[\w-]+$", "", text) + "_") is not None
+
+
 def expected(item: Item) -> str | None:
     """The known answer in the form that `final_answer` has."""
     if item.answer is None:
@@ -76,23 +88,24 @@ def plain(text: str) -> str:
 
 
 def last_number(text: str) -> str | None:
-    found = re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?|\d[\d,]*(?:\.\d+)?", text)
+    number = r"\d+(?:,\d{3}(?!\d))*(?:\.\d+)?"
+    found = re.findall(rf"(?<![\w.])-?{number}|{number}", text)
     if not found:
         return None
-    number = found[-1].replace(",", "")
-    if "." in number:
-        number = number.rstrip("0").rstrip(".")
-    return "0" if number == "-0" else number
+    last = str(found[-1]).replace(",", "")
+    if "." in last:
+        last = last.rstrip("0").rstrip(".")
+    return "0" if last == "-0" else last
 
 
 def choice(text: str, letters: list[str] | tuple[str, ...]) -> str | None:
     known = "|".join(map(re.escape, letters))
-    # "A" before a small letter is the article.
-    alone = rf"(?<![\w'])({known})(?![\w'])(?!(?<=A) [a-z])"
-    told = re.findall(rf"\banswer\b(?: is|:)[\s:*(\[\"']*{alone}", text, re.IGNORECASE)
-    if told := [letter for letter in told if letter in letters]:
+    alone = rf"(?<![\w'])({known})(?![\w'])"
+    told = re.findall(rf"(?i:\banswer(?: is|:))[\s:*(\[\"']*{alone}", text)
+    if told:
         return str(told[-1])
-    found = re.search(alone, text)
+    # "A" before a small letter is the article, but for a word that no article stands before.
+    found = re.search(rf"{alone}(?!(?<=A) (?!(?:{NO_NOUN})\b)[a-z])", text)
     return found[1] if found else None
 
 

@@ -96,13 +96,16 @@ def _print_overrides(out: Console, rows: Sequence[dict[str, Any]]) -> None:
         counts = row["overrides"]
         if not counts or not counts["changed"]:
             continue
-        out.print(
+        line = (
             f"{row['name']}: {counts['tokens_in_right']} tokens that the standard rule refuses "
-            f"stand in right answers, {counts['tokens_in_wrong']} in wrong ones; of "
-            f"{counts['single']} answers that the target gives rightly and that differ by one such "
-            f"token, {counts['single_still_right']} stay right",
-            soft_wrap=True,
+            f"stand in right answers, {counts['tokens_in_wrong']} in wrong ones"
         )
+        if counts["single"]:
+            line += (
+                f"; of {counts['single']} answers that the target gives rightly and that differ by "
+                f"one such token, said before the answer, {counts['single_still_right']} stay right"
+            )
+        out.print(line, soft_wrap=True)
 
 
 def print_audit(out: Console, report: dict[str, Any]) -> None:

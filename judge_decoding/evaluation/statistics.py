@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -10,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 RESAMPLES = 4000
+DRAWN_AT_ONCE = 4_000_000
+"""Groups, of all resamples of a block together: 32 MB of indices."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,16 @@ class Paired:
         return int((self._gaps > 0).sum())
 
     @property
+    def design_effect(self) -> float:
+        """How much the items of a group agree: the variance of the difference by groups over that
+        by single items, at least 1. So many items are worth one that stands alone."""
+        gaps, difference = self._gaps, self.difference
+        _, index = np.unique(np.array(self.groups), return_inverse=True)
+        by_group = np.bincount(index, gaps - difference)
+        by_item = float(((gaps - difference) ** 2).sum())
+        return max(1.0, float((by_group**2).sum()) / by_item) if by_item else 1.0
+
+    @property
     def _gaps(self) -> npt.NDArray[np.float64]:
         return np.asarray(self.right, np.float64) - np.asarray(self.alone, np.float64)
 
@@ -69,9 +82,12 @@ def bootstrap_means(
     """float64 [resamples]: the mean over all items of as many groups, drawn with replacement."""
     _, index = np.unique(np.array(groups), return_inverse=True)
     sums, sizes = np.bincount(index, values), np.bincount(index)
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, len(sums), (resamples, len(sums)))
-    means: npt.NDArray[np.float64] = sums[drawn].sum(1) / sizes[drawn].sum(1)
+    rng, block = np.random.default_rng(seed), max(1, DRAWN_AT_ONCE // len(sums))
+    means = np.empty(resamples)
+    for start in range(0, resamples, block):
+        part = means[start : start + block]
+        drawn = rng.integers(0, len(sums), (len(part), len(sums)))
+        part[:] = sums[drawn].sum(1) / sizes[drawn].sum(1)
     return means
 
 
@@ -88,3 +104,53 @@ def wilson(share: float, count: int, confidence: float = 0.95) -> tuple[float, f
     reach = z * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     reach /= 1 + z * z / count
     return max(0.0, float(middle - reach)), min(1.0, float(middle + reach))
+
+
+def share_bound(lost: int, count: int, confidence: float = 0.95) -> float:
+    """Clopper and Pearson's upper bound of a share, of which `lost` in `count` independent draws
+    were seen: exact, the share at which so few come with a chance of 1 - confidence."""
+    if not 0 <= lost <= count or count < 1:
+        raise ValueError(f"share_bound: {lost} lost of {count}")
+    if lost == count:
+        return 1.0
+    k = np.arange(lost + 1)
+    ways = np.array(
+        [math.lgamma(count + 1) - math.lgamma(i + 1) - math.lgamma(count - i + 1) for i in k]
+    )
+
+    def too_few(share: float) -> bool:
+        logs = ways + k * math.log(share) + (count - k) * math.log1p(-share)
+        return float(np.exp(logs).sum()) > 1 - confidence
+
+    return _last(too_few, lost / count)
+
+
+def difference_bound(lost: float, won: float, count: float, confidence: float = 0.95) -> float:
+    """Tango's upper score bound (1998) of the share lost minus the share won, of `count`
+    independent pairs; at least what was seen.
+
+    The variance is that at the bound, not that of the few pairs seen to differ. The three may be
+    fractions: pairs by what they are worth.
+    """
+    z = NormalDist().inv_cdf(confidence)
+
+    def possible(loss: float) -> bool:
+        # The likeliest share won, where the share lost is that and `loss`: a quadratic's root.
+        b = (2 * count - lost + won) * loss - lost - won
+        root = math.sqrt(b * b + 8 * count * won * loss * (1 - loss))
+        variance = count * ((root - b) / (2 * count) + loss * (1 - loss))
+        return count * loss - (lost - won) <= z * math.sqrt(variance)
+
+    return _last(possible, max(0.0, (lost - won) / count))
+
+
+def _last(holds: Callable[[float], bool], low: float) -> float:
+    """The end of the part of [low, 1] in which it holds, by bisection; never short of it."""
+    high = 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
+    return high
