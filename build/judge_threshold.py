@@ -15,7 +15,7 @@ from judge_decoding.config import Deployment, load_deployment
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.evaluate import evaluate
 from judge_decoding.evaluation.gate import Trial, choose_threshold, groups_needed
-from judge_decoding.evaluation.statistics import Paired
+from judge_decoding.evaluation.statistics import Paired, worth
 from judge_decoding.evaluation.systems import systems_of
 from judge_decoding.evaluation.task import Item, read_task
 from judge_decoding.judge import Judge
@@ -87,11 +87,12 @@ class Calibration:
         items = [item for item in read_task(task) if item.checked]
         if any(item.split for item in items):
             items = [item for item in items if item.split == "calibrate"]
-        groups, needed = len({item.group for item in items}), groups_needed(budget)
+        groups, needed = worth([item.group for item in items]), groups_needed(budget)
         if groups < needed:
             raise UserError(
-                f"--task: {task} has {groups} groups to calibrate on, and a drop of at most "
-                f"{budget:g} cannot be shown on fewer than {needed}; give more, or a larger budget"
+                f"--task: {task} has groups to calibrate on that are worth {groups:.0f} of equal "
+                f"size, and a drop of at most {budget:g} cannot be shown on fewer than {needed}; "
+                "give more, or a larger budget"
             )
         limits = config.limits.model_dump()
         limits |= {} if batch is None else {"max_sequences": batch}

@@ -429,6 +429,8 @@ def _given_twice(node: Any, seen: set[int]) -> Any:
     parts, keys = list(node.value), set()
     if node.id == "mapping":
         for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue  # each adds what the others have not
             if (name := (key.tag, str(key.value))) in keys:
                 return key
             keys.add(name)

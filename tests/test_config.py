@@ -109,6 +109,9 @@ def test_aliases_and_merges_are_no_repetition(tmp_path: Path) -> None:
     merged = BASE.replace("target: {", "target: &t {").replace("draft: {", "draft: {<<: *t, ")
     deployment = load_deployment(write(tmp_path, merged))
     assert deployment.draft is not None and deployment.draft.model == tmp_path.parent / "draft"
+    twice = "limits: {<<: {max_tokens: 7}, <<: {max_sequences: 3}}\n"
+    limits = load_deployment(write(tmp_path, BASE + twice)).limits
+    assert (limits.max_tokens, limits.max_sequences) == (7, 3)
     endless = BASE.replace("name: test", "name: &n [*n]")
     with pytest.raises(UserError, match="name: Input should be a valid string"):
         load_deployment(write(tmp_path, endless))

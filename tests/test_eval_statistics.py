@@ -28,6 +28,7 @@ from judge_decoding.evaluation.statistics import (
     difference_bound,
     share_bound,
     wilson,
+    worth,
 )
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
@@ -102,9 +103,14 @@ def test_wilson_holds_its_share(share: float, count: int) -> None:
 
 @given(st.integers(0, 40), st.integers(1, 2000), st.floats(0.5, 0.99))
 def test_the_share_bound_is_clopper_and_pearsons(lost: int, count: int, confidence: float) -> None:
+    """The share of which so few are lost with a chance of 1 - confidence; fractions lie between."""
     lost = min(lost, count)
-    expected = stats.beta.ppf(confidence, lost + 1, count - lost) if lost < count else 1.0
-    assert share_bound(lost, count, confidence) == pytest.approx(expected, abs=1e-9)
+    bound = share_bound(lost, count, confidence)
+    if lost == count:
+        assert bound == 1.0
+        return
+    assert stats.binom.cdf(lost, count, bound) == pytest.approx(1 - confidence, abs=1e-6)
+    assert bound < share_bound(lost + 0.5, count, confidence)
 
 
 @pytest.mark.parametrize(("lost", "won", "count"), [(4, 0, 300), (12, 5, 600), (3, 3, 150)])
@@ -155,7 +161,7 @@ def test_a_rule_that_loses_the_budget_passes_one_time_in_twenty(groups: int, bud
 
 @pytest.mark.parametrize("groups", [174, 300, 600])
 @pytest.mark.parametrize("budget", [0.01, 0.02])
-@pytest.mark.parametrize("won", [0.005, 0.01, 0.03])
+@pytest.mark.parametrize("won", [0.005, 0.01, 0.03, 0.04])
 def test_nor_does_one_that_wins_other_answers(groups: int, budget: float, won: float) -> None:
     """A bound of the net loss as of a plain share passed such a rule with a chance of up to 0.11
     (300 groups, 1 point lost in truth, half a point won). Exact but for Tango's own overshoot, and
@@ -171,7 +177,7 @@ def test_nor_does_one_that_wins_other_answers(groups: int, budget: float, won: f
                 probabilities = [budget + won, won, 1 - budget - 2 * won]
                 counts = [lost, gained, groups - lost - gained]
                 chance += float(stats.multinomial.pmf(counts, groups, probabilities))
-    assert chance <= 0.0505
+    assert chance <= 0.051
 
 
 def test_items_that_a_group_loses_together_are_one() -> None:
@@ -184,15 +190,38 @@ def test_items_that_a_group_loses_together_are_one() -> None:
     assert loss_bound(apart) < loss_bound(four)
 
 
+def test_what_few_differences_say_of_a_group_is_little() -> None:
+    """Groups of one item and of four: where nothing differs the items of a group may be all one."""
+    groups = [str(n) for n in range(100)] + [f"four {n // 4}" for n in range(100)]
+    assert worth(groups) == pytest.approx(200**2 / (100 + 25 * 16)) == 80
+    none = Paired([True] * 200, [True] * 200, groups)
+    assert none.design_effect == pytest.approx(200 / 80)
+    assert loss_bound(none) == pytest.approx(share_bound(0, 80))
+    fifty = Paired([n % 2 == 0 for n in range(100)] + [True] * 100, [True] * 200, groups)
+    seen = (50 * 0.75**2 + 50 * 0.25**2 + 25 * 1**2) / (50 * 0.75**2 + 150 * 0.25**2)
+    assert fifty.design_effect == pytest.approx((5 * 2.5 + 50 * seen) / 55)
+
+
+def test_large_groups_may_lose_alone() -> None:
+    """The bug: every group weighed the same, and a rule that loses whole groups of `court`'s
+    largest, two points in truth, passed where none of them happened to be asked: one time in five."""
+    one = calibrated("eval_court_calibrate.json")["none"]
+    sizes = np.unique(np.array(one.groups), return_counts=True)[1]
+    large = int((sizes >= 6).sum())
+    rate = 0.02 * len(one.groups) / sizes[sizes >= 6].sum()
+    assert (1 - rate) ** large == pytest.approx(0.18, abs=0.01)
+    assert loss_bound(one) == pytest.approx(0.0244, abs=1e-4)  # none lost
+
+
 def test_the_bootstrap_counts_where_groups_are_few_and_of_unlike_size() -> None:
     """All that was won is in one group: a resample without it has losses alone, and the score's
     variance does not know."""
-    groups = ["large"] * 40 + [str(n // 2) for n in range(38)]
-    right = [True] * 40 + [n % 4 > 0 for n in range(38)]
-    alone = [n >= 20 for n in range(40)] + [True] * 38
+    groups = ["large"] * 20 + [str(n) for n in range(30)]
+    right = [True] * 20 + [n % 4 > 0 for n in range(30)]
+    alone = [n >= 10 for n in range(20)] + [True] * 30
     one = Paired(right, alone, groups)
     expected = float(np.quantile(-one.resampled(resamples=RESAMPLES), 0.95))
-    assert loss_bound(one) == expected == pytest.approx(0.325, abs=0.005)
+    assert loss_bound(one) == expected == pytest.approx(0.355, abs=0.005)
 
 
 def calibrated(file: str) -> dict[str, Paired]:
@@ -217,9 +246,9 @@ def test_the_seed_decides_nothing() -> None:
     [
         (
             "eval_court_calibrate.json",
-            {"strict": 1.7, "typical 0.3": 4.4, "judge 0.76": 2.7, "judge 0.72": 4.4}
-            | {"judge 0.68": 4.4, "judge 0.64": 5.2},
-            {0.02: NEVER, 0.03: 0.76, 0.05: 0.68},
+            {"strict": 1.2, "typical 0.3": 4.1, "judge 0.76": 2.6, "judge 0.72": 3.7}
+            | {"judge 0.68": 4.3, "judge 0.64": 4.8},
+            {0.02: NEVER, 0.03: 0.76, 0.04: 0.72, 0.05: 0.64},
         ),
         (
             "controlled_calibrate.json",

@@ -289,6 +289,10 @@ def test_the_command_prints_a_table_and_a_document(tmp_path: Path) -> None:
     assert r["configured"]["mean_acceptance_length"] == pytest.approx(12)
     assert r["best"]["tokens_per_s"] >= r["configured"]["tokens_per_s"]
     everything = json.loads(command("--config", str(file), "--json").stdout.splitlines()[-1])
+    assert everything["context"] == 1024
+    file.write_text(yaml.safe_dump(deployment(tmp_path, limits={"max_context": 512})))
+    short = json.loads(command("--config", str(file), "--json").stdout.splitlines()[-1])
+    assert short["context"] == 512  # the default is no reason to refuse it
     assert set(everything["gpus"]) == {"h100", "h200", "b200"}
 
 

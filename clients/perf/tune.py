@@ -67,8 +67,8 @@ def tune(
     longest = max_draft_len or own
     if write and longest > own:
         raise JudgeClientError(
-            f"max-draft-len: {longest} is above the file's max_draft_len {own}, which a schedule may "
-            "not exceed; raise it there first, or leave out --write"
+            f"max-draft-len: {longest} is above the file's max_draft_len {own}, and a schedule may "
+            "not exceed it; raise it there first, or leave out --write"
         )
     slots = max_sequences or count(limits, "max_sequences", 4)
     limits["max_sequences"] = slots

@@ -104,15 +104,13 @@ def loss_bound(paired: Paired, confidence: float = 0.95, *, seed: int = 0) -> fl
 
     bootstrap  over groups, as they are. Of few differences it is far too sure.
     score      Tango's, of items lost and won, each worth 1 / design effect of an independent one
-    exact      Clopper and Pearson's, as if the net loss were so many lost groups and nothing else:
-               where nothing was lost, nobody knows how much the items of a group agree
+    exact      Clopper and Pearson's, of the net loss alone, of items worth as much
     """
-    items, groups = len(paired.groups), len(set(paired.groups))
     bootstrap = -paired.resampled(seed=seed, resamples=RESAMPLES)
-    worth = paired.design_effect
-    score = difference_bound(paired.lost / worth, paired.won / worth, items / worth, confidence)
-    net = max(0, paired.lost - paired.won)
-    exact = share_bound(-(-net * groups // items), groups, confidence)
+    effect = paired.design_effect
+    lost, won, items = (n / effect for n in (paired.lost, paired.won, len(paired.groups)))
+    score = difference_bound(lost, won, items, confidence)
+    exact = share_bound(max(0.0, lost - won), items, confidence)
     return max(float(np.quantile(bootstrap, confidence)), score, exact)
 
 
@@ -122,6 +120,6 @@ def check_budget(budget: float) -> None:
 
 
 def groups_needed(budget: float, confidence: float = 0.95) -> int:
-    """Groups below which no rule can pass, be it as good as the target."""
+    """Groups of equal size below which a rule cannot pass that answers just as the target does."""
     check_budget(budget)
     return math.ceil(math.log(1 - confidence) / math.log1p(-budget))

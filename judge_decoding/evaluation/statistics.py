@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import betaincinv
 
 RESAMPLES = 4000
+AGREEING = 5
+"""Groups that the design effect starts from."""
 DRAWN_AT_ONCE = 4_000_000
 """Groups, of all resamples of a block together: 32 MB of indices."""
 
@@ -48,13 +51,20 @@ class Paired:
 
     @property
     def design_effect(self) -> float:
-        """How much the items of a group agree: the variance of the difference by groups over that
-        by single items, at least 1. So many items are worth one that stands alone."""
+        """How many items are worth one that stands alone.
+
+        As seen it is the variance of the difference by groups over that by single items, at least
+        1. Where few groups differ that says little: so it starts from the most it can be, a group's
+        items being all one, as if AGREEING groups more had differed so.
+        """
         gaps, difference = self._gaps, self.difference
         _, index = np.unique(np.array(self.groups), return_inverse=True)
         by_group = np.bincount(index, gaps - difference)
         by_item = float(((gaps - difference) ** 2).sum())
-        return max(1.0, float((by_group**2).sum()) / by_item) if by_item else 1.0
+        seen = max(1.0, float((by_group**2).sum()) / by_item) if by_item else 1.0
+        differing = int((np.bincount(index, np.abs(gaps)) > 0).sum())
+        most = len(gaps) / worth(self.groups)
+        return (AGREEING * most + differing * seen) / (AGREEING + differing)
 
     @property
     def _gaps(self) -> npt.NDArray[np.float64]:
@@ -106,23 +116,19 @@ def wilson(share: float, count: int, confidence: float = 0.95) -> tuple[float, f
     return max(0.0, float(middle - reach)), min(1.0, float(middle + reach))
 
 
-def share_bound(lost: int, count: int, confidence: float = 0.95) -> float:
+def worth(groups: Sequence[str]) -> float:
+    """How many groups of equal size these are worth, where a group's items are all one."""
+    sizes = np.unique(np.array(groups), return_counts=True)[1]
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
+
+
+def share_bound(lost: float, count: float, confidence: float = 0.95) -> float:
     """Clopper and Pearson's upper bound of a share, of which `lost` in `count` independent draws
-    were seen: exact, the share at which so few come with a chance of 1 - confidence."""
-    if not 0 <= lost <= count or count < 1:
+    were seen: exact, the share at which so few come with a chance of 1 - confidence. Both may be
+    fractions: draws by what they are worth."""
+    if not 0 <= lost <= count or count <= 0:
         raise ValueError(f"share_bound: {lost} lost of {count}")
-    if lost == count:
-        return 1.0
-    k = np.arange(lost + 1)
-    ways = np.array(
-        [math.lgamma(count + 1) - math.lgamma(i + 1) - math.lgamma(count - i + 1) for i in k]
-    )
-
-    def too_few(share: float) -> bool:
-        logs = ways + k * math.log(share) + (count - k) * math.log1p(-share)
-        return float(np.exp(logs).sum()) > 1 - confidence
-
-    return _last(too_few, lost / count)
+    return float(betaincinv(lost + 1, count - lost, confidence)) if lost < count else 1.0
 
 
 def difference_bound(lost: float, won: float, count: float, confidence: float = 0.95) -> float:
@@ -141,15 +147,10 @@ def difference_bound(lost: float, won: float, count: float, confidence: float = 
         variance = count * ((root - b) / (2 * count) + loss * (1 - loss))
         return count * loss - (lost - won) <= z * math.sqrt(variance)
 
-    return _last(possible, max(0.0, (lost - won) / count))
-
-
-def _last(holds: Callable[[float], bool], low: float) -> float:
-    """The end of the part of [low, 1] in which it holds, by bisection; never short of it."""
-    high = 1.0
+    low, high = max(0.0, (lost - won) / count), 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        if holds(middle):
+        if possible(middle):
             low = middle
         else:
             high = middle

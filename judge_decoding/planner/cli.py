@@ -23,7 +23,10 @@ def plan(
         list[str] | None, typer.Option(help="h100, h200, b200. May be repeated; all by default.")
     ] = None,
     sequences: Annotated[int, typer.Option(min=1, max=1024, help="Active at a time.")] = 1,
-    context: Annotated[int, typer.Option(min=1, help="Tokens that each has behind it.")] = 1024,
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens that each has behind it.", show_default="1024"),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one JSON document on one line.")
     ] = False,
@@ -39,6 +42,7 @@ def plan(
         if name not in GPUS:
             raise UserError(f"gpu: unknown {name!r}; known are {', '.join(GPUS)}")
     deployment = load_deployment(config)
+    context = context or min(1024, deployment.limits.max_context)
     plans = [Plan(deployment, n, sequences=sequences, context=context) for n in gpu or GPUS]
     lengths = acceptances(deployment, acceptance_length or [])
     show.print_plans(plans, lengths)
