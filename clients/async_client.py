@@ -8,15 +8,19 @@ async with AsyncJudgeClient("127.0.0.1:8001") as client:
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from itertools import count
 from typing import Any
 
 from clients.access import Access
 from clients.client import (
+    AGAIN_S,
     CHANNEL,
     CONTROL_S,
     call_error,
+    cancel_time,
     check_url,
     new_request_id,
 )
@@ -26,6 +30,7 @@ from clients.wire import (
     Chunk,
     JudgeClientError,
     Request,
+    ServerBusy,
     infer_request,
     read_response,
     stop_request,
@@ -83,16 +88,30 @@ class AsyncJudgeClient:
 
     async def cancel(self, request_id: str) -> None:
         """End a running request: its last chunk then says `cancelled`. Unknown ids are no error."""
+        await self._cancel(request_id, CONTROL_S)
+
+    async def _cancel(self, request_id: str, limit_s: float) -> None:
+        """See `JudgeClient._cancel`."""
         import grpc
 
+        end = time.monotonic() + limit_s
         message = stop_request(request_id, model=self.model)
-        try:
-            async for _ in self._stub.ModelStreamInfer(
-                iter([message]), timeout=CONTROL_S, metadata=self._access.metadata(request_id)
-            ):
-                pass
-        except grpc.RpcError as error:
-            raise call_error(error, self.url) from None
+        how = {"metadata": self._access.metadata(request_id)}
+        for tries in count(1):
+            left = end - time.monotonic()
+            try:
+                async for response in self._stub.ModelStreamInfer(
+                    iter([message]), timeout=left, **how
+                ):
+                    read_response(response)
+                return
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or tries > 1:
+                    raise call_error(error, self.url, limit_s) from None
+            except ServerBusy:
+                if left < 2 * AGAIN_S:
+                    raise
+            await asyncio.sleep(AGAIN_S)
 
     async def _responses(
         self, request: Request, request_id: str | None, *, stream: bool
@@ -104,25 +123,24 @@ class AsyncJudgeClient:
         call: Any = self._stub.ModelStreamInfer(
             iter([message]), timeout=self.timeout, metadata=self._access.metadata(number)
         )
-        running = True  # on the server, as far as is known
+        cancel_s = CONTROL_S  # for its cancellation; 0: it has ended, as far as is known
+        started = not stream  # then there is one response, which would have told
         try:
             async for response in call:
+                started = True
                 try:
                     chunk, final = read_response(response)
                 except JudgeClientError:
-                    running = False
+                    cancel_s = 0.0
                     raise
-                running = not final
+                cancel_s = 0.0 if final else CONTROL_S
                 if chunk is not None:
                     yield chunk
                 if final:
                     return
             raise JudgeClientError(f"{self.url}: the stream ended before its last response")
         except grpc.RpcError as error:
-            running = error.code() in (
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                grpc.StatusCode.CANCELLED,
-            )
+            cancel_s = cancel_time(error, started=started)
             raise call_error(error, self.url, self.timeout) from None
         except asyncio.CancelledError:
             if not self._closed:
@@ -130,9 +148,9 @@ class AsyncJudgeClient:
             # grpc's word for it, which would look like a cancelled task.
             raise JudgeClientError(f"{self.url}: the client was closed", "CANCELLED") from None
         finally:
-            await self._end(call, number, running=running)
+            await self._end(call, number, cancel_s)
 
-    async def _end(self, call: Any, request_id: str, *, running: bool) -> None:
+    async def _end(self, call: Any, request_id: str, cancel_s: float) -> None:
         """See `JudgeClient._end`."""
         import grpc
 
@@ -145,6 +163,6 @@ class AsyncJudgeClient:
 
         # The server has gone; the stream does not end.
         with suppress(JudgeClientError, grpc.RpcError, asyncio.TimeoutError):
-            if running:
-                await self.cancel(request_id)
+            if cancel_s:
+                await self._cancel(request_id, cancel_s)
             await asyncio.wait_for(read(), CONTROL_S)

@@ -14,9 +14,11 @@ stubs are used instead.
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from itertools import count
 from threading import Timer
 from typing import Any
 
@@ -27,6 +29,7 @@ from clients.wire import (
     Chunk,
     JudgeClientError,
     Request,
+    ServerBusy,
     infer_request,
     read_response,
     stop_request,
@@ -34,6 +37,10 @@ from clients.wire import (
 
 CONTROL_S = 10.0
 """Seconds that the server gets for anything that is not an answer: readiness, a cancellation."""
+REACH_S = 2.0
+"""The same after a connection was lost, when there may be no server any more."""
+AGAIN_S = 0.2
+"""Before a cancellation is sent again."""
 
 MESSAGE_BYTES = 2**31 - 1
 CHANNEL = [
@@ -105,16 +112,28 @@ class JudgeClient:
 
         An id that is not running, or no longer, is no error.
         """
+        self._cancel(request_id, CONTROL_S)
+
+    def _cancel(self, request_id: str, limit_s: float) -> None:
         import grpc
 
+        end = time.monotonic() + limit_s
         message = stop_request(request_id, model=self.model)
-        try:
-            for _ in self._stub.ModelStreamInfer(
-                iter([message]), timeout=CONTROL_S, metadata=self._access.metadata(request_id)
-            ):
-                pass
-        except grpc.RpcError as error:
-            raise call_error(error, self.url) from None
+        how = {"metadata": self._access.metadata(request_id)}
+        for tries in count(1):
+            left = end - time.monotonic()
+            try:
+                for response in self._stub.ModelStreamInfer(iter([message]), timeout=left, **how):
+                    read_response(response)
+                return
+            except grpc.RpcError as error:
+                # A connection that was just lost fails what is sent on it; the next one is new.
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or tries > 1:
+                    raise call_error(error, self.url, limit_s) from None
+            except ServerBusy:  # its request waits in a line that is full
+                if left < 2 * AGAIN_S:
+                    raise
+            time.sleep(AGAIN_S)
 
     def _responses(
         self, request: Request, request_id: str | None, *, stream: bool
@@ -126,30 +145,29 @@ class JudgeClient:
         call: Any = self._stub.ModelStreamInfer(
             iter([message]), timeout=self.timeout, metadata=self._access.metadata(number)
         )
-        running = True  # on the server, as far as is known
+        cancel_s = CONTROL_S  # for its cancellation; 0: it has ended, as far as is known
+        started = not stream  # then there is one response, which would have told
         try:
             for response in call:
+                started = True
                 try:
                     chunk, final = read_response(response)
                 except JudgeClientError:
-                    running = False
+                    cancel_s = 0.0
                     raise
-                running = not final
+                cancel_s = 0.0 if final else CONTROL_S
                 if chunk is not None:
                     yield chunk
                 if final:
                     return
             raise JudgeClientError(f"{self.url}: the stream ended before its last response")
         except grpc.RpcError as error:
-            running = error.code() in (
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                grpc.StatusCode.CANCELLED,
-            )
+            cancel_s = cancel_time(error, started=started)
             raise call_error(error, self.url, self.timeout) from None
         finally:
-            self._end(call, number, running=running)
+            self._end(call, number, cancel_s)
 
-    def _end(self, call: Any, request_id: str, *, running: bool) -> None:
+    def _end(self, call: Any, request_id: str, cancel_s: float) -> None:
         """Leave nothing behind on the server; what ended the stream is what is reported.
 
         A stream is read to its end and not cut: Triton counts a request whose stream was cut in the
@@ -159,8 +177,8 @@ class JudgeClient:
 
         # The server has gone; the client is closed.
         with suppress(JudgeClientError, grpc.RpcError, ValueError):
-            if running:
-                self.cancel(request_id)
+            if cancel_s:
+                self._cancel(request_id, cancel_s)
             limit = Timer(CONTROL_S, call.cancel)
             limit.start()
             try:
@@ -189,6 +207,18 @@ def check_url(url: str) -> str:
     if not 0 < int(port) < 65536:
         raise JudgeClientError(f"url: {port} is no port")
     return url
+
+
+def cancel_time(error: Any, *, started: bool) -> float:
+    """Seconds for the cancellation of a request whose call failed; 0 where it does not run.
+
+    A lost connection says nothing of the server: without a cancellation the answer might run to
+    its end for nobody.
+    """
+    status = error.code().name
+    if status in ("DEADLINE_EXCEEDED", "CANCELLED"):
+        return CONTROL_S
+    return REACH_S if status == "UNAVAILABLE" and started else 0.0
 
 
 def call_error(error: Any, url: str, timeout: float | None = None) -> JudgeClientError:

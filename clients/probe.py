@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from clients import terminal
-from clients.access import Access
+from clients.access import DIRECT, Access
 from clients.client import CHANNEL, call_error, check_url, new_request_id
 from clients.server import parse_metrics
 from clients.wire import (
@@ -85,10 +85,8 @@ def run_round(url: str, timeout: float) -> None:
 
 def is_busy(metrics: str) -> bool:
     """Whether requests are there and the loop has said lately that it works on them."""
-    from urllib.request import urlopen
-
     try:
-        with urlopen(f"http://{metrics}/metrics", timeout=5) as page:
+        with DIRECT.open(f"http://{metrics}/metrics", timeout=5) as page:
             values = parse_metrics(page.read().decode("utf-8"))
     except OSError:
         return False

@@ -14,12 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from clients.access import DIRECT
 from clients.wire import JudgeClientError
 
 START_S = 900.0
@@ -158,7 +158,7 @@ def read_page(url: str, *, fresh: bool = False) -> str:
     """The metrics as text. JudgeClientError where the loop publishes none for FRESH_S seconds."""
     wanted = time.time()
     while True:
-        with urllib.request.urlopen(url, timeout=10) as page:
+        with DIRECT.open(url, timeout=10) as page:
             text = page.read().decode("utf-8")
         if not fresh:
             return text

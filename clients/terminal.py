@@ -170,13 +170,22 @@ def show(
         if stream:
             for chunk in client.stream(request, request_id=request_id):
                 answer.add(chunk)
-                out.print(painter.paint(chunk), end="", soft_wrap=True)
-                out.file.flush()
+                write(out, painter.paint(chunk))
         else:
             answer = client.generate(request, request_id=request_id)
-            out.print(painter.paint(as_chunk(answer)), end="", soft_wrap=True)
+            write(out, painter.paint(as_chunk(answer)))
     out.print(painter.close())
     return answer
+
+
+def write(out: Console, text: Text) -> None:
+    """An answer's text. rich makes spaces of tabs and drops carriage returns: right on a terminal;
+    elsewhere it goes out as it is."""
+    if out.is_terminal:
+        out.print(text, end="", soft_wrap=True)
+    else:
+        out.file.write(text.plain)
+    out.file.flush()
 
 
 def as_chunk(answer: Answer) -> Chunk:

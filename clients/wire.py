@@ -22,7 +22,7 @@ class JudgeClientError(Exception):
     """What went wrong, as one line: the server's own message, or why it was not reached.
 
     status  the gRPC status where the call itself failed (`UNAVAILABLE`, `DEADLINE_EXCEEDED`),
-            None where the server refused or ended the request
+            None where the server refused or ended the request (but see ServerStopping)
     """
 
     def __init__(self, message: str, status: str | None = None) -> None:
@@ -43,7 +43,19 @@ class ServerBusy(JudgeClientError):
         self.retry_after_s = retry_after_s
 
 
+class ServerStopping(JudgeClientError):
+    """The server shuts down: another one may take the request, or this one once it is back.
+
+    Its status is `UNAVAILABLE`, as that of a server that has gone: what to do is the same.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "UNAVAILABLE")
+
+
 _BUSY = re.compile(r"RESOURCE_EXHAUSTED: (\d+) requests .*try again in ([\d.]+) s")
+_STOPPING = re.compile(r"server: it is shutting down|Server is stopping")
+"""The loop's words while it drains; Triton's after that."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +257,7 @@ def read_response(response: Any) -> tuple[Chunk | None, bool]:
     """A ModelStreamInferResponse -> (what it carries, whether it is the last one).
 
     The chunk is None where the response only says that no more will come. JudgeClientError where
-    the server refused or ended the request, ServerBusy where it may be asked again.
+    the server refused or ended the request: ServerBusy, ServerStopping where it may be sent again.
     """
     from tritonclient.grpc import InferResult
 
@@ -307,6 +319,8 @@ def refusal(message: str) -> JudgeClientError:
     """The error for a server's message."""
     if found := _BUSY.search(message):
         return ServerBusy(message, int(found[1]), float(found[2]))
+    if _STOPPING.search(message):
+        return ServerStopping(message)
     return JudgeClientError(message)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -269,6 +270,13 @@ def test_without_colour_every_run_stands_between_marks() -> None:
     second = painter.paint(chunk(("d", "target"), ("e", "aligned"), ("f", "target")))
     assert first.plain + second.plain + painter.close().plain == "a⟦b⟧‹cd›e‹f›"
     assert painter.close().plain == ""
+
+
+def test_an_answer_goes_into_a_pipe_as_it_is() -> None:
+    """A Makefile lost its tabs: rich makes spaces of them."""
+    out = Console(file=io.StringIO(), width=20)
+    terminal.write(out, terminal.Painter(colour=False).paint(chunk(text="all:\n\techo hi" * 2)))
+    assert isinstance(out.file, io.StringIO) and out.file.getvalue() == "all:\n\techo hi" * 2
 
 
 def test_with_colour_every_run_has_a_style() -> None:

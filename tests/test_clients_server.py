@@ -29,13 +29,14 @@ import yaml
 from clients import overload, server, soak
 from clients.async_client import AsyncJudgeClient
 from clients.client import JudgeClient
-from clients.wire import Answer, JudgeClientError, Request
+from clients.wire import Answer, JudgeClientError, Request, ServerBusy
 from judge_decoding.config import load_deployment
 from judge_decoding.decoding import Result
 from judge_decoding.engine.base import Sampling
 from judge_decoding.pipeline import Pipeline, load_pipeline
 from judge_decoding.sequence import Request as LoopRequest
 from tests.conftest import write_judge
+from tests.faults.network import Proxy
 
 pytestmark = pytest.mark.servers
 
@@ -272,6 +273,73 @@ def test_leaving_or_cancelling_a_task_cancels(running: server.Server) -> None:
     before = finished(running, "cancelled")
     asyncio.run(leave())
     until(lambda: finished(running, "cancelled") == before + 2, "still running")
+    until_idle(running)
+
+
+def test_a_lost_connection_cancels_once_there_is_another(running: server.Server) -> None:
+    """Whether the server is there nobody knows: the answer ran to its end, for nobody."""
+    before = finished(running, "cancelled")
+    with Proxy(int(running.url.rpartition(":")[2])) as proxy:
+        with JudgeClient(proxy.url, timeout=WAIT_S) as client:
+            chunks = client.stream(LONG)
+            next(chunks)
+            proxy.cut()
+            with pytest.raises(JudgeClientError) as lost:
+                list(chunks)
+            assert lost.value.status == "UNAVAILABLE"
+        until(lambda: finished(running, "cancelled") == before + 1, "still running")
+
+        async def leave() -> None:
+            async with AsyncJudgeClient(proxy.url, timeout=WAIT_S) as client:
+                # A whole answer has no first response that would tell that it is being written.
+                whole = asyncio.create_task(client.generate(LONG))
+                idle = True
+                while idle:
+                    await asyncio.sleep(0.1)
+                    page = await asyncio.to_thread(server.read_metrics, running.metrics_url)
+                    idle = page["judge_decoding_num_requests_running"] == 0
+                proxy.cut()
+                with pytest.raises(JudgeClientError) as lost:
+                    await whole
+                assert lost.value.status == "UNAVAILABLE"
+
+        asyncio.run(leave())
+        until(lambda: finished(running, "cancelled") == before + 2, "still running")
+    until_idle(running)
+
+
+def test_prompts_of_a_megabyte_stop_nobody(running: server.Server, client: JudgeClient) -> None:
+    """Each was tokenized to its end before it was refused, and any number waited: requests, probes
+    and cancels of others took as long as all of them."""
+    huge = Request("'" * 999_000, max_tokens=4)
+    too_long = "prompt: more than 8192 tokens do not fit the context of 8192 with an answer; "
+    refusals: list[JudgeClientError] = []
+
+    def flood() -> None:
+        try:
+            client.generate(huge)
+        except JudgeClientError as refused:
+            refusals.append(refused)
+
+    stream = client.stream(LONG)
+    next(stream)
+    with ThreadPoolExecutor(100) as pool:
+        flooding = [pool.submit(flood) for _ in range(100)]
+        until(lambda: len(refusals) > 10, "nothing is refused")
+        stream.close()  # cancels
+        while True:
+            try:
+                assert client.generate(Request("x", max_tokens=2)).num_output_tokens == 2
+                break
+            except ServerBusy as busy:
+                time.sleep(min(busy.retry_after_s, 1.0))
+        for one in flooding:
+            one.result()
+    for refused in refusals:
+        # 4 slots and a queue of 64.
+        words = "server: RESOURCE_EXHAUSTED: 68 requests are waiting already (server.max_queue); "
+        assert str(refused).startswith((too_long, words)), refused
+    assert len(refusals) == 100
     until_idle(running)
 
 

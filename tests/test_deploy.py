@@ -1,6 +1,7 @@
 """The deployment files agree with the library, and the scripts start what they say.
 
-`scontrol`, `srun`, `tritonserver` and `python3` are RECORDING FAKES here: no node, no container.
+`scontrol`, `srun` and `python3` are RECORDING FAKES here: no node, no container. Rank 0 for real:
+tests/test_serve_rank.py.
 """
 
 from __future__ import annotations
@@ -35,8 +36,7 @@ def bin(tmp_path: Path) -> Path:
         "scontrol": 'echo "node-a"; echo "node-b"',
         "srun": f'printf "%s\\n" "$@" > {tmp_path}/srun; cp "$SLURM_HOSTFILE" {tmp_path}/hosts\n'
         f'echo "$CONFIG" > {tmp_path}/config',
-        "tritonserver": 'echo "tritonserver $@; $JUDGE_DECODING_CONFIG $MPI4PY_RC_THREAD_LEVEL"',
-        "python3": 'echo "python3 $@; $MPI4PY_RC_THREAD_LEVEL"',
+        "python3": 'echo "python3 $@"',
         "mpiexec": 'echo "mpiexec (Open MPI) 5.0.9"',
     }
     for name, body in fakes.items():
@@ -120,13 +120,9 @@ def test_two_nodes_says_what_is_missing(bin: Path, missing: str) -> None:
 @pytest.mark.parametrize("variable", ["SLURM_PROCID", "OMPI_COMM_WORLD_RANK"])
 def test_a_rank_is_what_its_number_says(bin: Path, variable: str) -> None:
     leader = run("rank.sh", bin, CONFIG="/c.yaml", **{variable: "0"})
-    assert leader.stdout == (
-        "tritonserver --model-repository=/opt/judge-decoding/triton_repo "
-        "--disable-auto-complete-config --exit-timeout-secs=35 --http-port=8000 "
-        "--grpc-port=8001 --metrics-port=8002; /c.yaml multiple\n"
-    )
+    assert leader.stdout == "python3 -m judge_decoding.serving.rank --config /c.yaml\n"
     worker = run("rank.sh", bin, CONFIG="/c.yaml", **{variable: "3"})
-    assert worker.stdout == "python3 -m judge_decoding.ranks.worker --config /c.yaml; multiple\n"
+    assert worker.stdout == "python3 -m judge_decoding.ranks.worker --config /c.yaml\n"
 
 
 def test_serve_starts_one_rank_where_tensorrt_llm_spawns_the_others(bin: Path) -> None:

@@ -204,7 +204,7 @@ def test_what_few_differences_say_of_a_group_is_little() -> None:
 
 def test_large_groups_may_lose_alone() -> None:
     """The bug: every group weighed the same, and a rule that loses whole groups of `court`'s
-    largest, two points in truth, passed where none of them happened to be asked: one time in five."""
+    largest, two points in truth, passed where it lost none of these: one time in five."""
     one = calibrated("eval_court_calibrate.json")["none"]
     sizes = np.unique(np.array(one.groups), return_counts=True)[1]
     large = int((sizes >= 6).sum())

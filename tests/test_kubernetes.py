@@ -129,11 +129,13 @@ def probe(server: Serving, container: dict[str, Any], name: str) -> tuple[int, s
 
 
 def test_probes_of_a_server_that_is_well_busy_and_hanging(
-    server: Serving, container: dict[str, Any]
+    server: Serving, container: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In this order: the server does not survive it."""
     code, said = probe(server, container, "readinessProbe")
     assert code == 0 and said.startswith("ready: a round in ")
+    # As a secret has it that was made of a file; so the manifest gives it to the container.
+    monkeypatch.setenv("JUDGE_TOKEN", "0123456789abcdef\n")
     assert probe(server, container, "livenessProbe")[0] == 0
 
     core = server.processes()["the judge_decoding model"]

@@ -236,7 +236,7 @@ def test_a_full_queue_says_how_full_and_when_to_come_back() -> None:
         one.started = 10.0
         admission.waiting.popleft()
     admission.forget(jobs[0], now=14.0)
-    assert admission.unfinished == 4
+    assert len(admission.unfinished) == 4
     admission.add(job(), slots=2)
     with pytest.raises(Busy, match=r"try again in 8\.0 s"):
         admission.add(job(), slots=2)  # 4 s each now

@@ -20,6 +20,8 @@ FOLDER = ROOT / "docs" / "operations"
 ALERTS = FOLDER / "alerts.yaml"
 DASHBOARD = json.loads((FOLDER / "grafana.json").read_text())
 RULES = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+SCRAPED = {"job", "instance"}
+"""Labels that Prometheus itself gives to all that it reads."""
 RECORDED = {rule["record"] for rule in RULES if "record" in rule}
 
 
@@ -50,7 +52,7 @@ def test_an_expression_parses_and_reads_what_exists(where: str, expression: str)
     names = metric_names(expression)
     assert names, where
     families = [FAMILIES[name.removeprefix(PREFIX)] for name in names - RECORDED]
-    labels = {"deployment"}.union(*(family.labels for family in families))
+    labels = {"deployment", *SCRAPED}.union(*(family.labels for family in families))
     for group in re.findall(r"\b(?:by|on|ignoring) ?\(([^)]*)\)", expression):
         assert set(re.split(r", *", group)) <= labels, where
     for selector in re.findall(r"\{([^}]*)\}", expression):
@@ -67,6 +69,10 @@ def test_the_five_alarms_of_an_operator_are_there() -> None:
     alerts = {rule["alert"] for rule in RULES if "alert" in rule}
     wanted = {"AcceptanceCollapsed", "JudgedShareJumped", "RankSilent", "QueueGrows"}
     assert wanted | {"RequestErrors"} <= alerts
+    # That there are several servers is not the deployment's business.
+    for name, expression in expressions():
+        if "timestamp_seconds" in expression and "absent" not in expression:
+            assert re.search(r"by \([^)]*\binstance\b", expression), name
     for rule in RULES:
         if "alert" in rule:
             assert rule["labels"]["severity"] in ("warning", "critical")

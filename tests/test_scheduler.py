@@ -168,6 +168,64 @@ def test_a_cancel_by_name_ends_what_runs_and_what_waits(run: Run) -> None:
     assert run.seen.cancel_rounds <= 2
 
 
+def test_a_cancel_is_not_kept_for_a_request_to_come(run: Run) -> None:
+    """It was, until the next round: a retry under the same id ended without a token."""
+    hold = threading.Event()
+    first, again, other = Owner(hold), Owner(), Owner()
+    run.scheduler.cancel("a")
+    run.scheduler.submit(request([1], 250), first, "a")
+    assert first.started.wait(LIMIT_S)
+    run.scheduler.cancel("a")
+    run.scheduler.cancel("b")  # nobody, so far
+    run.scheduler.submit(request([2], 10), again, "a")
+    run.scheduler.submit(request([3], 10), other, "b")
+    hold.set()
+    assert len(again.wait().ids) == len(other.wait().ids) == 10
+    result = first.wait().result
+    assert result is not None and result.finish_reason == "cancelled"
+    assert 0 < len(first.ids) <= 5
+    run.scheduler.stop()
+    assert run.seen.finished == {"cancelled": 1, "length": 2}
+
+
+def test_owners_who_left_the_queue_make_room(run: Run) -> None:
+    """They were asked once their turn came: until then the queue was full of nobody. Asking takes
+    time, so that those who wait are asked once a second."""
+    hold = threading.Event()
+    running, waiting = [Owner(hold), Owner(hold)], [Owner() for _ in range(8)]
+    for owner in (*running, *waiting):
+        run.scheduler.submit(request([1], 250), owner, "x")
+    assert running[0].started.wait(LIMIT_S)
+    with pytest.raises(UserError, match="8 requests are waiting"):
+        run.scheduler.submit(request([1], 9), Owner())
+    for owner in waiting[:7]:
+        owner.left = True
+    run.now = 1.0  # since they were asked the last time, before the first round
+    hold.set()
+    for owner in waiting[:7]:
+        result = owner.wait().result
+        assert result is not None and result.finish_reason == "cancelled"
+        assert owner.ids == []
+    assert not running[0].over.is_set() and not running[1].over.is_set()
+    run.scheduler.submit(request([1], 9), late := Owner())
+    run.scheduler.cancel("x")
+    assert len(late.wait().ids) == 9
+    run.scheduler.stop()
+    assert run.seen.finished == {"cancelled": 10, "length": 1}
+
+
+def test_what_is_refused_before_it_is_submitted_counts_once(run: Run) -> None:
+    """Parameters that are no request's: the metric said nothing of them."""
+    with (
+        pytest.raises(UserError, match="max_tokens"),
+        run.scheduler.counting_refusals(),
+    ):
+        raise UserError("max_tokens: 0")
+    with pytest.raises(UserError, match="it is empty"):
+        run.scheduler.submit(request([]), Owner())
+    assert run.seen.failed == {"invalid": 2}
+
+
 def test_an_owner_who_left_is_cancelled(run: Run) -> None:
     hold = threading.Event()
     owner = Owner(hold)
@@ -343,6 +401,25 @@ def test_a_failing_engine_fails_every_request_and_the_scheduler(
     assert run.closed_on == ["scheduler"]
     assert not run.seen.finished
     assert run.seen.failed == {"engine": 5}
+
+
+def test_a_request_whose_start_fails_is_told(
+    tiny_target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was neither in the queue nor in the loop: its client waited for ever."""
+    decoder = SpeculativeDecoder(None, load_target(tiny_target, **LIMITS))
+
+    def broken(request: Request) -> int:
+        raise RuntimeError("no slot")
+
+    monkeypatch.setattr(decoder, "add", broken)
+    run = Run(lambda: decoder)
+    run.scheduler.start()
+    run.scheduler.submit(request([1], rule="none"), owner := Owner())
+    assert owner.wait().error == "engine: it failed (RuntimeError: no slot)"
+    assert run.scheduler.drain(LIMIT_S)
+    run.scheduler.stop()
+    assert run.seen.failed == {"engine": 1}
 
 
 def test_a_load_that_fails_is_raised_by_start() -> None:

@@ -30,7 +30,7 @@ from judge_decoding.pipeline import load_pipeline
 from judge_decoding.sequence import Request as LoopRequest
 from judge_decoding.serving import access
 from judge_decoding.text import Tokenizer
-from tests.triton_world import Serving
+from tests.triton_world import Serving, Trap
 
 pytestmark = pytest.mark.servers
 
@@ -86,10 +86,12 @@ def guarded(
     config.write_text(
         yaml.safe_dump(document(tiny_target, tiny_draft, tls=tls, token_file="token"))
     )
-    with Serving(config, folder) as serving:
+    trap = Trap()  # a proxy in the environment: no server got ready, or the proxy got the token
+    with Serving(config, folder, variables=trap.variables) as serving:
         yield Guarded(serving, config, folder / "ca.pem", folder / "other.pem")
         assert serving.stop() == 0, serving.output
     assert SECRET not in serving.output
+    assert trap.heard == []
 
 
 def test_tls_and_token_let_in_who_has_both(guarded: Guarded) -> None:

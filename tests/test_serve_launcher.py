@@ -13,9 +13,11 @@ from subprocess import PIPE
 import pytest
 import yaml
 
+from judge_decoding.config import Deployment, ServerConfig
 from judge_decoding.errors import UserError
-from judge_decoding.serving import environment, mpi, shared_memory, triton
-from tests.triton_world import COMMAND
+from judge_decoding.serving import access, environment, mpi, shared_memory, triton
+from judge_decoding.serving.warmup import must_draft
+from tests.triton_world import COMMAND, free_ports
 
 pytestmark = pytest.mark.servers
 
@@ -115,6 +117,114 @@ def test_open_mpi_is_told_what_hydra_knows(config: Path, tmp_path: Path) -> None
     assert ("--allow-run-as-root" in flags) == (os.geteuid() == 0)
     exported = [flags[i + 1] for i, flag in enumerate(flags) if flag == "-x"]
     assert {"JUDGE_DECODING_CONFIG", "JUDGE_DECODING_RUN_DIR", "PATH"} <= set(exported)
+
+
+RANK_0 = [sys.executable, "-m", "judge_decoding.serving.rank", "--config"]
+FAKE = """
+exec > "$OUT"
+[ -e "$READY" ] && echo "ready already"
+echo "$1"
+ls -ld "$JUDGE_DECODING_RUN_DIR" | cut -c1-10
+echo '{"message": "engine: it failed"}' > "$JUDGE_DECODING_RUN_DIR/x.failure"
+exec sleep 100
+"""
+
+
+def test_the_ready_file_of_a_run_that_was_killed_is_removed_first(
+    config: Path, tmp_path: Path
+) -> None:
+    """A pod's volume outlives its containers: the start-up probe found it while models loaded.
+
+    `tritonserver` is a FAKE here, which looks for the file.
+    """
+    document = yaml.safe_load(config.read_text())
+    del document["ranks"]
+    config.write_text(yaml.safe_dump(document))
+    ready = tmp_path / "ready.json"
+    ready.write_text("{}")
+    found = program(tmp_path / "bin", "tritonserver", FAKE)
+    variables = {
+        "PATH": f"{found.parent}{os.pathsep}{os.environ['PATH']}",
+        "OUT": str(tmp_path / "out"),
+        "READY": str(ready),
+    }
+    done = serve(config, *ports(), "--ready-file", str(ready), **variables)
+    assert done.returncode == 1
+    assert "ready already" not in (tmp_path / "out").read_text()
+    assert done.stderr == "judge-decoding: engine: it failed; everything is stopped\n"
+    assert not ready.exists()
+    (ready / "in the way").mkdir(parents=True)
+    done = serve(config, *ports(), "--ready-file", str(ready), **variables)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"judge-decoding: serve: cannot remove the old ready file {ready} (Is a directory)\n"
+    )
+
+
+def ports() -> list[str]:
+    names = ("--http-port", "--grpc-port", "--metrics-port")
+    return [part for pair in zip(names, map(str, free_ports(3)), strict=True) for part in pair]
+
+
+def test_rank_0_of_a_foreign_world_is_watched_as_any_server(config: Path, tmp_path: Path) -> None:
+    """deploy/rank.sh started Triton bare: an engine that failed left a server that said "ready".
+
+    `tritonserver` is a FAKE here, which reports a failure in the run folder.
+    """
+    document = yaml.safe_load(config.read_text())
+    http, grpc, metrics = free_ports(3)
+    document["server"] = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics}
+    config.write_text(yaml.safe_dump(document))
+    found = program(tmp_path / "bin", "tritonserver", FAKE)
+    done = subprocess.run(
+        [*RANK_0, config],
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {
+            "PATH": f"{found.parent}{os.pathsep}{os.environ['PATH']}",
+            "OUT": str(tmp_path / "out"),
+            "READY": "",
+            "TMPDIR": str(tmp_path),
+        },
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "judge-decoding: engine: it failed; everything is stopped\n"
+    first, mode = (tmp_path / "out").read_text().splitlines()
+    assert first == f"--model-repository={triton.REPOSITORY}"  # not an mpiexec line of its own
+    assert mode == "drwx------"
+    assert not list(tmp_path.glob("judge-decoding-*"))
+    done = subprocess.run([*RANK_0, "nowhere"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "judge-decoding: config: no file nowhere\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"acceptance": {"rule": "none"}}, False),
+        ({"max_draft_len": 0}, False),
+        ({"draft_len_schedule": {1: 0, 8: 4}}, False),
+        ({"draft_len_schedule": {8: 4, 1: 0}}, False),
+        ({"draft_len_schedule": {4: 2, 8: 0}}, True),
+        ({"draft_min_prob": 0.5}, False),
+    ],
+)
+def test_the_warm_up_asks_for_drafts_where_one_request_gets_some(
+    changes: dict[str, object], expected: bool
+) -> None:
+    """A schedule without drafts for one sequence, as `perf tune` may write it, never got ready."""
+    models = {"name": "x", "target": {"model": "t"}, "draft": {"model": "d"}}
+    assert must_draft(Deployment.model_validate(models | changes)) is expected
+
+
+def test_the_launchers_own_calls_take_no_proxy(tmp_path: Path) -> None:
+    """With http_proxy set no server got ready, or the proxy was sent the token. The same on a real
+    server: tests/test_security.py, tests/test_triton_server.py."""
+    tls = {"certificate": tmp_path / "c", "key": tmp_path / "k", "ca": tmp_path / "a"}
+    for server in (ServerConfig(), ServerConfig(tls=tls)):
+        assert ("grpc.enable_http_proxy", 0) in access.grpc_options(server)["channel_args"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from judge_decoding.decoding import Result, Update
 from judge_decoding.engine.base import Sampling
 from judge_decoding.errors import UserError
 from judge_decoding.sequence import AcceptanceRecord, Request, Token
+from judge_decoding.serving import environment, order
 from judge_decoding.serving.detokenizer import Detokenizer
 from judge_decoding.serving.reply import Reply
 from judge_decoding.serving.request import Parameters, parameters, prompt
@@ -174,6 +177,64 @@ def test_bad_prompts_are_refused(
         prompt(arrays(**values), tokenizer, deployment)
 
 
+class Counted(Tokenizer):
+    """Notes the length of every text that it is given."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.lengths: list[int] = []
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        self.lengths.append(len(text))
+        return super().encode(text, special=special)
+
+
+def long_texts(deployment: Deployment) -> Deployment:
+    """The same, but for the bound on bytes."""
+    return deployment.override(server={"max_prompt_bytes": 1_000_000})
+
+
+@pytest.mark.parametrize("character", ["x", "ü", "🙂"])
+@pytest.mark.parametrize("how", ["raw", "chat", "messages"])
+def test_what_is_far_too_long_is_refused_after_its_first_bytes(
+    deployment: Deployment, tiny_target: Path, character: str, how: str
+) -> None:
+    """1 MB was tokenized to its end, for seconds, before anybody noticed; others waited."""
+    tokenizer = Counted(tiny_target)
+    text = character * (900_000 // len(character.encode()))
+    values: dict[str, Any] = {"text_input": text.encode(), "chat": how == "chat"}
+    if how == "messages":
+        turns = [{"role": "user", "content": text}]
+        values = {"messages": json.dumps(turns, ensure_ascii=False).encode()}
+    with pytest.raises(UserError) as refused:
+        prompt(arrays(**values), tokenizer, long_texts(deployment))
+    assert str(refused.value) == (
+        "prompt: more than 64 tokens do not fit the context of 64 with an answer; "
+        "shorten it or raise limits.max_context"
+    )
+    # 16 bytes for each of 64 tokens; a byte is a token here.
+    assert len(tokenizer.lengths) == 1 and tokenizer.lengths[0] <= 16 * 64
+
+
+def test_a_long_text_of_few_tokens_is_not_too_long(
+    deployment: Deployment, tiny_target: Path, tmp_path: Path
+) -> None:
+    """Some tokens are long: the tokens count, not the bytes. A cut changes a count by little."""
+    document = json.loads((tiny_target / "tokenizer.json").read_text())
+    for number in range(5):  # 2, 4, ... 32 times x is one token
+        piece = "x" * 2**number
+        document["model"]["merges"].append([piece, piece])
+        document["model"]["vocab"][2 * piece] = 256 + number
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    tokenizer = Tokenizer(tmp_path)
+    for tokens in (60, 120):  # 120 do not fit, which the loop says: they are not far too many
+        ids, _ = prompt(arrays(text_input=b"x" * 32 * tokens), tokenizer, long_texts(deployment))
+        assert ids == [260] * tokens
+    with pytest.raises(UserError, match="more than 64 tokens do not fit"):
+        prompt(arrays(text_input=b"x" * 32 * 1000), tokenizer, long_texts(deployment))
+
+
+SECRET = b"of this server"
 TOKENS = [Token(5, "aligned", 0.25), Token(6, "judged", 0.75), Token(7, "target", None)]
 
 
@@ -184,18 +245,19 @@ def result(tokens: list[Token], reason: Any = "length") -> Result:
 def plain(response: dict[str, np.ndarray] | None) -> dict[str, Any]:
     assert response is not None
     values = {name: array.tolist() for name, array in response.items()}
-    return values | {"detokenize": json.loads(values["detokenize"][0])}
+    return values | {"detokenize": order.read(values["detokenize"][0], SECRET)}
 
 
 def test_a_streaming_reply_says_what_is_new_and_counts_all() -> None:
     asked = Parameters(stream=True, return_provenance=True, return_judge_scores=True)
     request = Request([1, 2, 3], 9, stop=("x",))
-    reply = Reply(4, request, asked, frozenset({9}), b"before")
+    reply = Reply(4, SECRET, request, asked, frozenset({9}), b"before")
     first = plain(reply.add(Update(0, TOKENS, "", None, 4), None))
     assert np.isnan(first.pop("judge_scores")[2])
     assert first == {
         "detokenize": {
             "sequence": 4,
+            "at": 0,
             "ids": [5, 6, 7],
             "stop": ["x"],
             "finish": "",
@@ -215,6 +277,7 @@ def test_a_streaming_reply_says_what_is_new_and_counts_all() -> None:
     }
     tail = [Token(9, "target", None)]
     last = plain(reply.add(Update(0, tail, "", "stop"), result(tail, "stop")))
+    assert last["detokenize"]["at"] == 3
     assert last["detokenize"]["before"] == ""
     assert last["detokenize"]["finish"] == "stop"
     assert last["detokenize"]["ended"] is True
@@ -225,7 +288,7 @@ def test_a_streaming_reply_says_what_is_new_and_counts_all() -> None:
 
 
 def test_a_reply_that_does_not_stream_is_one_response() -> None:
-    reply = Reply(1, Request([1], 9), Parameters(return_acceptance_record=True))
+    reply = Reply(1, SECRET, Request([1], 9), Parameters(return_acceptance_record=True))
     assert reply.add(Update(0, TOKENS, "", None, 2), None) is None
     only = plain(reply.add(Update(0, TOKENS[:1], "", "length", 1), result(TOKENS)))
     assert only["output_ids"] == [5, 6, 7, 5]
@@ -236,13 +299,14 @@ def test_a_reply_that_does_not_stream_is_one_response() -> None:
 
 def test_a_stream_may_send_what_several_rounds_emitted() -> None:
     """The first round at once, then one response in three; the last has whatever is left."""
-    reply = Reply(1, Request([1], 99), Parameters(stream=True), stream_interval=3)
+    reply = Reply(1, SECRET, Request([1], 99), Parameters(stream=True), stream_interval=3)
     rounds = [[Token(i, "aligned", None), Token(10 + i, "target", None)] for i in range(6)]
     sent = [reply.add(Update(0, tokens, "", None, 2), None) for tokens in rounds]
     assert [i for i, response in enumerate(sent) if response is not None] == [0, 3]
     assert plain(sent[0])["output_ids"] == [0, 10]
     assert plain(sent[3])["output_ids"] == [1, 11, 2, 12, 3, 13]
     assert plain(sent[3])["detokenize"]["ids"] == [1, 11, 2, 12, 3, 13]
+    assert plain(sent[3])["detokenize"]["at"] == 2
     assert plain(sent[3])["num_output_tokens"] == [8]
     last = plain(reply.add(Update(0, TOKENS[:1], "", "length", 2), result(TOKENS)))
     assert last["output_ids"] == [4, 14, 5, 15, 5]
@@ -253,7 +317,7 @@ def test_a_stream_may_send_what_several_rounds_emitted() -> None:
 def test_an_end_token_that_does_not_count_has_text() -> None:
     end = [Token(9, "target", None)]
     for changes in ({"ignore_end": True}, {"min_tokens": 1}):
-        reply = Reply(1, Request([1], 9, **changes), Parameters(), frozenset({9}))
+        reply = Reply(1, SECRET, Request([1], 9, **changes), Parameters(), frozenset({9}))
         last = plain(reply.add(Update(0, end, "", "stop"), result(end, "stop")))
         assert last["detokenize"]["ended"] is False
 
@@ -269,9 +333,10 @@ def test_text_comes_out_as_the_loops_own_stream_would(tokenizer: Tokenizer) -> N
         for n in (1, 2):
             piece = ids[n][i : i + 3]
             if piece:
-                got[n] += streams.push(n, piece, stop=stops[n], finish="", ended=False)
+                got[n] += streams.push(n, piece, at=i, stop=stops[n], finish="", ended=False)
     for n in (1, 2):
-        got[n] += streams.push(n, ids[n][:1], stop=stops[n], finish="length", ended=True)
+        at = len(ids[n])
+        got[n] += streams.push(n, ids[n][:1], at=at, stop=stops[n], finish="length", ended=True)
     assert "".join(got[1]) == texts[1]
     assert "".join(got[2]) == "one two "
     reference = TextStream(tokenizer)
@@ -283,13 +348,78 @@ def test_text_held_back_is_given_at_the_end_but_not_after_a_cancel(tokenizer: To
     ids = tokenizer.encode("a EN")
     for finish, expected in (("length", "a EN"), ("cancelled", "a ")):
         streams = Detokenizer(tokenizer, capacity=4)
-        texts = streams.push(1, ids, stop=["END"], finish="", ended=False)
-        texts += streams.push(1, ids[:1], stop=["END"], finish=finish, ended=True)
+        texts = streams.push(1, ids, at=0, stop=["END"], finish="", ended=False)
+        texts += streams.push(1, ids[:1], at=len(ids), stop=["END"], finish=finish, ended=True)
         assert "".join(texts) == expected
 
 
+def push(streams: Detokenizer, number: int, ids: Sequence[int], at: int) -> str:
+    return "".join(streams.push(number, ids, at=at, stop=[], finish="", ended=False))
+
+
 def test_streams_of_clients_that_vanished_are_bounded(tokenizer: Tokenizer) -> None:
+    """And the one that has been silent longest goes: not one that is spoken to all the time."""
     streams = Detokenizer(tokenizer, capacity=3)
-    for n in range(100):
-        streams.push(n, [65], stop=[], finish="", ended=False)
+    for n in range(1, 100):
+        assert push(streams, 0, [65], at=n - 1) == tokenizer.decode([65])
+        push(streams, n, [65], at=0)
         assert len(streams) <= 3
+    with pytest.raises(UserError, match=r"tokens from 1 on of a sequence that was read up to 0;"):
+        push(streams, 50, [65], at=1)
+
+
+def test_an_order_that_comes_twice_changes_nothing(tokenizer: Tokenizer) -> None:
+    """A caller of the core has signed orders of its own: they cannot be given again and again."""
+    streams = Detokenizer(tokenizer, capacity=3)
+    ids = tokenizer.encode("Zürich")
+    assert push(streams, 7, ids[:2], at=0) == "Z"  # and half of a character
+    with pytest.raises(UserError, match=r"^detokenize: tokens from 0 on .* read up to 2; it came"):
+        push(streams, 7, ids[:2], at=0)
+    assert push(streams, 7, ids[2:], at=2) == "ürich"
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda signed: signed[64:],  # no signature
+        lambda signed: b"0" * 64 + signed[64:],
+        lambda signed: signed.replace(b'"sequence": 1', b'"sequence": 2'),
+        lambda signed: order.sign(order.read(signed, SECRET), b"another secret"),
+        lambda signed: signed[:64],
+        lambda signed: signed[:-1],
+        lambda signed: b"",
+        lambda signed: b"\xff" * 200,
+    ],
+)
+def test_only_what_the_server_signed_is_an_order(forge: Any) -> None:
+    """Anybody could send orders under a number that was guessed: text of others was cut."""
+    document = {"sequence": 1, "ids": [65]}
+    signed = order.sign(document, SECRET)
+    assert signed.isascii()  # it is a string in a direct caller's JSON
+    assert order.read(signed, SECRET) == document
+    with pytest.raises(UserError) as refused:
+        order.read(forge(signed), SECRET)
+    assert str(refused.value) == (
+        "detokenize: it is not signed by this server; call the model `ensemble`"
+    )
+
+
+def test_processes_of_a_server_agree_on_one_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made by whoever asks first, in the run folder, for no other user's eyes."""
+    monkeypatch.setenv(environment.RUN_DIR, str(tmp_path))
+    secret = environment.secret()
+    assert len(secret) == 32
+    assert environment.secret() == secret
+    (path,) = tmp_path.iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    monkeypatch.setenv(environment.RUN_DIR, str(tmp_path / "other"))
+    (tmp_path / "other").mkdir()
+    assert environment.secret() != secret
+    monkeypatch.delenv(environment.RUN_DIR)
+    with pytest.raises(UserError) as refused:
+        environment.secret()
+    assert str(refused.value) == (
+        "serve: JUDGE_DECODING_RUN_DIR is not set; start with `judge-decoding serve`"
+    )

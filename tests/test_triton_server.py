@@ -29,7 +29,7 @@ from judge_decoding.sequence import Request
 from judge_decoding.serving.metrics import FAMILIES, PREFIX
 from tests.conftest import write_judge
 from tests.test_operations import used
-from tests.triton_world import Response, Serving, Stream, ask, ids, text, wait_for
+from tests.triton_world import Response, Serving, Stream, Trap, ask, ids, text, wait_for
 
 pytestmark = pytest.mark.servers
 
@@ -58,9 +58,12 @@ def config(tiny_target: Path, tiny_draft: Path, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def server(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    with Serving(config, tmp_path_factory.mktemp("server")) as running:
+    trap = Trap()  # a proxy in the environment: nothing of ours goes through it
+    folder = tmp_path_factory.mktemp("server")
+    with Serving(config, folder, variables=trap.variables) as running:
         yield running
         assert running.stop() == 0, running.output
+    assert trap.heard == []
 
 
 @pytest.fixture(scope="module")
@@ -500,6 +503,70 @@ def test_bad_input_is_an_error_with_a_message(
     with pytest.raises(InferenceServerException, match=message):
         ask(server, **({"text_input": "Hi"} | values))
     assert_same(ask(server, text_input="Hi", max_tokens=3), here(loop, "Hi", 3))
+
+
+def test_refusals_of_every_kind_are_counted_once(server: Serving) -> None:
+    """Those of parameters were not: the core had refused them before the scheduler saw them."""
+    before = server.metric("request_failure_total", reason="invalid")
+    asked = ({"max_tokens": 0}, {"max_tokens": 401}, {"stop": True}, {"text_input": "x" * 600})
+    for values in asked:
+        with pytest.raises(InferenceServerException):
+            ask(server, **({"text_input": "Hi"} | values))
+    after = server.metric("request_failure_total", reason="invalid")
+    assert after - before == len(asked)
+
+
+def order_of(response: Response) -> str:
+    return str(response["detokenize"][0].decode())
+
+
+def detokenize(server: Serving, order: str) -> str:
+    """The postprocessing called by name: the text, or why not."""
+    tensor = {"name": "detokenize", "datatype": "BYTES", "shape": [1, 1], "data": [order]}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    try:
+        answer = json.loads(server.http("/v2/models/postprocessing/infer", body))
+    except HTTPError as refused:
+        return str(json.loads(refused.read())["error"])
+    return str(answer["outputs"][0]["data"][0])
+
+
+def test_nobody_writes_into_anothers_text(server: Serving) -> None:
+    """Sequences were numbered one by one, and anybody could give orders under the next number: an
+    answer lost text, got other text, or ended early. Nine orders put out the streams of all."""
+    unsigned = "detokenize: it is not signed by this server; call the model `ensemble`"
+    own: list[list[str]] = []
+    for _ in range(12):  # more than twice as many as run at once
+        with Stream(server) as stream:
+            stream.send(
+                model="judge_decoding",
+                input_ids=[65, 66],
+                max_tokens=3,
+                stream=True,
+                ignore_eos=True,
+            )
+            own.append([order_of(response) for response in stream.responses()])
+    documents = [json.loads(orders[0][64:]) for orders in own]
+    numbers = [document["sequence"] for document in documents]
+    gaps = [abs(a - b) for i, a in enumerate(numbers) for b in numbers[:i]]
+    assert min(gaps) > 1000  # of 62 random bits each
+
+    victim = ClientRequest("Victim", max_tokens=300, ignore_eos=True, rule="none", stop=["zzzz"])
+    with JudgeClient(server.url, timeout=120) as client:
+        expected = client.generate(victim).text
+        chunks = client.stream(victim, request_id="victim")
+        got = [next(chunks).text for _ in range(3)]
+        for number in (*numbers, *(n + 1 for n in numbers)):
+            for finish in ("", "stop"):
+                forged = documents[0] | {"sequence": number, "ids": [65], "finish": finish}
+                assert detokenize(server, json.dumps(forged)) == unsigned
+                assert detokenize(server, own[0][0][:64] + json.dumps(forged)) == unsigned
+        for orders in own:  # whoever calls the core has these, and they are in order: let them
+            assert detokenize(server, orders[0]) != unsigned
+            assert "it came twice" in detokenize(server, orders[0])
+        got += [chunk.text for chunk in chunks]
+        assert "".join(got) == expected
+        assert client.generate(victim).text == expected
 
 
 def test_a_port_in_use_is_one_clear_line(server: Serving, config: Path, tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -53,10 +55,37 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+class Trap:
+    """A proxy as `http_proxy` names one, which nothing of ours may ask: it notes and refuses."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "grpc_proxy")
+        self.variables = dict.fromkeys(names, url) | {"no_proxy": "", "NO_PROXY": ""}
+        self.heard: list[bytes] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self._listener.accept()
+            with client, suppress(OSError):
+                client.settimeout(5)
+                self.heard.append(client.recv(4096))
+                client.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+
 class Serving:
     """`with Serving(config, folder) as server:` started, ready, and stopped behind itself."""
 
-    def __init__(self, config: Path, folder: Path, ports: list[int] | None = None) -> None:
+    def __init__(
+        self,
+        config: Path,
+        folder: Path,
+        ports: list[int] | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """variables  of the environment, beside those of this process"""
         self.ports = ports or free_ports(3)
         self.temporary = folder / "tmp"
         self.temporary.mkdir(parents=True, exist_ok=True)
@@ -70,7 +99,9 @@ class Serving:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"},
+                env=os.environ
+                | {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
+                | dict(variables or {}),
             )
 
     def __enter__(self) -> Serving:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import urllib.request
 from queue import Empty, Queue
 from typing import Any
 
@@ -53,7 +52,7 @@ class Server:
 
     def is_idle(self) -> bool:
         try:
-            with urllib.request.urlopen(self._metrics, timeout=10) as page:
+            with access.DIRECT.open(self._metrics, timeout=10) as page:
                 text = page.read().decode("utf-8")
         except OSError as error:
             raise UserError(f"audit: no metrics at {self._metrics} ({error})") from None

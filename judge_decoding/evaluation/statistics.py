@@ -9,7 +9,6 @@ from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincinv
 
 RESAMPLES = 4000
 AGREEING = 5
@@ -126,6 +125,8 @@ def share_bound(lost: float, count: float, confidence: float = 0.95) -> float:
     """Clopper and Pearson's upper bound of a share, of which `lost` in `count` independent draws
     were seen: exact, the share at which so few come with a chance of 1 - confidence. Both may be
     fractions: draws by what they are worth."""
+    from scipy.special import betaincinv  # in the extras that choose thresholds
+
     if not 0 <= lost <= count or count <= 0:
         raise ValueError(f"share_bound: {lost} lost of {count}")
     return float(betaincinv(lost + 1, count - lost, confidence)) if lost < count else 1.0

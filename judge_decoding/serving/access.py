@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 import string
 from typing import Any
+from urllib.request import ProxyHandler, build_opener
 
 from judge_decoding.config import ServerConfig
 from judge_decoding.errors import UserError
@@ -21,6 +22,8 @@ USE = ("inference", "metadata", "model-config", "statistics")
 TOKEN = "judge-token"
 """The HTTP header; in gRPC metadata it is `triton-grpc-protocol-judge-token`."""
 GRPC_TOKEN = f"triton-grpc-protocol-{TOKEN}"
+DIRECT = build_opener(ProxyHandler({}))
+"""HTTP to a server of this host: past the proxies of the environment, which would get the token."""
 _SAFE = frozenset(string.ascii_letters + string.digits + "-._~+/=")
 
 
@@ -78,11 +81,12 @@ def grpc_headers(server: ServerConfig) -> dict[str, str]:
 
 
 def grpc_options(server: ServerConfig) -> dict[str, Any]:
-    """tritonclient's options for a connection to this server by its address."""
+    """tritonclient's options for a connection to this server by its address: past proxies too."""
+    direct = ("grpc.enable_http_proxy", 0)
     if server.tls is None:
-        return {}
+        return {"channel_args": [direct]}
     return {
         "ssl": True,
         "root_certificates": str(server.tls.ca),
-        "channel_args": [("grpc.ssl_target_name_override", server.tls.name)],
+        "channel_args": [direct, ("grpc.ssl_target_name_override", server.tls.name)],
     }

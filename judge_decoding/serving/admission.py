@@ -14,6 +14,8 @@ from judge_decoding.sequence import AcceptanceRecord, FinishReason, Request
 SHUTTING_DOWN = "server: it is shutting down"
 FIRST_GUESS_S = 1.0
 """How long a request takes, while none has ended yet."""
+WAITING_LOOK_S = 1.0
+"""Between two questions to a waiting request's owner: they may be many, and each takes time."""
 
 
 class Unavailable(UserError):
@@ -48,12 +50,15 @@ class Listener(Protocol):
         """The request ends here; no update follows."""
 
     def is_cancelled(self) -> bool:
-        """Asked before every round: true ends the request."""
+        """True ends the request. Asked before every round; while it waits, every WAITING_LOOK_S."""
 
 
 @dataclass(eq=False)
 class Job:
-    """A request between arrival and end. Times are seconds of the scheduler's clock."""
+    """A request between arrival and end. Times are seconds of the scheduler's clock.
+
+    cancelled  the rounds that were run when its cancel arrived
+    """
 
     request: Request
     listener: Listener
@@ -61,29 +66,30 @@ class Job:
     arrived: float
     deadline: float = float("inf")
     started: float | None = None
+    cancelled: int | None = None
     has_tokens: bool = False
 
 
 class Admission:
-    """The queue, and how many requests there are in all. Not thread-safe: the scheduler's lock."""
+    """The queue, and all requests that there are. Not thread-safe: the scheduler's lock."""
 
     def __init__(self, max_queue: int) -> None:
         self.max_queue = max_queue
         self.waiting: deque[Job] = deque()
-        self.unfinished = 0
+        self.unfinished: set[Job] = set()
         """Waiting or active."""
         self._service_s = 0.0  # from start to end, a moving average
 
     def add(self, job: Job, slots: int) -> None:
         """Busy where `slots` sequences run already and `max_queue` requests wait for them."""
-        if self.unfinished >= slots + self.max_queue:
+        if len(self.unfinished) >= slots + self.max_queue:
             raise Busy(self.max_queue, self.retry_after_s(slots))
         self.waiting.append(job)
-        self.unfinished += 1
+        self.unfinished.add(job)
 
     def retry_after_s(self, slots: int) -> float:
         """Until one more request would have its turn, at the pace of the last ones."""
-        before = self.unfinished + 1 - slots
+        before = len(self.unfinished) + 1 - slots
         return min(max(before * (self._service_s or FIRST_GUESS_S) / slots, 0.1), 60.0)
 
     def take_out(self, wanted: Callable[[Job], bool]) -> list[Job]:
@@ -95,7 +101,7 @@ class Admission:
 
     def forget(self, job: Job, now: float) -> None:
         """A request has ended."""
-        self.unfinished -= 1
+        self.unfinished.remove(job)
         if job.started is not None:
             took = now - job.started
             self._service_s += (took - self._service_s) * (0.1 if self._service_s else 1.0)

@@ -3,15 +3,18 @@
 JUDGE_DECODING_CONFIG   the deployment file
 JUDGE_DECODING_RUN_DIR  a private folder where each process of a running server leaves a note
 
-A process that was started by hand has no such folder and leaves nothing.
+Ranks of a world that the launcher did not start (`deploy/rank.sh`), other than rank 0, have no such
+folder and leave nothing.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +53,22 @@ def announce(role: str, *, pid: int | None = None) -> None:
 def report_failure(message: str) -> None:
     """Tell the launcher that this process can serve nothing more: it stops everything."""
     _leave(f"{os.uname().nodename}-{os.getpid()}.failure", {"message": message})
+
+
+def secret() -> bytes:
+    """What the models of one server know and no client does: whoever asks first makes it."""
+    folder = os.environ.get(RUN_DIR)
+    if not folder:
+        raise UserError(f"serve: {RUN_DIR} is not set; start with `judge-decoding serve`")
+    path = Path(folder) / "secret"
+    if not path.exists():
+        part = path.with_name(f"{os.getpid()}.secret.part")
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+        with suppress(FileExistsError):  # another process was faster
+            os.link(part, path)
+        part.unlink()
+    return path.read_bytes()
 
 
 def ask_to_drain(folder: Path) -> None:

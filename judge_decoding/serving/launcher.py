@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shlex
@@ -30,6 +29,7 @@ from judge_decoding.config import Deployment, ServerConfig
 from judge_decoding.errors import UserError
 from judge_decoding.ranks.layout import Layout
 from judge_decoding.serving import access, environment, mpi
+from judge_decoding.serving.processes import become_child, is_running, session
 from judge_decoding.serving.shared_memory import Segments
 from judge_decoding.serving.triton import ENSEMBLE, find_triton
 from judge_decoding.serving.warmup import warm_up
@@ -43,16 +43,25 @@ _SHM = Path("/dev/shm")
 
 
 def serve(
-    deployment: Deployment, config: Path, *, dry_run: bool = False, ready_file: Path | None = None
+    deployment: Deployment,
+    config: Path,
+    *,
+    dry_run: bool = False,
+    ready_file: Path | None = None,
+    in_world: bool = False,
 ) -> int:
-    """Serve until a signal (0) or a death (1); the exit code. UserError before anything started."""
+    """Serve until a signal (0) or a death (1); the exit code. UserError before anything started.
+
+    in_world  this process is rank 0 of the deployment's ranks: something else has started them
+    """
     folder = Path(tempfile.mkdtemp(prefix="judge-decoding-"))
     try:
-        line, variables = _plan(deployment, config.resolve(), folder)
+        line, variables = _plan(deployment, config.resolve(), folder, in_world)
         if dry_run:
             print(shlex.join([*(f"{k}={v}" for k, v in variables.items()), *line]))
             return 0
         _check_ports(deployment.server)
+        _forget_ready(ready_file)
         return Server(deployment, folder, line, variables).run(ready_file)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -60,7 +69,9 @@ def serve(
             region.unlink(missing_ok=True)
 
 
-def _plan(deployment: Deployment, config: Path, folder: Path) -> tuple[list[str], dict[str, str]]:
+def _plan(
+    deployment: Deployment, config: Path, folder: Path, in_world: bool
+) -> tuple[list[str], dict[str, str]]:
     """The command line, and the variables it needs."""
     triton = find_triton(folder)
     line = triton.command(deployment.server, shm_prefix=f"{folder.name}-")
@@ -68,7 +79,7 @@ def _plan(deployment: Deployment, config: Path, folder: Path) -> tuple[list[str]
         environment.CONFIG: str(config),
         environment.RUN_DIR: str(folder),
     }
-    if deployment.ranks is not None:
+    if deployment.ranks is not None and not in_world:
         line = mpi.command(deployment, config, line, variables["PATH"])
         variables |= {k: v for k, v in mpi.LOOPBACK.items() if k not in os.environ}
     return line, variables
@@ -90,6 +101,17 @@ def _check_ports(server: ServerConfig) -> None:
                 ) from None
 
 
+def _forget_ready(path: Path | None) -> None:
+    """The file of a run that was killed (a pod's volume outlives its containers) says "ready"."""
+    try:
+        if path is not None:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"serve: cannot remove the old ready file {path} ({error.strerror})"
+        ) from None
+
+
 class Server:
     """The processes of one run. `folder` is theirs to leave notes in (serving.environment)."""
 
@@ -98,6 +120,7 @@ class Server:
     ) -> None:
         self._deployment = deployment
         self._folder = folder
+        self._program = Path(line[0]).name
         self._signals = 0
         self._ready = threading.Event()
         self._warmup_error: str | None = None
@@ -111,9 +134,11 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            close_fds=False,  # in a world started by others rank 0 may have one (MPICH's PMI_FD)
             # mpiexec would end its ranks at leisure, and some of them not at all.
             preexec_fn=partial(
-                _become_child, signal.SIGKILL if deployment.ranks else signal.SIGTERM
+                become_child,
+                signal.SIGTERM if self._program == environment.SERVER else signal.SIGKILL,
             ),
         )
         self._segments = Segments(self._pids)
@@ -201,8 +226,7 @@ class Server:
             # The server takes its models with it.
             first = next((p for p in gone if p.role == environment.SERVER), gone[0])
             return f"{self._named(first.role)} died"
-        what = "mpiexec" if self._deployment.ranks is not None else environment.SERVER
-        return f"{what} ended with exit code {code}"
+        return f"{self._program} ended with exit code {code}"
 
     def _named(self, role: str) -> str:
         known = environment.processes(self._folder)
@@ -211,7 +235,7 @@ class Server:
     def _gone(self) -> list[environment.Process]:
         here = os.uname().nodename
         known = environment.processes(self._folder)
-        return [p for p in known if p.host == here and not _is_running(p.pid)]
+        return [p for p in known if p.host == here and not is_running(p.pid)]
 
     def _drain(self) -> str | None:
         """The loop takes in nothing more and finishes; then Triton unloads the models and ends.
@@ -234,7 +258,7 @@ class Server:
                 return culprit
             if not over():
                 self._flush()
-        if _is_running(server):
+        if is_running(server):
             os.kill(server, signal.SIGTERM)
         _wait(over, STOP_MARGIN_S)
         return None
@@ -247,7 +271,7 @@ class Server:
         body = json.dumps({"id": "drain", "text_input": "", "stop": True}).encode()
         request = urllib.request.Request(url, body, access.http_headers(server))
         try:
-            urllib.request.urlopen(request, timeout=STOP_MARGIN_S).close()
+            access.DIRECT.open(request, timeout=STOP_MARGIN_S).close()
         except OSError as error:
             _say(f"the server does not answer while it drains ({error})")
 
@@ -255,7 +279,7 @@ class Server:
         """End whatever is left of the session."""
         self._segments.look()
         for pid in self._pids():
-            if _is_running(pid):
+            if is_running(pid):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
         self._segments.remove()
@@ -264,7 +288,7 @@ class Server:
     def _pids(self) -> set[int]:
         known = environment.processes(self._folder)
         here = {p.pid for p in known if p.host == os.uname().nodename}
-        return here | set(_session(self._process.pid))
+        return here | set(session(self._process.pid))
 
     def _forward(self) -> None:
         assert self._process.stdout is not None
@@ -296,26 +320,3 @@ def _wait(condition: Callable[[], bool], limit_s: float) -> None:
     end = time.monotonic() + limit_s
     while not condition() and time.monotonic() < end:
         time.sleep(POLL_S / 2)
-
-
-def _stat(pid: int) -> list[str]:
-    """A process's /proc stat: [state, parent, group, session, ...]; [] where it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return []
-    return text.rpartition(")")[2].split()
-
-
-def _is_running(pid: int) -> bool:
-    return _stat(pid)[:1] not in ([], ["Z"], ["X"])
-
-
-def _session(leader: int) -> list[int]:
-    pids = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]
-    return [pid for pid in pids if _stat(pid)[3:4] == [str(leader)]]
-
-
-def _become_child(number: signal.Signals) -> None:
-    """In the child: get this signal when the launcher is gone, however it went."""
-    ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG

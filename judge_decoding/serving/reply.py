@@ -8,6 +8,7 @@ import numpy as np
 
 from judge_decoding.decoding import Result, Update
 from judge_decoding.sequence import Request, Token
+from judge_decoding.serving.order import sign
 from judge_decoding.serving.request import Parameters, to_json
 
 Array = np.ndarray[Any, Any]
@@ -27,28 +28,31 @@ class Reply:
     that. One that says what it said before is the same object, so that its tensor can be kept.
 
     The first is for whoever detokenizes. One tensor, because each costs every process that it
-    passes through; JSON:
+    passes through; a signed order (serving.order):
 
-    sequence, ids, stop, finish, ended  what `Detokenizer.push` takes
-    before                              goes before the text of this response
-    token_texts                         whether they were asked for
+    sequence, at, ids, stop, finish, ended  what `Detokenizer.push` takes
+    before                                  goes before the text of this response
+    token_texts                             whether they were asked for
     """
 
     def __init__(
         self,
         sequence: int,
+        secret: bytes,
         request: Request | None = None,
         parameters: Parameters | None = None,
         end_ids: frozenset[int] = frozenset(),
         text_before: bytes = b"",
         stream_interval: int = 1,
     ) -> None:
-        """text_before      what the answer's text begins with
+        """secret           signs the orders
+        text_before      what the answer's text begins with
         stream_interval  rounds between two responses of a stream (config.ServerConfig)
 
         Without a request: the answer to a cancel.
         """
         self._sequence = sequence
+        self._secret = secret
         self._request = request or Request([], 1)
         self._parameters = parameters or Parameters()
         self._end_ids = end_ids
@@ -77,8 +81,9 @@ class Reply:
         asked = self._parameters
         reason = str(result.finish_reason) if result else ""
         ids = [token.id for token in tokens]
-        order = {
+        document = {
             "sequence": self._sequence,
+            "at": self._count - len(ids),
             "ids": ids,
             "stop": self._stop,
             "finish": reason,
@@ -90,7 +95,7 @@ class Reply:
         if result is not None and asked.return_acceptance_record:
             record = np.array([to_json(result.record.to_dict())], object)
         return {
-            "detokenize": np.array([to_json(order)], object),
+            "detokenize": np.array([sign(document, self._secret)], object),
             "output_ids": np.array(ids, np.int32),
             "finish_reason": np.array([reason.encode()], object) if reason else _NO_TEXT,
             "num_input_tokens": self._num_input_tokens,

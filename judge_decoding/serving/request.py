@@ -23,6 +23,8 @@ DEFAULT_MAX_TOKENS = 128
 MAX_STOP_STRINGS = 32
 MAX_STOP_BYTES = 1024
 """Of one stop string: text is held back while it may still become one."""
+LONG_TOKEN = 16
+"""Bytes. A text with more of them for each token of the context hardly fits it."""
 
 
 class _Values(BaseModel):
@@ -135,22 +137,60 @@ def prompt(
 
     text_input  raw text; with `chat` true, one user turn for the chat template
     messages    JSON list of {"role", "content"} for the chat template; text_input is then ignored
+
+    UserError where it is no prompt, or far too long; the loop checks the exact length.
     """
+    check_size(tensors, deployment)
+    if "messages" in tensors and (conversation := _one("messages", tensors["messages"])):
+        ids = _chat(_messages(conversation), tokenizer, deployment)
+        return ids, tokenizer.decode(ids)
+    text = _one("text_input", tensors["text_input"]) if "text_input" in tensors else ""
+    if not text:
+        raise UserError("prompt: text_input is empty; give a text or messages")
+    if "chat" in tensors and _one("chat", tensors["chat"]):
+        return _chat([{"role": "user", "content": text}], tokenizer, deployment), text
+    _check_length(text, tokenizer, deployment)
+    return tokenizer.encode(text), text
+
+
+def check_size(tensors: Mapping[str, np.ndarray[Any, Any]], deployment: Deployment) -> None:
+    """UserError where the texts are longer than a server takes in."""
     size = sum(len(array.item()) for name, array in tensors.items() if name in _TEXTS)
     if size > deployment.server.max_prompt_bytes:
         raise UserError(
             f"prompt: {size} bytes are more than server.max_prompt_bytes "
             f"{deployment.server.max_prompt_bytes}"
         )
-    if "messages" in tensors and (conversation := _one("messages", tensors["messages"])):
-        ids = tokenizer.chat(_messages(conversation))
-        return ids, tokenizer.decode(ids)
-    text = _one("text_input", tensors["text_input"]) if "text_input" in tensors else ""
-    if not text:
-        raise UserError("prompt: text_input is empty; give a text or messages")
-    if "chat" in tensors and _one("chat", tensors["chat"]):
-        return tokenizer.chat([{"role": "user", "content": text}]), text
-    return tokenizer.encode(text), text
+
+
+def _chat(turns: list[dict[str, str]], tokenizer: Tokenizer, deployment: Deployment) -> list[int]:
+    text = tokenizer.chat_text(turns)
+    _check_length(text, tokenizer, deployment)
+    return tokenizer.encode(text, special=False)
+
+
+def _check_length(text: str, tokenizer: Tokenizer, deployment: Deployment) -> None:
+    """Refuse what cannot fit before all of it is tokenized: 1 MB takes seconds, others wait.
+
+    Piece by piece, since a text of many bytes may be of few tokens (64 blanks are one of some
+    vocabularies'). A cut changes the tokens beside it alone: a piece begins or ends within a word,
+    or within a few that a tokenizer without words would have merged. So the pieces' sum is never
+    twice the text's tokens, where the pieces are as long as these.
+    """
+    limit = deployment.limits.max_context
+    piece = LONG_TOKEN * limit
+    encoded = text.encode()
+    if len(encoded) <= piece:
+        return
+    seen = 0
+    for start in range(0, len(encoded), piece):
+        part = encoded[start : start + piece].decode(errors="ignore")  # whole characters
+        seen += len(tokenizer.encode(part, special=False))
+        if seen > 2 * limit:
+            raise UserError(
+                f"prompt: more than {limit} tokens do not fit the context of {limit} with an "
+                "answer; shorten it or raise limits.max_context"
+            )
 
 
 _TEXTS = ("text_input", "messages")

@@ -10,13 +10,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from judge_decoding.decoding import Result, SpeculativeDecoder, Update
 from judge_decoding.errors import UserError
 from judge_decoding.sequence import FinishReason, Request
 from judge_decoding.serving.admission import (
     SHUTTING_DOWN,
+    WAITING_LOOK_S,
     Admission,
     Job,
     Listener,
@@ -55,13 +57,13 @@ class Scheduler:
         self._wake = threading.Condition()
         # Guarded by _wake:
         self._admission = Admission(max_queue)
-        self._cancels: dict[str, int] = {}  # name -> rounds run when the cancel arrived
         self._closing = False  # nothing new is taken in
         self._stopping = False  # what was taken in is not finished
         self._dead: str | None = None
         # The thread's own:
         self._decoder: SpeculativeDecoder | None = None
         self._active: dict[int, Job] = {}
+        self._next_look = 0.0  # whether owners of waiting requests have left
         self._error: BaseException | None = None
         self._loaded = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -97,14 +99,20 @@ class Scheduler:
         name        by which `cancel` finds it
         deadline_s  seconds from now, waiting included, after which it ends with what it has
         """
-        with self._wake:
-            try:
-                self._take_in(request, listener, name, deadline_s)
-            except UserError as error:
+        with self.counting_refusals(), self._wake:
+            self._take_in(request, listener, name, deadline_s)
+            self._wake.notify_all()
+
+    @contextmanager
+    def counting_refusals(self) -> Iterator[None]:
+        """Around whatever refuses a request before `submit` does, which counts its own."""
+        try:
+            yield
+        except UserError as error:
+            with self._wake:
                 reason = error.reason if isinstance(error, Unavailable) else "invalid"
                 self.metrics.failed[reason] += 1
-                raise
-            self._wake.notify_all()
+            raise
 
     def _take_in(
         self, request: Request, listener: Listener, name: str, deadline_s: float | None
@@ -120,16 +128,20 @@ class Scheduler:
         self._admission.add(job, self.decoder.target.max_sequences)
 
     def cancel(self, name: str) -> None:
-        """End every request of that name before the next round; unknown names are ignored."""
+        """End every request that has this name now, before the next round; there may be none.
+
+        One that comes later is another request, which may well use the name again.
+        """
         with self._wake:
-            self._cancels.setdefault(name, self.metrics.rounds)
-            self._wake.notify_all()
+            for job in self._admission.unfinished:
+                if job.name == name and job.cancelled is None:
+                    job.cancelled = self.metrics.rounds
 
     def drain(self, timeout_s: float) -> bool:
         """Take in nothing more and wait for the rest; whether all of it ended in time."""
         with self._wake:
             self._closing = True
-            return self._wake.wait_for(lambda: self._admission.unfinished == 0, timeout_s)
+            return self._wake.wait_for(lambda: not self._admission.unfinished, timeout_s)
 
     def stop(self) -> None:
         """Take in nothing more, fail what still runs, end the thread."""
@@ -164,8 +176,7 @@ class Scheduler:
         pause = self._tick() if self._tick is not None else None
         with self._wake:
             self._wake.wait_for(
-                lambda: self._stopping or self._admission.waiting or self._active or self._cancels,
-                pause,
+                lambda: self._stopping or self._admission.waiting or self._active, pause
             )
             return not self._stopping
 
@@ -180,23 +191,33 @@ class Scheduler:
         self._take_stock()
 
     def _end_early(self, decoder: SpeculativeDecoder) -> None:
-        """What was cancelled, and what is past its deadline."""
+        """What was cancelled, whose owner left, and what is past its deadline."""
         now = self._now()
+        left = self._left_waiting(now)
         with self._wake:
-            cancels, self._cancels = self._cancels, {}
             queued = self._admission.take_out(
-                lambda job: job.name in cancels or job.deadline <= now
+                lambda job: job in left or job.cancelled is not None or job.deadline <= now
             )
         for job in queued:
-            reason: FinishReason = "cancelled" if job.name in cancels else "deadline"
-            self._end(job, *never_started(reason))
+            late = job not in left and job.cancelled is None
+            self._end(job, *never_started("deadline" if late else "cancelled"))
         rounds = self.metrics.rounds
         for number, job in list(self._active.items()):
-            if job.name in cancels or job.listener.is_cancelled():
-                self.metrics.cancel_rounds += rounds - cancels.get(job.name, rounds)
+            if job.cancelled is not None or job.listener.is_cancelled():
+                asked = rounds if job.cancelled is None else job.cancelled
+                self.metrics.cancel_rounds += rounds - asked
                 self._cut_off(decoder, number, "cancelled")
             elif job.deadline <= now:
                 self._cut_off(decoder, number, "deadline")
+
+    def _left_waiting(self, now: float) -> set[Job]:
+        """Those that wait, and their owners have left. Not under the lock: asking takes time."""
+        if now < self._next_look:
+            return set()
+        self._next_look = now + WAITING_LOOK_S
+        with self._wake:
+            waiting = list(self._admission.waiting)
+        return {job for job in waiting if job.listener.is_cancelled()}
 
     def _cut_off(self, decoder: SpeculativeDecoder, number: int, reason: FinishReason) -> None:
         decoder.cancel(number, reason)
@@ -208,7 +229,7 @@ class Scheduler:
                 if not self._admission.waiting:
                     return
                 job = self._admission.waiting.popleft()
-            if job.listener.is_cancelled():
+            if job.cancelled is not None or job.listener.is_cancelled():
                 self._end(job, *never_started())
                 continue
             job.started = self._now()
@@ -252,7 +273,7 @@ class Scheduler:
     def _fail_all(self, message: str, reason: str) -> None:
         with self._wake:
             self._closing = True
-            jobs = [*self._active.values(), *self._admission.waiting]
+            jobs = list(self._admission.unfinished)
             self._active.clear()
             self._admission.waiting.clear()
         for job in jobs:

@@ -1,4 +1,7 @@
-"""The request that makes a server ready: drafted, verified, and sent through every part."""
+"""The request that makes a server ready: drafted, verified, and sent through every part.
+
+It is alone in the loop, where a deployment may have no use for drafts: then none are asked of it.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +54,18 @@ def warm_up(deployment: Deployment, address: str) -> None:
     if error is not None:
         raise UserError(f"serve: the warm-up request failed: {error}")
     drafted = int(result.as_numpy("total_draft_tokens").item())
-    if deployment.acceptance.rule != "none" and tokens > 1 and k > 0 and not drafted:
+    ended = result.as_numpy("finish_reason").item().decode()
+    if tokens > 1 and must_draft(deployment) and not drafted and ended != "deadline":
         raise UserError("serve: the warm-up request drafted nothing")
+
+
+def must_draft(deployment: Deployment) -> bool:
+    """Whether a request that is alone gets drafts for certain."""
+    schedule = deployment.draft_len_schedule
+    alone = schedule[min(schedule)] if schedule else deployment.max_draft_len
+    length = min(alone, deployment.max_draft_len)
+    # A draft that is unsure of its first token drafts none.
+    return deployment.acceptance.rule != "none" and length > 0 and not deployment.draft_min_prob
 
 
 def _is_ready(client: Any) -> bool:

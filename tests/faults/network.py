@@ -124,12 +124,15 @@ def client_paused(bench: Bench) -> Outcome:
 
 def connection_cut(bench: Bench) -> Outcome:
     server = bench.shared
+    cancelled = server.metric("request_success_total", finished_reason="cancelled")
     with Proxy(server.ports[1]) as proxy:
         stream = Watched(proxy.url).running()
         proxy.cut()
         began = time.monotonic()
         seen = stream.seen()
         assert stream.error is not None
+        now = server.metric("request_success_total", finished_reason="cancelled")
+        assert now == cancelled + 1
     after = "goes on; the client's cancel is sent once more where it can reconnect"
     return Outcome(seen, stream.ended - began, after, bench.unharmed())
 

@@ -8,7 +8,6 @@ import os
 import secrets
 import time
 from functools import partial
-from itertools import count
 from threading import Thread
 
 import numpy as np
@@ -35,8 +34,7 @@ class TritonPythonModel:
         environment.announce("the judge_decoding model")
         environment.announce(environment.SERVER, pid=os.getppid())
         self.deployment = environment.deployment()
-        # Not to be guessed: the postprocessing, which clients can call too, keeps text by them.
-        self.numbers = count(secrets.randbits(62))
+        self.secret = environment.secret()
         self.audit = AuditLog(self.deployment.audit)
         self.metrics = Metrics(self.deployment)
         self.scheduler = Scheduler(
@@ -75,22 +73,24 @@ class TritonPythonModel:
                 fail(sender, str(error), pb_utils.TritonError.INVALID_ARG)
 
     def take_in(self, request, sender):
-        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        if "input_ids" not in tensors:  # Triton lets another input come twice instead
-            raise UserError("input_ids: it is missing; give the prompt's token ids")
-        prompt_ids = tensors.pop("input_ids").reshape(-1).tolist()
-        before = tensors.pop("input_text", NOTHING).item()
-        asked = parameters(tensors)
-        name = request.request_id()
-        if asked.stop:
-            if not name:
+        with self.scheduler.counting_refusals():
+            tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            if "input_ids" not in tensors:  # Triton lets another input come twice instead
+                raise UserError("input_ids: it is missing; give the prompt's token ids")
+            prompt_ids = tensors.pop("input_ids").reshape(-1).tolist()
+            before = tensors.pop("input_text", NOTHING).item()
+            asked = parameters(tensors)
+            name = request.request_id()
+            if asked.stop and not name:
                 raise UserError("stop: give it the request id of the request to cancel")
+            wanted = None if asked.stop else asked.request(prompt_ids, self.deployment)
+        number = secrets.randbits(62)  # nobody's but this request's, and not to be guessed
+        if wanted is None:
             self.scheduler.cancel(name)
-            Stream(sender, Reply(next(self.numbers))).updated(*never_started())
+            Stream(sender, Reply(number, self.secret)).updated(*never_started())
             return
-        wanted = asked.request(prompt_ids, self.deployment)
         interval = self.deployment.server.stream_interval
-        reply = Reply(next(self.numbers), wanted, asked, self.end_ids, before, interval)
+        reply = Reply(number, self.secret, wanted, asked, self.end_ids, before, interval)
         deadline_s = asked.deadline_s(self.deployment, request.timeout())
         listener = self.audit.watch(wanted, Stream(sender, reply))
         self.scheduler.submit(wanted, listener, name, deadline_s=deadline_s)

@@ -1,12 +1,11 @@
 """Token ids -> text; the work is `judge_decoding.serving.detokenizer`'s."""
 
-import json
-
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from judge_decoding.serving import environment
-from judge_decoding.serving.detokenizer import Detokenizer
+from judge_decoding.errors import UserError
+from judge_decoding.serving import environment, order
+from judge_decoding.serving.detokenizer import SPARE, Detokenizer
 from judge_decoding.text import Tokenizer
 
 
@@ -14,8 +13,9 @@ class TritonPythonModel:
     def initialize(self, args):
         environment.announce("the postprocessing model")
         deployment = environment.deployment()
+        self.secret = environment.secret()
         self.streams = Detokenizer(
-            Tokenizer(deployment.target.model), capacity=2 * deployment.limits.max_sequences
+            Tokenizer(deployment.target.model), capacity=deployment.limits.max_sequences + SPARE
         )
         self.no_texts = pb_utils.Tensor("token_texts", strings([]))
 
@@ -24,14 +24,19 @@ class TritonPythonModel:
 
     def answer(self, request):
         (tensor,) = request.inputs()
-        order = json.loads(tensor.as_numpy().item())  # serving.reply.Reply
-        before, asked = order.pop("before"), order.pop("token_texts")
-        texts = self.streams.push(**order)
+        try:
+            asked = order.read(tensor.as_numpy().item(), self.secret)  # serving.reply.Reply
+            before, with_texts = asked.pop("before"), asked.pop("token_texts")
+            texts = self.streams.push(**asked)
+        except UserError as error:
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+            )
         text = (before + "".join(texts)).encode()
         return pb_utils.InferenceResponse(
             [
                 pb_utils.Tensor("text_output", np.array([[text]], object)),
-                pb_utils.Tensor("token_texts", strings(texts)) if asked else self.no_texts,
+                pb_utils.Tensor("token_texts", strings(texts)) if with_texts else self.no_texts,
             ]
         )
 

@@ -1,12 +1,21 @@
-"""Text or messages -> token ids; the checks are `judge_decoding.serving.request.prompt`'s."""
+"""Text or messages -> token ids: `execute` puts prompts in line, the line's thread reads them.
+
+The checks are `judge_decoding.serving.request`'s.
+"""
+
+from functools import partial
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from judge_decoding.errors import UserError
 from judge_decoding.serving import environment
-from judge_decoding.serving.request import prompt
+from judge_decoding.serving.admission import Unavailable
+from judge_decoding.serving.line import Line
+from judge_decoding.serving.request import check_size, prompt
 from judge_decoding.text import Tokenizer
+
+LAST = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class TritonPythonModel:
@@ -18,26 +27,47 @@ class TritonPythonModel:
         except UserError as error:
             environment.report_failure(str(error))
             raise
+        # As many as the loop takes in: what is more would be refused there.
+        self.line = Line(self.deployment.limits.max_sequences + self.deployment.server.max_queue)
 
     def execute(self, requests):
-        return [self.answer(request) for request in requests]
-
-    def answer(self, request):
-        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        if "stop" in tensors and tensors["stop"].item():
-            ids, text = [], ""  # a cancel has no prompt
-        else:
+        for request in requests:
+            tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            sender, name = request.get_response_sender(), request.request_id()
             try:
-                ids, text = prompt(tensors, self.tokenizer, self.deployment)
+                if "stop" in tensors and tensors["stop"].item():
+                    # A cancel has no prompt.
+                    self.line.put_behind(name, partial(answer, sender, tensors, [], ""))
+                else:
+                    check_size(tensors, self.deployment)
+                    self.line.put(name, partial(self.read, sender, tensors))
             except UserError as error:
-                return pb_utils.InferenceResponse(
-                    error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-                )
-        if "exclude_input_in_output" not in tensors or tensors["exclude_input_in_output"].item():
-            text = ""
-        return pb_utils.InferenceResponse(
-            [
-                pb_utils.Tensor("input_ids", np.array([ids], np.int32)),
-                pb_utils.Tensor("input_text", np.array([[text.encode()]], object)),
-            ]
-        )
+                fail(sender, error)
+
+    def read(self, sender, tensors):
+        try:
+            ids, text = prompt(tensors, self.tokenizer, self.deployment)
+        except UserError as error:
+            fail(sender, error)
+        except Exception as error:
+            fail(sender, UserError(f"prompt: it cannot be read ({type(error).__name__}: {error})"))
+            raise
+        else:
+            answer(sender, tensors, ids, text)
+
+
+def answer(sender, tensors, ids, text):
+    if "exclude_input_in_output" not in tensors or tensors["exclude_input_in_output"].item():
+        text = ""
+    outputs = [
+        pb_utils.Tensor("input_ids", np.array([ids], np.int32)),
+        pb_utils.Tensor("input_text", np.array([[text.encode()]], object)),
+    ]
+    sender.send(pb_utils.InferenceResponse(outputs), flags=LAST)
+
+
+def fail(sender, error):
+    later = isinstance(error, Unavailable)
+    code = pb_utils.TritonError.UNAVAILABLE if later else pb_utils.TritonError.INVALID_ARG
+    refusal = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+    sender.send(refusal, flags=LAST)
