@@ -16,6 +16,7 @@ import yaml
 from judge_decoding.config import Deployment, ServerConfig
 from judge_decoding.errors import UserError
 from judge_decoding.serving import access, environment, mpi, shared_memory, triton
+from judge_decoding.serving.processes import Deaths
 from judge_decoding.serving.warmup import must_draft
 from tests.triton_world import COMMAND, free_ports
 
@@ -275,6 +276,26 @@ def test_a_watched_rank_writes_its_end_down_and_the_first_bad_one_counts(tmp_pat
         )
         os.utime(tmp_path / f"{rank}.ended", (i, i))  # the clock of a file system is coarse
     assert mpi.first_death(tmp_path) == (3, 137)
+
+
+def test_deaths_are_known_in_their_order_however_late_one_looks() -> None:
+    """The bug: where a model's death made the server abort, both were gone when the launcher
+    looked, and it named the server."""
+    children = [subprocess.Popen(["sleep", "60"]) for _ in range(4)]
+    deaths = Deaths()
+    early, *others = children
+    early.kill()
+    early.wait()
+    deaths.watch([child.pid for child in children])
+    assert deaths.ended() == [early.pid]  # not to be watched any more
+    order = [others[2], others[0], others[1]]
+    for child in order:
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+    deaths.watch([child.pid for child in children])
+    assert deaths.ended() == deaths.ended() == [early.pid, *(child.pid for child in order)]
+    for child in order:
+        child.wait()
 
 
 def test_the_leaders_own_reason_is_read_from_its_output() -> None:

@@ -29,7 +29,7 @@ from judge_decoding.config import Deployment, ServerConfig
 from judge_decoding.errors import UserError
 from judge_decoding.ranks.layout import Layout
 from judge_decoding.serving import access, environment, mpi
-from judge_decoding.serving.processes import become_child, is_running, session
+from judge_decoding.serving.processes import Deaths, become_child, is_running, session
 from judge_decoding.serving.shared_memory import Segments
 from judge_decoding.serving.triton import ENSEMBLE, find_triton
 from judge_decoding.serving.warmup import warm_up
@@ -125,6 +125,7 @@ class Server:
         self._ready = threading.Event()
         self._warmup_error: str | None = None
         self._cause: str | None = None  # why the job ends, by its own output
+        self._deaths = Deaths()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._process = subprocess.Popen(
@@ -207,10 +208,9 @@ class Server:
 
     def _death(self) -> str | None:
         """Who died or gave up, in words; None: all is well."""
-        gone = self._gone()
         failures = environment.failures(self._folder)
         code = self._process.poll()
-        if not gone and not failures and code is None:
+        if not self._gone() and not failures and code is None:
             return self._warmup_error
         # Its output says more than a death; it may be still on its way.
         _wait(lambda: bool(failures) or self._cause is not None, NOTICE_S)
@@ -218,14 +218,15 @@ class Server:
             return said[0]
         if self._cause is not None:
             return self._cause
+        # A server takes its models with it, and may abort where one of them died.
+        gone = [process.role for process in self._gone()]
         if (death := mpi.first_death(self._folder)) is not None:
             rank, code = death
             role = str(Layout.of(self._deployment).place(rank)) if rank else environment.SERVER
-            return f"{self._named(role)} died ({_how(code)})"
+            if role not in gone[1:]:
+                return f"{self._named(role)} died ({_how(code)})"
         if gone:
-            # The server takes its models with it.
-            first = next((p for p in gone if p.role == environment.SERVER), gone[0])
-            return f"{self._named(first.role)} died"
+            return f"{self._named(gone[0])} died"
         return f"{self._program} ended with exit code {code}"
 
     def _named(self, role: str) -> str:
@@ -233,9 +234,11 @@ class Server:
         return next((f"{role} (pid {p.pid})" for p in known if p.role == role), role)
 
     def _gone(self) -> list[environment.Process]:
+        """Those of this host, the first to die first."""
         here = os.uname().nodename
-        known = environment.processes(self._folder)
-        return [p for p in known if p.host == here and not is_running(p.pid)]
+        known = {p.pid: p for p in environment.processes(self._folder) if p.host == here}
+        self._deaths.watch(known)
+        return [known[pid] for pid in self._deaths.ended()]
 
     def _drain(self) -> str | None:
         """The loop takes in nothing more and finishes; then Triton unloads the models and ends.

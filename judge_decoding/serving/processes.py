@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import select
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 
 def is_running(pid: int) -> bool:
     return _stat(pid)[:1] not in ([], ["Z"], ["X"])
+
+
+class Deaths:
+    """Which of the watched processes have ended, in the order in which they did, however late one
+    looks: epoll hands out what became ready first first."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._pids: dict[int, int] = {}  # by descriptor, of all that were ever watched
+        self._ended: list[int] = []
+
+    def watch(self, pids: Iterable[int]) -> None:
+        """When one died that is gone already is not known: before those that still run."""
+        for pid in set(pids) - set(self._pids.values()) - set(self._ended):
+            try:
+                descriptor = os.pidfd_open(pid)
+            except OSError:
+                self._ended.append(pid)
+                continue
+            self._pids[descriptor] = pid
+            self._epoll.register(descriptor, select.EPOLLIN)
+
+    def ended(self) -> list[int]:
+        """Their pids, the first to end first."""
+        for descriptor, _ in self._epoll.poll(0, max(1, len(self._pids))):
+            self._epoll.unregister(descriptor)
+            os.close(descriptor)
+            self._ended.append(self._pids.pop(descriptor))
+        return list(self._ended)
 
 
 def session(leader: int) -> list[int]:
