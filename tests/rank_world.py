@@ -85,7 +85,12 @@ class World:
         return {int(rank): pid for rank, pid in json.loads(found[1]).items()}
 
     def wait(self, limit_s: float = _LIMIT_S) -> int:
-        code = self.process.wait(limit_s)
+        deadline = time.monotonic() + limit_s
+        while (code := self.process.poll()) is None:
+            self._segments.look()  # a world that dies by itself leaves them too
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("mpiexec", limit_s)
+            time.sleep(0.02)
         for reader in self._readers:
             reader.join(10)
         return code

@@ -44,6 +44,7 @@ from judge_decoding.evaluation.parsers import final_answer
 from judge_decoding.evaluation.task import Item, write_task
 from judge_decoding.labels import LabelRecord, read_labels
 from judge_decoding.sequence import Request
+from judge_decoding.serving.shared_memory import Segments
 from tests.rank_world import LOCAL_ONLY
 
 LIMITS = {"dtype": "float32", "max_sequences": 3, "max_context": 128}
@@ -508,6 +509,7 @@ class Ranks:
         script = [sys.executable, "-m", "mpi4py.futures", mine_labels.__file__, "--mpi"]
         common = ["--out", str(folder / "o.jsonl"), "--deployment", str(folder / "c.yaml")]
         self.log = folder / f"{value}.log"
+        self.segments = Segments(lambda: self.pids().values())
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [str(mpiexec), "-n", str(ranks), *script, *common, "--max-tokens", "12", *options],
@@ -532,6 +534,15 @@ class Ranks:
                 found[int(rank)] = int(folder.name)
         return found
 
+    def wait(self, limit_s: float) -> int:
+        """The exit code. MPICH's shared memory is looked for meanwhile: it stays after a death."""
+        deadline = time.monotonic() + limit_s
+        while (code := self.process.poll()) is None:
+            assert time.monotonic() < deadline, self.log.read_text()
+            self.segments.look()
+            time.sleep(0.02)
+        return code
+
     def __enter__(self) -> Ranks:
         return self
 
@@ -541,6 +552,7 @@ class Ranks:
                 os.kill(pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait(30)
+        self.segments.remove()
 
 
 def lines(path: Path) -> list[str]:
@@ -561,9 +573,10 @@ def test_three_ranks_mine_what_one_process_does_and_a_killed_one_loses_nothing(t
         while len(lines(out)) < 5:
             assert world.process.poll() is None, world.log.read_text()
             assert time.monotonic() < deadline, world.log.read_text()
+            world.segments.look()
             time.sleep(0.005)
         os.kill(world.pids()[2], signal.SIGKILL)
-        assert world.process.wait(60) != 0
+        assert world.wait(60) != 0
         before = lines(out)
         deadline = time.monotonic() + 30
         while world.pids():
@@ -574,7 +587,7 @@ def test_three_ranks_mine_what_one_process_does_and_a_killed_one_loses_nothing(t
     # 2. Three ranks go on: nothing that was written is mined again, and all is there in the end.
     kept = {r.prompt for r in read_labels([out]) if r.id.endswith(mining_file.DONE)}
     with Ranks(tiny, 3, *options, "--share", "7") as world:
-        assert world.process.wait(240) == 0, world.log.read_text()
+        assert world.wait(240) == 0, world.log.read_text()
         cost = json.loads(world.log.read_text().splitlines()[-1])
     assert cost["prompts"] == 40 - len(kept) > 0
     assert sorted(lines(out)) == expected
@@ -582,7 +595,7 @@ def test_three_ranks_mine_what_one_process_does_and_a_killed_one_loses_nothing(t
 
 def test_a_mistake_under_mpiexec_ends_all_ranks_with_one_line(tiny: Path) -> None:
     with Ranks(tiny, 2, "--task", "nowhere.jsonl") as world:
-        assert world.process.wait(120) != 0
+        assert world.wait(120) != 0
         text = world.log.read_text()
     assert "nowhere.jsonl" in text
     assert "Traceback" not in text
