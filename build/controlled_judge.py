@@ -296,7 +296,9 @@ def main(
     out: Path | None = typer.Option(None, help="default: where the deployment has its judge"),
     count: int = typer.Option(700, min=10, help="training problems"),
     labels_out: Path | None = typer.Option(None, help="write the labels there too"),
-    budget: list[float] = typer.Option(list(BUDGETS), help="accuracy that may be lost; in order"),
+    budget: list[float] = typer.Option(
+        list(BUDGETS), min=0.0001, max=0.9999, help="accuracy that may be lost; in order"
+    ),
     target: Path | None = typer.Option(None, help="probe another target: AUC, and no file"),
 ) -> None:
     """Label, train, set the threshold, write the judge."""

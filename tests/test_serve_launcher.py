@@ -298,6 +298,25 @@ def test_deaths_are_known_in_their_order_however_late_one_looks() -> None:
         child.wait()
 
 
+def test_where_pidfds_are_forbidden_processes_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An old container's rules: nobody has died because the launcher may not watch."""
+
+    def forbidden(pid: int) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "pidfd_open", forbidden)
+    with subprocess.Popen(["sleep", "60"]) as child:
+        deaths = Deaths()
+        deaths.watch([child.pid])
+        deaths.watch([child.pid])
+        assert deaths.ended() == []
+        child.kill()
+        child.wait()
+        assert deaths.ended() == deaths.ended() == [child.pid]
+
+
 def test_the_leaders_own_reason_is_read_from_its_output() -> None:
     line = "judge-decoding: ending the job: no answer within 3 s from rank 2 (target) on host n1\n"
     assert mpi.cause(line) == "no answer within 3 s from rank 2 (target) on host n1"

@@ -16,20 +16,26 @@ def is_running(pid: int) -> bool:
 
 class Deaths:
     """Which of the watched processes have ended, in the order in which they did, however late one
-    looks: epoll hands out what became ready first first."""
+    looks: epoll hands out what became ready first first. Where the kernel or a container's rules
+    have no pidfd_open, in the order in which it is seen."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._pids: dict[int, int] = {}  # by descriptor, of all that were ever watched
+        self._unwatched: list[int] = []
         self._ended: list[int] = []
 
     def watch(self, pids: Iterable[int]) -> None:
         """When one died that is gone already is not known: before those that still run."""
-        for pid in set(pids) - set(self._pids.values()) - set(self._ended):
+        known = {*self._pids.values(), *self._unwatched, *self._ended}
+        for pid in set(pids) - known:
             try:
                 descriptor = os.pidfd_open(pid)
-            except OSError:
+            except ProcessLookupError:
                 self._ended.append(pid)
+                continue
+            except OSError:
+                self._unwatched.append(pid)
                 continue
             self._pids[descriptor] = pid
             self._epoll.register(descriptor, select.EPOLLIN)
@@ -40,6 +46,9 @@ class Deaths:
             self._epoll.unregister(descriptor)
             os.close(descriptor)
             self._ended.append(self._pids.pop(descriptor))
+        for pid in [pid for pid in self._unwatched if not is_running(pid)]:
+            self._unwatched.remove(pid)
+            self._ended.append(pid)
         return list(self._ended)
 
 

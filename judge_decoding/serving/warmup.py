@@ -61,11 +61,9 @@ def warm_up(deployment: Deployment, address: str) -> None:
 
 def must_draft(deployment: Deployment) -> bool:
     """Whether a request that is alone gets drafts for certain."""
-    schedule = deployment.draft_len_schedule
-    alone = schedule[min(schedule)] if schedule else deployment.max_draft_len
-    length = min(alone, deployment.max_draft_len)
     # A draft that is unsure of its first token drafts none.
-    return deployment.acceptance.rule != "none" and length > 0 and not deployment.draft_min_prob
+    drafts = deployment.draft_len(1) > 0 and not deployment.draft_min_prob
+    return deployment.acceptance.rule != "none" and drafts
 
 
 def _is_ready(client: Any) -> bool:
