@@ -13,13 +13,14 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from judge_decoding.config import Deployment, load_deployment
 from judge_decoding.errors import UserError
+from judge_decoding.serving.shared_memory import mapped
 
 CONFIG = "JUDGE_DECODING_CONFIG"
 RUN_DIR = "JUDGE_DECODING_RUN_DIR"
@@ -37,16 +38,23 @@ def deployment() -> Deployment:
 
 
 class Process(NamedTuple):
-    """A process of a running server: `role` is what a message calls it."""
+    """A process of a running server.
+
+    role      what a message calls it
+    segments  MPICH's shared memory that it has mapped: after a death somebody has to remove it
+    """
 
     role: str
     pid: int
     host: str
+    segments: Sequence[str] = ()
 
 
 def announce(role: str, *, pid: int | None = None) -> None:
-    """Tell the launcher who this process (or another) is."""
-    process = Process(role, os.getpid() if pid is None else pid, os.uname().nodename)
+    """Tell the launcher who this process (or another) is; a rank once it has started MPI."""
+    pid = os.getpid() if pid is None else pid
+    segments = sorted(map(str, mapped(pid)))
+    process = Process(role, pid, os.uname().nodename, segments)
     _leave(f"{process.host}-{process.pid}.process", process._asdict())
 
 

@@ -39,6 +39,8 @@ NOTICE_S = 1.0
 """How long the output of an ended job is waited for."""
 STOP_MARGIN_S = 15.0
 """Beyond `drain_s`: for answers on their way, and then for the models to unload."""
+KILL_S = 10.0
+"""For killed processes to be gone; one that sits in a driver may take longer."""
 _SHM = Path("/dev/shm")
 
 
@@ -235,8 +237,7 @@ class Server:
 
     def _gone(self) -> list[environment.Process]:
         """Those of this host, the first to die first."""
-        here = os.uname().nodename
-        known = {p.pid: p for p in environment.processes(self._folder) if p.host == here}
+        known = {process.pid: process for process in self._here()}
         self._deaths.watch(known)
         return [known[pid] for pid in self._deaths.ended()]
 
@@ -279,19 +280,29 @@ class Server:
             _say(f"the server does not answer while it drains ({error})")
 
     def _kill(self) -> None:
-        """End whatever is left of the session."""
+        """End whatever is left of the session, and see it gone: the shell that notes a rank's end
+        (serving.mpi) would do so in a folder that is being removed."""
         self._segments.look()
-        for pid in self._pids():
-            if is_running(pid):
-                os.kill(pid, signal.SIGKILL)
+
+        def gone() -> bool:
+            left = [pid for pid in self._pids() if is_running(pid)]
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return not left
+
+        _wait(gone, KILL_S)
         self._process.wait()
-        self._segments.remove()
+        self._segments.remove(name for process in self._here() for name in process.segments)
         self._reader.join(timeout=1.0)
 
     def _pids(self) -> set[int]:
+        return {p.pid for p in self._here()} | set(session(self._process.pid))
+
+    def _here(self) -> list[environment.Process]:
+        """Who announced itself on this host so far."""
         known = environment.processes(self._folder)
-        here = {p.pid for p in known if p.host == os.uname().nodename}
-        return here | set(session(self._process.pid))
+        return [process for process in known if process.host == os.uname().nodename]
 
     def _forward(self) -> None:
         assert self._process.stdout is not None

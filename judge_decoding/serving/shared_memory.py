@@ -21,7 +21,7 @@ _SETTLED_S = 10.0
 
 class Segments:
     """The files of a job. Its name does not say whose a file is: the processes that map it do, so
-    `look` has to come by while they live."""
+    `look` has to come by while they live, or they note it themselves."""
 
     def __init__(self, processes: Callable[[], Iterable[int]]) -> None:
         """processes  the pids of the job, now"""
@@ -41,9 +41,12 @@ class Segments:
                 if time.time() - path.stat().st_ctime > _SETTLED_S:
                     self._others.add(path)
 
-    def remove(self) -> None:
-        """Once the processes have ended."""
-        for path in self._own:
+    def remove(self, noted: Iterable[str] = ()) -> None:
+        """Once the processes have ended.
+
+        noted  files that they said are theirs: some do not live from one look to the next
+        """
+        for path in self._own | set(map(Path, noted)):
             path.unlink(missing_ok=True)
 
 
