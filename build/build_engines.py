@@ -125,7 +125,7 @@ def command(engine: Engine, checkpoint: Path, output: Path) -> tuple[str, ...]:
     if engine.role == "target":
         options += [
             "--speculative_decoding_mode=draft_tokens_external",
-            f"--max_draft_len={deployment.longest_draft}",
+            f"--max_draft_len={deployment.max_draft_len}",
         ]
     if engine.judged:
         options += [f"--model_cls_file={MODEL_CLASS_FILE}", f"--model_cls_name={MODEL_CLASS}"]
@@ -149,7 +149,7 @@ def judge_build(engine: Engine) -> JudgeBuild:
         vocab_size=config.vocab_size,
         end_ids=config.end_ids,
         protect_end_ids=deployment.acceptance.protect_end_ids,
-        max_draft_len=deployment.longest_draft,
+        max_draft_len=deployment.max_draft_len,
     )
 
 

@@ -152,7 +152,7 @@ def manifest_for(deployment: Deployment, role: Role, runtime: Runtime) -> Engine
             "quantization": part.quantization,
             "kv_cache_dtype": part.kv_cache_dtype,
             "logits_dtype": build.logits_dtype,
-            "max_draft_len": deployment.longest_draft if role == "target" else 0,
+            "max_draft_len": deployment.max_draft_len if role == "target" else 0,
             "max_sequences": deployment.limits.max_sequences,
             "max_context": deployment.limits.max_context,
             "max_num_tokens": build.max_num_tokens,
@@ -255,7 +255,7 @@ def mismatches(
     ]
     if role == "target":
         key = "max_draft_len (and its schedule)"
-        least.append(("max_draft_len", deployment.longest_draft, key))
+        least.append(("max_draft_len", deployment.max_draft_len, key))
     for name, needs, key in least:
         if (has := getattr(manifest, name)) < needs:
             yield Mismatch(name, has, needs, f"lower {key} to {has}, or {again}")

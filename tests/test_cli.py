@@ -111,7 +111,7 @@ def write_deployment(path: Path, **changes: Any) -> Path:
         "target": {"model": "target"},
         "draft": {"model": "draft"},
         "judge": {"path": "judge.safetensors"},
-        "acceptance": {"rule": "judge"},
+        "acceptance": {"rule": "judge", "fly_window": 2},
         "max_draft_len": 4,
         "limits": {"max_sequences": 3, "max_context": 256, "max_tokens": 96},
     }

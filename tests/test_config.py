@@ -131,7 +131,6 @@ def test_the_draft_length_of_a_number_of_active_sequences(tmp_path: Path) -> Non
     deployment = load_deployment(write(tmp_path, BASE + "draft_len_schedule: {8: 0, 2: 5, 4: 8}\n"))
     lengths = {1: 5, 2: 5, 3: 8, 4: 8, 5: 0, 8: 0, 9: 0}
     assert {n: deployment.draft_len(n) for n in lengths} == lengths
-    assert deployment.longest_draft == 8
     with pytest.raises(UserError, match=r"draft_len_schedule 4: 8 .* 0\.\.7 \(max_draft_len\)"):
         deployment.override(max_draft_len=7)
 
@@ -160,6 +159,18 @@ def test_the_default_acceptance_takes_a_requests_changes(tmp_path: Path) -> None
     assert (plain.rule, plain.threshold, plain.top_k) == ("judge", 0.8, 5)
     changed = deployment.default_acceptance(rule="topk", threshold=None)
     assert (changed.rule, changed.threshold) == ("topk", 0.8)
+
+
+def test_fly_is_refused_where_its_window_is_as_long_as_a_draft(tmp_path: Path) -> None:
+    """It can accept nothing there that `strict` does not: such a row stood in a table."""
+    text = "max_draft_len: {}\nacceptance: {{rule: {}, fly_window: 3}}\n"
+    message = r"fly_window = 3 .* max_draft_len = 3 in all; give a smaller window"
+    with pytest.raises(UserError, match=message):
+        load_deployment(write(tmp_path, BASE + text.format(3, "fly")))
+    assert load_deployment(write(tmp_path, BASE + text.format(4, "fly"))).acceptance.rule == "fly"
+    deployment = load_deployment(write(tmp_path, BASE + text.format(3, "strict")))
+    with pytest.raises(UserError, match=message):
+        deployment.default_acceptance(rule="fly")
 
 
 def test_a_draft_with_another_vocabulary_is_refused(tmp_path: Path, tiny_target: Path) -> None:

@@ -64,7 +64,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_dra
         folder,
         tiny_target,
         tiny_draft,
-        acceptance={"rule": "judge"},
+        acceptance={"rule": "judge", "fly_window": 2},
         draft_len_schedule={1: 4, 2: 1},
     )
 

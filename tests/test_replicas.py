@@ -22,7 +22,7 @@ from tests.faults.bench import Watched
 from tests.triton_world import Serving, wait_for
 
 pytestmark = [
-    pytest.mark.skipif(find_nginx() is None, reason="no nginx; `make venv` installs it"),
+    pytest.mark.skipif(find_nginx() is None, reason="no nginx; `make nginx` installs it"),
     pytest.mark.servers,
 ]
 

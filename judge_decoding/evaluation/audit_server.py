@@ -31,9 +31,7 @@ class Server:
         try:
             from tritonclient import grpc
         except ImportError:
-            raise UserError(
-                "audit: -u needs tritonclient; pip install 'judge-decoding[serve]'"
-            ) from None
+            raise UserError("audit: -u needs tritonclient; pip install -e '.[serve]'") from None
         for what, address in (("url", url), ("metrics", metrics)):
             if not re.fullmatch(r"[^\s/]+:\d+", address):
                 raise UserError(f"{what}: {address!r} is not HOST:PORT, such as 127.0.0.1:8001")

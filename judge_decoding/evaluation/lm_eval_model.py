@@ -160,9 +160,7 @@ def register() -> type[Any]:
         from lm_eval.api.model import TemplateLM
         from lm_eval.api.registry import register_model
     except ImportError:
-        raise UserError(
-            "lm_eval: it is not installed; pip install 'judge-decoding[eval]'"
-        ) from None
+        raise UserError("lm_eval: it is not installed; pip install -e '.[eval]'") from None
     model: type[Any] = type("JudgeDecoding", (LoopModel, TemplateLM), {})
     register_model(NAME)(model)
     return model

@@ -38,7 +38,7 @@ def check(path: Path) -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise UserError("plot: it needs matplotlib; pip install 'judge-decoding[build]'") from None
+        raise UserError("plot: it needs matplotlib; pip install -e '.[build]'") from None
     if path.suffix not in KINDS:
         raise UserError(f"plot: {path} must end in {', '.join(KINDS)}")
 

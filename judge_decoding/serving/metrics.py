@@ -186,7 +186,7 @@ class Metrics:
         self.aligned_tokens = 0
         self.judged_tokens = 0
         self.target_tokens = 0
-        self.accepted_per_pos = [0] * deployment.longest_draft
+        self.accepted_per_pos = [0] * deployment.max_draft_len
         self.prompt_tokens = 0
         self.cancel_rounds = 0
         self.finished: Counter[str] = Counter()

@@ -71,7 +71,7 @@ def find_triton(folder: Path) -> Triton:
     if spec is None or spec.origin is None:
         raise UserError(
             "serve: no tritonserver on PATH and no nvidia-pytriton in this environment; "
-            "pip install 'judge-decoding[serve]', or run in NVIDIA's Triton container"
+            "pip install -e '.[serve]' in the project's folder, or run in NVIDIA's Triton container"
         )
     wheel = Path(spec.origin).parent / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -1,0 +1,35 @@
+"""A deployment: one YAML file that everything reads and nothing else configures.
+
+Paths are relative to the YAML file; `~` is the home folder, and `cache:NAME` is NAME in the
+project's cache folder ($JUDGE_DECODING_CACHE, else ~/.cache/judge-decoding).
+"""
+
+from judge_decoding.config.deployment import Deployment, scheduled
+from judge_decoding.config.fields import cache_folder
+from judge_decoding.config.loading import describe, load_deployment
+from judge_decoding.config.sections import (
+    AuditConfig,
+    JudgeConfig,
+    ModelConfig,
+    RankGroup,
+    RanksConfig,
+    ServerConfig,
+)
+from judge_decoding.config.trtllm import TRTLLM_RULES, EngineConfig, TrtLlmConfig
+
+__all__ = [
+    "TRTLLM_RULES",
+    "AuditConfig",
+    "Deployment",
+    "EngineConfig",
+    "JudgeConfig",
+    "ModelConfig",
+    "RankGroup",
+    "RanksConfig",
+    "ServerConfig",
+    "TrtLlmConfig",
+    "cache_folder",
+    "describe",
+    "load_deployment",
+    "scheduled",
+]

@@ -1,0 +1,75 @@
+"""A deployment from its YAML file; whatever is wrong in it is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from judge_decoding.config.deployment import Deployment
+from judge_decoding.errors import UserError
+
+
+def load_deployment(path: Path | str) -> Deployment:
+    """Read and check a deployment YAML; UserError with one line that names what is wrong."""
+    import yaml
+
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        raw = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise UserError(f"config: no file {path}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # a ValueError: no UTF-8, no such date
+        reason = " ".join(str(error).split())
+        raise UserError(f"config: {path} is not readable YAML ({reason})") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"config: {path} must hold a mapping, not {type(raw).__name__}")
+    if (twice := _given_twice(node, set())) is not None:
+        line = twice.start_mark.line + 1
+        raise UserError(f"config: {path} line {line}: {twice.value} is given twice; keep one")
+    return validate(raw, path.resolve().parent, str(path))
+
+
+def _given_twice(node: Any, seen: set[int]) -> Any:
+    """The node of a mapping's key that repeats one before it, or None: YAML takes the last.
+
+    seen  ids of the nodes that were looked through: aliases may lead back to them
+    """
+    if id(node) in seen or not isinstance(node.value, list):
+        return None
+    seen.add(id(node))
+    parts, keys = list(node.value), set()
+    if node.id == "mapping":
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue  # each adds what the others have not
+            if (name := (key.tag, str(key.value))) in keys:
+                return key
+            keys.add(name)
+        parts = [value for _, value in node.value]
+    found = (_given_twice(part, seen) for part in parts)
+    return next((key for key in found if key is not None), None)
+
+
+def validate(raw: dict[str, Any], folder: Path, source: str) -> Deployment:
+    try:
+        return Deployment.model_validate(raw, context={"folder": folder})
+    except ValidationError as error:
+        raise UserError(f"config: {source}: {describe(error)}") from None
+
+
+def describe(error: ValidationError, root: str = "deployment") -> str:
+    """All of a pydantic error on one line: `where: what (got value)`; `root` is the whole."""
+    parts = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(key) for key in item["loc"]) or root
+        got = item["input"]
+        shown = f" (got {got!r})" if isinstance(got, (str, int, float, bool, type(None))) else ""
+        what = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            what = "unknown key"
+        parts.append(f"{where}: {what}{shown}")
+    return "; ".join(parts)

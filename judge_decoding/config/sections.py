@@ -1,0 +1,148 @@
+"""The sections of a deployment, but TensorRT-LLM's (config.trtllm)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from judge_decoding.config.fields import ModelPath, Strict
+from judge_decoding.engine.base import RuleName
+
+
+class ModelConfig(Strict):
+    """A Hugging Face Llama folder."""
+
+    model: ModelPath
+    shape: str | None = None
+    """A known shape (`llama-3.1-70b`), for planning where the folder is not at hand."""
+
+
+class JudgeConfig(Strict):
+    """A judge file; `threshold` overrides the one it was shipped with."""
+
+    path: ModelPath
+    threshold: float | None = Field(default=None, ge=0, le=1)
+
+
+class AcceptanceConfig(Strict):
+    """The default rule and every rule's parameters; see `judge_decoding.acceptance`."""
+
+    rule: RuleName = "strict"  # a lossy rule is opted into
+    top_k: int = Field(default=3, ge=1, le=1000)
+    typical_epsilon: float = Field(default=0.09, gt=0, le=1)
+    typical_delta: float = Field(default=0.3, gt=0, le=1)
+    kl_tau: float = Field(default=0.3, gt=0)
+    kl_confident: float = Field(default=0.9, gt=0, le=1)
+    fly_entropy: float = Field(default=0.3, ge=0)
+    fly_window: int = Field(default=6, ge=1, le=64)
+    synthetic_length: float = Field(default=4.0, ge=1, le=128)
+    protect_end_ids: bool = True
+
+
+class Limits(Strict):
+    """Bounds that memory is allocated for (`max_sequences` x `max_context`), and per request."""
+
+    max_sequences: int = Field(default=4, ge=1, le=1024)
+    max_context: int = Field(default=2048, ge=16, le=1_048_576)
+    max_tokens: int = Field(default=1024, ge=1)
+    prefill_chunk: int = Field(default=256, ge=1, le=65536)
+
+
+class RankGroup(Strict):
+    """The ranks of one model: `tp` of them, tensor-parallel.
+
+    devices  one a rank: `cpu` or a GPU number; none given: all on the CPU
+    threads  CPU threads a rank; 0 shares PyTorch's default among the group
+    """
+
+    tp: int = Field(default=1, ge=1, le=64)
+    devices: list[Literal["cpu"] | Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    threads: int = Field(default=0, ge=0, le=1024)
+
+    @model_validator(mode="after")
+    def _a_device_a_rank(self) -> RankGroup:
+        if self.devices and len(self.devices) != self.tp:
+            raise ValueError(f"devices names {len(self.devices)}, but tp is {self.tp}: one a rank")
+        return self
+
+
+class RanksConfig(Strict):
+    """MPI ranks: rank 0 leads, then the draft's, then the target's (docs/ranks.md).
+
+    colocate_draft     the draft has no ranks of its own: the target's first rank holds it, whole
+    timeout_s          any one answer of a rank; past it the whole job ends
+    startup_timeout_s  loading included
+    """
+
+    draft: RankGroup = RankGroup()
+    target: RankGroup = RankGroup()
+    colocate_draft: bool = False
+    timeout_s: float = Field(default=60.0, gt=0)
+    startup_timeout_s: float = Field(default=900.0, gt=0)
+
+    @model_validator(mode="after")
+    def _one_place_for_the_draft(self) -> RanksConfig:
+        if self.colocate_draft and self.draft != RankGroup():
+            raise ValueError(
+                "colocate_draft puts the draft on the target's first rank, but `draft` describes "
+                "ranks of its own; leave one of the two out"
+            )
+        return self
+
+
+class TlsConfig(Strict):
+    """TLS of the gRPC endpoint; Triton's HTTP has none and then listens on loopback alone.
+
+    certificate  PEM, with the chain below its root
+    key          PEM
+    ca           PEM of the root, by which the server's own warm-up checks the certificate
+    name         one that the certificate holds: the warm-up connects by address
+    """
+
+    certificate: ModelPath
+    key: ModelPath
+    ca: ModelPath
+    name: str = "localhost"
+
+
+class ServerConfig(Strict):
+    """Triton's ports and the bounds of what it takes in.
+
+    max_queue          requests that wait while all sequences are in use; one more is refused
+    max_prompt_bytes   of a request's text
+    deadline_ms        of every request, waiting included; one may ask for less, not for more
+    stream_interval    rounds between two responses of a stream, after the first (TensorRT-LLM's
+                       name); a response costs the same however many tokens it holds
+    metrics            publish the loop's own metrics beside Triton's
+    drain_s            time that running requests get after SIGTERM
+    startup_timeout_s  until the warm-up request is answered, loading included
+    token_file         its first line is a token that every request must bring (docs/operations/)
+    """
+
+    host: str = "127.0.0.1"
+    http_port: int = Field(default=8000, ge=1, le=65535)
+    grpc_port: int = Field(default=8001, ge=1, le=65535)
+    metrics_port: int = Field(default=8002, ge=1, le=65535)
+    max_queue: int = Field(default=64, ge=0)
+    max_prompt_bytes: int = Field(default=1_000_000, ge=1)
+    deadline_ms: int | None = Field(default=None, ge=1)
+    stream_interval: int = Field(default=1, ge=1, le=1024)
+    metrics: bool = True
+    drain_s: float = Field(default=30.0, ge=0)
+    startup_timeout_s: float = Field(default=900.0, gt=0)
+    tls: TlsConfig | None = None
+    token_file: ModelPath | None = None
+
+
+class AuditConfig(Strict):
+    """The log of finished requests that `judge-decoding audit` decodes again (docs/evaluation.md).
+
+    log     JSON lines; the folder must be there
+    share   of the requests that are written down
+    max_mb  of the log, the older half included
+    """
+
+    log: ModelPath
+    share: float = Field(default=0.05, gt=0, le=1)
+    max_mb: float = Field(default=64.0, ge=0.001, le=1e6)

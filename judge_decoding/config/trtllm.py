@@ -1,0 +1,131 @@
+"""How TensorRT-LLM's engines are built and run, and which deployments it can run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from judge_decoding.config.fields import ModelPath, Strict
+from judge_decoding.engine.base import RuleName
+
+if TYPE_CHECKING:
+    from judge_decoding.config.deployment import Deployment
+
+
+class EngineConfig(Strict):
+    """How one model's TensorRT engine is built and what its cache gets.
+
+    quantization        of weights and activations; `none` is the deployment's dtype
+    kv_cache_dtype      `auto` is the deployment's dtype
+    kv_cache_free_gpu_memory_fraction
+                        of what is free on the GPU once the weights are loaded; the draft's engine
+                        is loaded first
+    """
+
+    quantization: Literal["none", "fp8"] = "none"
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    kv_cache_free_gpu_memory_fraction: float = Field(default=0.9, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _fp8_cache_is_calibrated(self) -> EngineConfig:
+        if self.kv_cache_dtype == "fp8" and self.quantization == "none":
+            raise ValueError(
+                "kv_cache_dtype fp8 needs quantization fp8: its scales come from the same "
+                "calibration"
+            )
+        return self
+
+
+class TrtLlmConfig(Strict):
+    """What building and running TensorRT-LLM engines needs beside the models and `ranks`.
+
+    engines         folder of all that is built: checkpoints/, draft/, target/, logs/
+    gpu             the kind that engines are built on and run on
+    shared_gpus     draft and target use the same GPUs (their `ranks.*.devices` are then equal
+                    or overlap); else their GPUs must be disjoint
+    gpus_per_node   GPU numbers count through the nodes: with 8, GPU 9 is the second node's GPU 1
+    max_num_tokens  packed tokens of one pass; bounds activation memory. Every round counts the
+                    whole texts of its sequences against it, cached or not: where they exceed it,
+                    a round takes several passes (`judge-decoding plan` says how many)
+    mode            `orchestrator`: one process spawns the ranks of both models (one node only);
+                    `leader`: mpirun starts every rank
+    fast_logits     draft distributions go GPU to GPU; they are used by rule `rejection` alone,
+                    and need mode `orchestrator` with ranks that mpirun has started
+    plugin          the judge's plugin library (plugins/judge_accept); loaded before any engine
+    """
+
+    engines: ModelPath
+    gpu: Literal["h100", "h200", "b200"]
+    draft: EngineConfig = EngineConfig()
+    target: EngineConfig = EngineConfig()
+    shared_gpus: bool = False
+    gpus_per_node: int = Field(default=8, ge=1, le=64)
+    logits_dtype: Literal["float32", "float16"] = "float32"
+    max_num_tokens: int = Field(default=8192, ge=64)
+    mode: Literal["orchestrator", "leader"] = "orchestrator"
+    fast_logits: bool = False
+    plugin: ModelPath = Path("/opt/judge-decoding/lib/libjudge_accept_plugin.so")
+
+
+TRTLLM_RULES: tuple[RuleName, ...] = ("none", "strict", "rejection", "judge")
+"""Rules that TensorRT-LLM's runtime has, or that the plugin adds to it."""
+
+
+def check_trtllm(deployment: Deployment) -> None:
+    """ValueError where TensorRT-LLM cannot run the deployment."""
+    build, ranks = deployment.trtllm, deployment.ranks
+    if build is None:
+        raise ValueError("engine trtllm needs a trtllm section")
+    if ranks is None:
+        raise ValueError("engine trtllm needs ranks: tp and devices of draft and target")
+    if deployment.draft is None:
+        raise ValueError("engine trtllm needs a draft")
+    if ranks.colocate_draft:
+        raise ValueError(
+            "engine trtllm has no ranks.colocate_draft: an executor holds one model; give both "
+            "models the same ranks.*.devices and say trtllm.shared_gpus: true"
+        )
+    if deployment.dtype != "bfloat16":
+        raise ValueError(f"engine trtllm runs dtype bfloat16, not {deployment.dtype}")
+    if deployment.max_draft_len < 1:
+        raise ValueError("engine trtllm needs max_draft_len of at least 1")
+    if deployment.acceptance.rule not in TRTLLM_RULES:
+        raise ValueError(
+            f"engine trtllm has no acceptance.rule {deployment.acceptance.rule}; "
+            f"it has {', '.join(TRTLLM_RULES)}"
+        )
+    rows = deployment.limits.max_sequences * (deployment.max_draft_len + 1)
+    if build.max_num_tokens < rows:
+        raise ValueError(
+            f"trtllm.max_num_tokens must hold limits.max_sequences x (max_draft_len + 1) = "
+            f"{rows} tokens"
+        )
+    if build.max_num_tokens < deployment.limits.max_context:
+        raise ValueError(
+            f"trtllm.max_num_tokens {build.max_num_tokens} must hold a text of limits.max_context "
+            f"{deployment.limits.max_context} tokens: a round is one request with all of it, which "
+            "is not chunked"
+        )
+    for name, group in (("draft", ranks.draft), ("target", ranks.target)):
+        if not group.devices or "cpu" in group.devices:
+            raise ValueError(f"engine trtllm needs ranks.{name}.devices, a GPU number a rank")
+        if len(set(group.devices)) != group.tp:
+            raise ValueError(f"ranks.{name}.devices names a GPU twice: {group.devices}")
+    shared = set(ranks.draft.devices) & set(ranks.target.devices)
+    if shared and not build.shared_gpus:
+        raise ValueError(
+            f"draft and target both use GPU {sorted(shared, key=str)[0]}; "
+            "give them different ranks.*.devices, or say trtllm.shared_gpus: true"
+        )
+    if build.shared_gpus and not shared:
+        raise ValueError("trtllm.shared_gpus is true, but no GPU is in both ranks.*.devices")
+    gpus = [gpu for gpu in (*ranks.draft.devices, *ranks.target.devices) if gpu != "cpu"]
+    if build.mode == "orchestrator" and max(gpus) >= build.gpus_per_node:
+        raise ValueError(
+            f"trtllm.mode orchestrator runs on one node of {build.gpus_per_node} GPUs, but "
+            f"GPU {max(gpus)} is on another; use mode leader"
+        )
+    if build.fast_logits and build.mode != "orchestrator":
+        raise ValueError("trtllm.fast_logits needs trtllm.mode orchestrator")
