@@ -294,7 +294,7 @@ def calibrate(deployment: Deployment, budgets: Sequence[float]) -> dict[str, Any
 def main(
     config: Path = typer.Option(ROOT / "configs" / "controlled.yaml", help="whose pair"),
     out: Path | None = typer.Option(None, help="default: where the deployment has its judge"),
-    count: int = typer.Option(700, min=10, help="training problems"),
+    count: int = typer.Option(600, min=10, help="training problems"),
     labels_out: Path | None = typer.Option(None, help="write the labels there too"),
     budget: list[float] = typer.Option(
         list(BUDGETS), min=0.0001, max=0.9999, help="accuracy that may be lost; in order"

@@ -45,6 +45,7 @@ from judge_decoding.labels import LabelRecord, check_growing
 from judge_decoding.ranks.comm import under_mpiexec
 
 METHODS = ("search", "likelihood")
+IN_FLIGHT = 48
 
 
 def main(
@@ -66,7 +67,10 @@ def main(
     max_context: Annotated[int, typer.Option(min=32, help="prompt and answer together")] = 512,
     draft_len: Annotated[int, typer.Option(min=1)] = 4,
     most: Annotated[int, typer.Option(min=0, help="labels of swaps not kept, a prompt")] = 12,
-    in_flight: Annotated[int, typer.Option(min=1, help="prompts at a time, a rank")] = 48,
+    in_flight: Annotated[
+        int | None,
+        typer.Option(min=1, help="prompts at a time, a rank [48; TensorRT-LLM: what it has]"),
+    ] = None,
     mpi: Annotated[bool, typer.Option(help="share the work over the ranks of mpiexec")] = False,
     share: Annotated[int, typer.Option(min=0, help="--mpi: prompts sent at once; 0: by size")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="of a rank; 0: cores by ranks")] = 0,
@@ -83,6 +87,7 @@ def main(
             raise UserError(f"mine: split {split!r} is not train, heldout or all")
         config = load_deployment(deployment)
         _check_engine(config, method, floor, mpi)
+        trtllm = config.engine == "trtllm"  # engines are built for so many sequences, and no more
         every = (
             fact_jobs(seed, split) if task == "facts" else task_jobs(task, seed, split, run_code)
         )
@@ -97,7 +102,7 @@ def main(
             max_context=max_context,
             draft_len=draft_len,
             most=most,
-            in_flight=in_flight,
+            in_flight=in_flight or (config.limits.max_sequences if trtllm else IN_FLIGHT),
             seed=seed,
             threads=threads or (max(1, _cores() // workers) if workers else 0),
         )

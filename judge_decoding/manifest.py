@@ -302,4 +302,4 @@ def _judge_mismatches(
 
 
 def _again(role: Role) -> str:
-    return f"build it again: python build/build_engines.py --config CONFIG --only {role} --again"
+    return f"build it again: python3 build/build_engines.py --config CONFIG --only {role} --again"

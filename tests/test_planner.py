@@ -63,8 +63,16 @@ def test_nothing_is_faster_than_memory() -> None:
 def test_shapes_have_the_published_numbers_of_parameters(name: str, billions: float) -> None:
     shape = SHAPES[name]
     embeddings = 1 if name.startswith("llama-3.2") else 2  # 1B and 3B tie them
-    total = shape.layer_parameters + embeddings * shape.head_parameters
+    total = shape.layer_parameters() + embeddings * shape.head_parameters
     assert total / 1e9 == pytest.approx(billions, rel=5e-4)
+
+
+def test_ranks_that_outnumber_the_kv_heads_hold_copies() -> None:
+    shape = SHAPES["llama-3.1-405b"]
+    assert shape.layer_parameters(8) == shape.layer_parameters()
+    # k and v of the 8 heads once more, in each of 126 layers
+    copies = 126 * 2 * 16384 * 128 * 8
+    assert shape.layer_parameters(16) == shape.layer_parameters() + copies
 
 
 def test_cache_bytes_by_hand() -> None:

@@ -14,7 +14,7 @@ from judge_decoding.planner.shapes import shape_of
 PAPER_DRAFT_LEN = 25
 PAPER_LENGTHS = {"paper, standard": 7.3, "paper, judge": 20.7}
 """Accepted per round at 8B/405B (6.3 and 19.7) plus the bonus, arXiv 2501.19309; the draft length
-is not in what we could read of it and is from memory."""
+is assumed."""
 LONGEST = 64
 """Draft lengths that are searched for the best."""
 

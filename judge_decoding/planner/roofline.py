@@ -33,8 +33,9 @@ class Placed:
     @property
     def streamed_bytes(self) -> float:
         """Read on each rank by every pass."""
-        shape = self.shape
-        return (shape.layer_parameters * self.weight_bytes + shape.head_parameters * 2) / self.tp
+        shape, tp = self.shape, self.tp
+        layers = shape.layer_parameters(tp) * self.weight_bytes
+        return (layers + shape.head_parameters * 2) / tp
 
     @property
     def held_bytes(self) -> float:
@@ -79,7 +80,7 @@ def pass_time(model: Placed, *, rows: int = 1, sequences: int = 1, context: int 
     bytes_read = model.streamed_bytes + sequences * context * model.token_bytes
     rate = gpu.fp8 if model.weight_bytes == 1 else gpu.bf16
     # The head runs in bf16; its share of the arithmetic is a few per cent.
-    flops = 2 * packed * (shape.layer_parameters + shape.head_parameters) / tp
+    flops = 2 * packed * (shape.layer_parameters(tp) + shape.head_parameters) / tp
     message = packed * shape.hidden * 2  # bf16 sums
     transfer = 2 * (tp - 1) / tp * message / (gpu.nvlink * BANDWIDTH_SHARE)
     latency = allreduce_s(tp, model.nodes)

@@ -21,10 +21,10 @@ class Shape:
     head_dim: int
     vocab: int
 
-    @property
-    def layer_parameters(self) -> int:
-        """All layers: q, k, v, o, gate, up, down. Norms are left out (0.01 %)."""
-        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+    def layer_parameters(self, tp: int = 1) -> int:
+        """All layers on all of `tp` ranks: q, k, v, o, gate, up, down. Ranks that outnumber the KV
+        heads hold copies of them. Norms are left out (0.01 %)."""
+        attention = 2 * self.hidden * self.head_dim * (self.heads + max(self.kv_heads, tp))
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
     @property

@@ -19,7 +19,7 @@ checked: the exit code, who is named, that what should be left is left, and for 
 server survives that it then writes the same text as before and every slot is free.
 
 - **seconds**: from the fault to the client's knowing, or for what does not start to its end; on
-  {cpu}, busy with other work, so that these are upper bounds.
+  {cpu}; upper bounds, since a test looks now and then.
 - **left**: processes, files in /dev/shm, run folder and ready file after a server's end; slots in
   use where it goes on.
 
@@ -27,13 +27,14 @@ Only where the launcher itself is killed -9 does anything stay: its run folder i
 files of its processes in /dev/shm, which a container takes along.
 
 A server that stops is started again by whoever runs it (systemd, Kubernetes: `replicas.md`).
-Written at commit {git_sha}, {date}.
+Written at commit {git_sha}{changes}, {date}.
 """
 
 
 def markdown(document: dict[str, Any]) -> str:
     source = document["provenance"]
-    parts = [HEAD.format(**source)]
+    changes = " with local changes" if source["git_dirty"] else ""
+    parts = [HEAD.format(**source, changes=changes)]
     results = document["results"]
     number = 0
     for group, title in TITLES.items():
