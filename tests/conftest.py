@@ -14,6 +14,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 import yaml
+from hypothesis import settings
+
+# A stall of 0.2 s on a busy machine is no failure.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 LLAMA31_ROPE = {
     "rope_type": "llama3",

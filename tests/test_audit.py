@@ -286,7 +286,8 @@ def test_served_requests_are_logged_and_audited(folder: Path) -> None:
     """A real server writes the log; the audit asks it again, and a process of its own agrees."""
     config, log = folder / "deployment.yaml", folder / "audit.jsonl"
     with Serving(config, folder) as server:
-        before = len(read_log(log)) if log.exists() else 0  # the warm-up is a request as well
+        wait_for(log.exists, "the warm-up's line")  # written once its answer is through
+        before = len(read_log(log))
         answers = [
             ids(ask(server, text_input=f"Count to {n}", max_tokens=24, stop_words=["zz"]))
             for n in range(4)

@@ -562,7 +562,7 @@ def lines(path: Path) -> list[str]:
 @pytest.mark.slow
 def test_three_ranks_mine_what_one_process_does_and_a_killed_one_loses_nothing(tiny: Path) -> None:
     task, out = tiny / "task.jsonl", tiny / "o.jsonl"
-    task.write_text("".join(json.dumps({"prompt": f"Say {n}."}) + "\n" for n in range(40)))
+    task.write_text("".join(json.dumps({"prompt": f"Say {n}."}) + "\n" for n in range(80)))
     options = ("--task", str(task), "--split", "all", "--method", "likelihood", "--in-flight", "2")
     assert run(tiny, *options).exit_code == 0
     expected = sorted(lines(out))
@@ -589,7 +589,7 @@ def test_three_ranks_mine_what_one_process_does_and_a_killed_one_loses_nothing(t
     with Ranks(tiny, 3, *options, "--share", "7") as world:
         assert world.wait(240) == 0, world.log.read_text()
         cost = json.loads(world.log.read_text().splitlines()[-1])
-    assert cost["prompts"] == 40 - len(kept) > 0
+    assert cost["prompts"] == 80 - len(kept) > 0
     assert sorted(lines(out)) == expected
 
 

@@ -132,6 +132,8 @@ def test_a_killed_process_ends_everything_and_is_named(
         stream.next()
         (segment,) = mapped(processes["the judge_decoding model"])
         assert segment.exists()
+        (folder,) = server.temporary.glob("judge-decoding-*")
+        assert list(Path("/dev/shm").glob(f"{folder.name}*"))
         os.kill(processes[victim], signal.SIGKILL)
         killed = time.monotonic()
         with pytest.raises(InferenceServerException):
@@ -142,7 +144,7 @@ def test_a_killed_process_ends_everything_and_is_named(
         expected = f"judge-decoding: {re.escape(victim)} \\(pid {processes[victim]}\\) died"
         assert re.match(expected, said[-1]), server.output
         assert not any(map(is_alive, processes.values()))
-        assert not list(Path("/dev/shm").glob(f"{server.temporary.name}*"))
+        assert not list(Path("/dev/shm").glob(f"{folder.name}*"))
         assert not segment.exists()
 
 

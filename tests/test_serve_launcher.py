@@ -130,7 +130,8 @@ exec > "$OUT"
 [ -e "$READY" ] && echo "ready already"
 echo "$1"
 ls -ld "$JUDGE_DECODING_RUN_DIR" | cut -c1-10
-echo '{"message": "engine: it failed"}' > "$JUDGE_DECODING_RUN_DIR/x.failure"
+echo '{"message": "engine: it failed"}' > "$JUDGE_DECODING_RUN_DIR/part"
+mv "$JUDGE_DECODING_RUN_DIR/part" "$JUDGE_DECODING_RUN_DIR/x.failure"
 exec sleep 100
 """
 
@@ -269,6 +270,38 @@ def test_a_missing_libpython_is_said_with_the_fix(monkeypatch: pytest.MonkeyPatc
         triton.find_libpython()
 
 
+STOPPED_AT_ONCE = """
+import os, signal, sys
+from pathlib import Path
+from judge_decoding.config import load_deployment
+from judge_decoding.serving import launcher
+
+def plan(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return ["/bin/sleep", "60"], {}
+
+launcher._plan = plan
+config = Path(sys.argv[1])
+sys.exit(launcher.serve(load_deployment(config), config))
+"""
+
+
+def test_a_stop_in_the_middle_of_the_start_cleans_up_as_well(config: Path, tmp_path: Path) -> None:
+    """The bug: before its handlers were there a SIGTERM left the run folder, and exit code -15."""
+    document = yaml.safe_load(config.read_text())
+    http, grpc, metrics = free_ports(3)
+    document["server"] = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics}
+    config.write_text(yaml.safe_dump(document))
+    (tmp_path / "tmp").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_AT_ONCE, config],
+        env=os.environ | {"TMPDIR": str(tmp_path / "tmp")},
+        check=False,
+    )
+    assert done.returncode == 0
+    assert not list((tmp_path / "tmp").iterdir())
+
+
 def test_a_watched_rank_writes_its_end_down_and_the_first_bad_one_counts(tmp_path: Path) -> None:
     assert mpi.first_death(tmp_path) is None
     for i, (rank, command) in enumerate((("2", "exit 0"), ("3", "kill -9 $$"), ("1", "exit 7"))):
@@ -319,12 +352,6 @@ def test_where_pidfds_are_forbidden_processes_are_looked_at(
         child.kill()
         child.wait()
         assert deaths.ended() == deaths.ended() == [child.pid]
-
-
-def test_the_leaders_own_reason_is_read_from_its_output() -> None:
-    line = "judge-decoding: ending the job: no answer within 3 s from rank 2 (target) on host n1\n"
-    assert mpi.cause(line) == "no answer within 3 s from rank 2 (target) on host n1"
-    assert mpi.cause("judge-decoding: rank 2 (target) is process 3 on host n1\n") is None
 
 
 MAP_A_FILE = """
@@ -393,9 +420,10 @@ def test_the_launcher_sees_gone_what_it_kills(
 
     real = os.kill
     monkeypatch.setattr(launcher.signal, "signal", lambda *_: None)
+    stops = launcher.Stops()
     document = {"name": "x", "target": {"model": "t"}, "acceptance": {"rule": "none"}}
     line = ["/bin/sh", "-c", "sleep 60 > /dev/null 2>&1 & exit 7"]
-    server = launcher.Server(Deployment.model_validate(document), tmp_path, line, {})
+    server = launcher.Server(Deployment.model_validate(document), tmp_path, line, {}, stops)
     server._process.wait()
     monkeypatch.setattr(launcher.os, "kill", kill_later)
     server._kill()

@@ -48,7 +48,7 @@ def config(tiny_target: Path, tiny_draft: Path, tmp_path_factory: pytest.TempPat
         "draft": {"model": str(tiny_draft)},
         "judge": {"path": "judge.safetensors"},
         "max_draft_len": 5,
-        "limits": {"max_sequences": 4, "max_context": 512, "max_tokens": 400},
+        "limits": {"max_sequences": 4, "max_context": 1024, "max_tokens": 900},
         "server": {"max_queue": 16, "max_prompt_bytes": 2000, "drain_s": 5},
     }
     path = folder / "deployment.yaml"
@@ -295,7 +295,7 @@ def ended(server: Serving, reason: str) -> float:
     return server.metric("request_success_total", finished_reason=reason)
 
 
-LONG = {"max_tokens": 400, "stream": True, "ignore_eos": True, "acceptance_rule": "none"}
+LONG = {"max_tokens": 900, "stream": True, "ignore_eos": True, "acceptance_rule": "none"}
 
 
 def test_a_cancel_frees_the_slot_within_two_rounds(server: Serving, loop: Pipeline) -> None:
@@ -309,7 +309,7 @@ def test_a_cancel_frees_the_slot_within_two_rounds(server: Serving, loop: Pipeli
         if last[-1]["num_output_tokens"][0] == 0:  # the answer to the cancel itself came first
             last = list(stream.responses())
         assert last[-1]["finish_reason"][0] == b"cancelled"
-        assert 0 < last[-1]["num_output_tokens"][0] < 400
+        assert 0 < last[-1]["num_output_tokens"][0] < 900
         assert first["id"] == last[-1]["id"] == "mine"
     wait_for(
         lambda: ended(server, "cancelled") == cancelled + 1,
@@ -349,7 +349,8 @@ def test_a_client_of_the_ensemble_that_leaves_hurts_nobody(server: Serving, loop
 
 def test_a_full_queue_refuses_with_advice_in_every_protocol(server: Serving) -> None:
     refused = server.metric("request_failure_total", reason="queue_full")
-    message = r"server: RESOURCE_EXHAUSTED: 16 requests are waiting .* try again in [\d.]+ s"
+    # 16 before the loop, or 4 + 16 before the tokenizer, where that is the slower one.
+    message = r"server: RESOURCE_EXHAUSTED: (16|20) requests are waiting .* try again in [\d.]+ s"
     metadata = [("triton_grpc_error", "true")]
     with Stream(server) as stream, JudgeClient(server.url) as client:
 
@@ -364,7 +365,7 @@ def test_a_full_queue_refuses_with_advice_in_every_protocol(server: Serving) -> 
         overfill()
         with pytest.raises(ServerBusy, match=message) as busy:
             client.generate(ClientRequest("Hi"))
-        assert busy.value.queued == 16 and busy.value.retry_after_s >= 0.1
+        assert busy.value.queued in (16, 20) and busy.value.retry_after_s >= 0.1
         overfill()
         asked = infer_request(ClientRequest("Hi"), "x", stream=False)
         with pytest.raises(grpc.RpcError) as status:
@@ -384,21 +385,21 @@ def test_a_full_queue_refuses_with_advice_in_every_protocol(server: Serving) -> 
 
 
 def test_a_deadline_ends_an_answer_with_what_it_has(server: Serving, loop: Pipeline) -> None:
-    """Ours, Triton's own `timeout`, and the same in the queue; 400 rounds take far longer."""
+    """Ours, Triton's own `timeout`, and the same in the queue; 900 rounds take far longer."""
     late = ended(server, "deadline")
-    whole = here(loop, PROMPTS[9], 400, "none", ignore_end=True)
+    whole = here(loop, PROMPTS[9], 900, "none", ignore_end=True)
     for limit in ({"deadline_ms": 30}, {"timeout_us": 30_000}):
         responses = ask(server, text_input=PROMPTS[9], **LONG, **limit)
         last = responses[-1]
         assert last["finish_reason"][0] == b"deadline"
-        assert last["num_output_tokens"][0] == len(ids(responses)) < 400
+        assert last["num_output_tokens"][0] == len(ids(responses)) < 900
         assert ids(responses) == whole.token_ids[: len(ids(responses))]
         assert whole.text.startswith(text(responses))
     with Stream(server) as stream, JudgeClient(server.url) as client:
         for _ in range(4 + 4):
             stream.send(text_input="Hi", request_id="many", **LONG)
         stream.next()
-        answer = client.generate(ClientRequest("Hi", max_tokens=400, deadline_ms=1))
+        answer = client.generate(ClientRequest("Hi", max_tokens=900, deadline_ms=1))
         assert (answer.finish_reason, answer.num_output_tokens, answer.text) == ("deadline", 0, "")
         stream.send(text_input="", stop=True, request_id="many")
         wait_for(lambda: server.metric("num_requests_running") == 0, "the loop to empty")
@@ -471,13 +472,13 @@ def test_an_answers_record_is_what_the_counters_gain(server: Serving) -> None:
 
 BAD = [
     ({"text_input": ""}, "text_input is empty"),
-    ({"text_input": "x" * 600}, "600 tokens do not fit the context of 512"),
+    ({"text_input": "x" * 1200}, "1200 tokens do not fit the context of 1024"),
     ({"text_input": "x" * 2001}, "2001 bytes are more than server.max_prompt_bytes 2000"),
     ({"text_input": "x" * 10_000_000}, "10000000 bytes"),
     ({"text_input": b"ab\xff"}, "text_input: not valid UTF-8 at byte 2"),
     ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
     ({"max_tokens": -3}, r"max_tokens: .*\(got -3\)"),
-    ({"max_tokens": 2**31 - 1}, "max_tokens: 2147483647 is more than the limit of 400"),
+    ({"max_tokens": 2**31 - 1}, "max_tokens: 2147483647 is more than the limit of 900"),
     ({"judge_threshold": 1.5}, "judge_threshold: Input should be less than or equal to 1"),
     ({"judge_threshold": -0.1}, "judge_threshold: Input should be greater than or equal to 0"),
     ({"temperature": float("nan")}, "temperature: Input should be a finite number"),
@@ -508,7 +509,7 @@ def test_bad_input_is_an_error_with_a_message(
 def test_refusals_of_every_kind_are_counted_once(server: Serving) -> None:
     """Those of parameters were not: the core had refused them before the scheduler saw them."""
     before = server.metric("request_failure_total", reason="invalid")
-    asked = ({"max_tokens": 0}, {"max_tokens": 401}, {"stop": True}, {"text_input": "x" * 600})
+    asked = ({"max_tokens": 0}, {"max_tokens": 901}, {"stop": True}, {"text_input": "x" * 1200})
     for values in asked:
         with pytest.raises(InferenceServerException):
             ask(server, **({"text_input": "Hi"} | values))

@@ -31,10 +31,11 @@ from judge_decoding.ranks import messages as m
 from judge_decoding.ranks.comm import Comm, RankTimeout
 from judge_decoding.ranks.layout import Layout, Model, config_hash
 from judge_decoding.ranks.wire import WireError
+from judge_decoding.serving import environment
 
 _Answer = TypeVar("_Answer", bound=m.Message)
 
-LAST_WORDS_S = 0.1
+LAST_WORDS_S = 1.0
 """Before an abort: mpiexec throws away what a rank wrote and it has not passed on yet."""
 
 
@@ -123,9 +124,12 @@ class Ranks:
         self._comm.finalize()
 
     def abort(self, reason: str, code: int = 1) -> NoReturn:
-        """Say why on stderr and end every process of the job, this one included."""
+        """Say why, on stderr and to the launcher, and end every process of the job, this one
+        included."""
         self._closed = True
         _say(f"ending the job: {reason}")
+        with suppress(OSError):
+            environment.report_failure(reason)
         with suppress(OSError):
             sys.stdout.flush()
         time.sleep(LAST_WORDS_S)

@@ -36,7 +36,7 @@ from judge_decoding.serving.warmup import warm_up
 
 POLL_S = 0.1
 NOTICE_S = 1.0
-"""How long the output of an ended job is waited for."""
+"""How long the note of one who ended the others is waited for."""
 STOP_MARGIN_S = 15.0
 """Beyond `drain_s`: for answers on their way, and then for the models to unload."""
 KILL_S = 10.0
@@ -56,6 +56,7 @@ def serve(
 
     in_world  this process is rank 0 of the deployment's ranks: something else has started them
     """
+    stops = Stops()
     folder = Path(tempfile.mkdtemp(prefix="judge-decoding-"))
     try:
         line, variables = _plan(deployment, config.resolve(), folder, in_world)
@@ -64,7 +65,7 @@ def serve(
             return 0
         _check_ports(deployment.server)
         _forget_ready(ready_file)
-        return Server(deployment, folder, line, variables).run(ready_file)
+        return Server(deployment, folder, line, variables, stops).run(ready_file)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for region in _SHM.glob(f"{folder.name}*"):
@@ -114,22 +115,36 @@ def _forget_ready(path: Path | None) -> None:
         ) from None
 
 
+class Stops:
+    """SIGTERM and SIGINT, counted from the first moment on: there will be a folder to remove."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.count += 1
+
+
 class Server:
     """The processes of one run. `folder` is theirs to leave notes in (serving.environment)."""
 
     def __init__(
-        self, deployment: Deployment, folder: Path, line: list[str], variables: dict[str, str]
+        self,
+        deployment: Deployment,
+        folder: Path,
+        line: list[str],
+        variables: dict[str, str],
+        stops: Stops,
     ) -> None:
         self._deployment = deployment
         self._folder = folder
         self._program = Path(line[0]).name
-        self._signals = 0
+        self._stops = stops
         self._ready = threading.Event()
         self._warmup_error: str | None = None
-        self._cause: str | None = None  # why the job ends, by its own output
         self._deaths = Deaths()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
         self._process = subprocess.Popen(
             line,
             env=os.environ | variables,
@@ -164,7 +179,7 @@ class Server:
     def _watch(self, ready_file: Path | None) -> str | None:
         """Until a signal, and the drain that follows it; or why it ended before, in words."""
         started, announced = time.monotonic(), False
-        while not self._signals:
+        while not self._stops.count:
             self._segments.look()
             if culprit := self._death():
                 return f"{culprit}; everything is stopped"
@@ -214,12 +229,10 @@ class Server:
         code = self._process.poll()
         if not self._gone() and not failures and code is None:
             return self._warmup_error
-        # Its output says more than a death; it may be still on its way.
-        _wait(lambda: bool(failures) or self._cause is not None, NOTICE_S)
-        if said := failures or environment.failures(self._folder):
+        # What one of them noted says more than a death; it may be still on its way.
+        _wait(lambda: bool(environment.failures(self._folder)), NOTICE_S)
+        if said := environment.failures(self._folder):
             return said[0]
-        if self._cause is not None:
-            return self._cause
         # A server takes its models with it, and may abort where one of them died.
         gone = [process.role for process in self._gone()]
         if (death := mpi.first_death(self._folder)) is not None:
@@ -252,13 +265,13 @@ class Server:
             return None  # it was still starting
 
         def over() -> bool:
-            return self._process.poll() is not None or self._signals > 1
+            return self._process.poll() is not None or self._stops.count > 1
 
         if self._ready.is_set():
             environment.ask_to_drain(self._folder)
             limit = self._deployment.server.drain_s + STOP_MARGIN_S
             _wait(lambda: over() or environment.is_drained(self._folder), limit)
-            if self._signals == 1 and (culprit := self._death()):
+            if self._stops.count == 1 and (culprit := self._death()):
                 return culprit
             if not over():
                 self._flush()
@@ -310,10 +323,6 @@ class Server:
             line = raw.decode(errors="replace")
             with suppress(OSError):  # a full disk; but read on, or the server would block
                 print(line, end="", file=sys.stderr, flush=True)
-            self._cause = self._cause or mpi.cause(line)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        self._signals += 1
 
 
 def _say(message: str) -> None:

@@ -237,7 +237,7 @@ class Metrics:
 
     def samples(self) -> Iterator[tuple[Key, float]]:
         """Every time series and its value now: gauges first, and all of them from the start."""
-        clock = self.clock
+        clock, moment = self.clock, time.time()
         yield ("num_requests_running", ()), self.running
         yield ("num_requests_waiting", ()), self.waiting
         yield ("queue_limit", ()), self.queue_limit
@@ -245,9 +245,9 @@ class Metrics:
         yield ("kv_slots", ()), self.slots
         yield ("kv_cache_usage_perc", ()), self.cached_tokens / self.positions
         if self._layout is not None:
-            for rank, moment in self.heard.items():
+            for rank, heard in self.heard.items():
                 role = self._layout.place(rank).role
-                yield ("rank_heard_timestamp_seconds", (str(rank), role)), moment
+                yield ("rank_heard_timestamp_seconds", (str(rank), role)), heard
         yield ("rounds_total", ()), self.rounds
         yield ("spec_decode_num_drafts_total", ()), self.drafts
         yield ("spec_decode_num_draft_tokens_total", ()), self.draft_tokens
@@ -273,8 +273,8 @@ class Metrics:
         yield ("judge_seconds_total", ()), clock.judge
         yield ("host_seconds_total", ()), clock.host
         yield ("metrics_seconds_total", ()), self.own_seconds
-        # Last: whoever reads a new one knows that all before it is as new.
-        yield ("loop_alive_timestamp_seconds", ()), time.time()
+        # Last: whoever reads a new one knows that all before it is no older than it says.
+        yield ("loop_alive_timestamp_seconds", ()), moment
 
 
 class Series(Protocol):

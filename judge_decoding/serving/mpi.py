@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -62,12 +61,3 @@ def first_death(folder: Path) -> tuple[int, int] | None:
     notes = sorted(folder.glob("*.ended"), key=lambda path: path.stat().st_mtime_ns)
     codes = [(int(path.stem), path.read_text().strip()) for path in notes]
     return next(((rank, int(code)) for rank, code in codes if code not in ("", "0")), None)
-
-
-_CAUSE = re.compile(r"^judge-decoding: ending the job: (.*)")
-
-
-def cause(line: str) -> str | None:
-    """What the leader (ranks.leader) says of why it ends the job, where the line is that."""
-    found = _CAUSE.search(line)
-    return found[1] if found else None

@@ -274,7 +274,8 @@ class Remains:
         found += ["the run folder"] if folders else []
         found += ["the ready file"] if self.server.ready_file.exists() else []
         for pid in alive:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for name in regions:
             (Path("/dev/shm") / name).unlink()
         return ", ".join(found) or "nothing"
