@@ -34,6 +34,7 @@ def main() -> int:
         if not options.only
         or any(only == fault.group or only in fault.name for only in options.only)
     ]
+    source = collect()  # before the files are written, which are the project's own
     results: dict[str, dict[str, object]] = {}
     if options.json and options.json.exists():
         results = {r["name"]: r for r in json.loads(options.json.read_text())["results"]}
@@ -50,8 +51,8 @@ def main() -> int:
             results[fault.name] = {"group": fault.group, "name": fault.name} | outcome
             print(f"{time.monotonic() - began:6.1f} s  {fault.name}: {outcome}", file=sys.stderr)
             if options.json:  # after each: a run may be cut short
-                options.json.write_text(document(results))
-    text = document(results)
+                options.json.write_text(document(results, source))
+    text = document(results, source)
     if options.table:
         options.table.write_text(markdown(json.loads(text)))
     print(markdown(json.loads(text)))
@@ -61,9 +62,9 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def document(results: dict[str, dict[str, object]]) -> str:
+def document(results: dict[str, dict[str, object]], source: dict[str, object]) -> str:
     ordered = [results[fault.name] for fault in FAULTS if fault.name in results]
-    return json.dumps({"results": ordered, "provenance": collect()}, indent=1) + "\n"
+    return json.dumps({"results": ordered, "provenance": source}, indent=1) + "\n"
 
 
 if __name__ == "__main__":
