@@ -233,6 +233,10 @@ class Server:
         _wait(lambda: bool(environment.failures(self._folder)), NOTICE_S)
         if said := environment.failures(self._folder):
             return said[0]
+        code = self._process.poll()
+        if code is not None and code < 0 and self._program != environment.SERVER:
+            # An mpiexec whose ranks die ends with an exit code.
+            return f"{self._program} (pid {self._process.pid}) died ({_how(128 - code)})"
         # A server takes its models with it, and may abort where one of them died.
         gone = [process.role for process in self._gone()]
         if (death := mpi.first_death(self._folder)) is not None:

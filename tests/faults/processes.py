@@ -53,7 +53,7 @@ def killed(role: str, number: signal.Signals, bench: Bench, *, ranks: int = 1) -
             assert server.wait() == -number
             return Outcome(seen, stream.ended - began, "stops with it", remains.left())
         after = ended(server, 1)
-        assert role == MPIEXEC or said(server).startswith(f"{role} (pid {pid}) died"), said(server)
+        assert said(server).startswith(f"{role} (pid {pid}) died"), said(server)
         return Outcome(seen, stream.ended - began, after, remains.left())
 
 
