@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import shlex
 import subprocess
 import sys
 import threading
-import uuid
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from subprocess import PIPE
 
 import pytest
 import yaml
 
 from judge_decoding.config import Deployment, ServerConfig
 from judge_decoding.errors import UserError
-from judge_decoding.serving import access, environment, launcher, mpi, shared_memory, triton
-from judge_decoding.serving.processes import Deaths, is_running
+from judge_decoding.serving import access, environment, launcher, mpi, triton
+from judge_decoding.serving.processes import is_running
 from judge_decoding.serving.warmup import must_draft
 from tests.triton_world import COMMAND, free_ports
 
@@ -313,94 +309,6 @@ def test_a_watched_rank_writes_its_end_down_and_the_first_bad_one_counts(tmp_pat
         )
         os.utime(tmp_path / f"{rank}.ended", (i, i))  # the clock of a file system is coarse
     assert mpi.first_death(tmp_path) == (3, 137)
-
-
-def test_deaths_are_known_in_their_order_however_late_one_looks() -> None:
-    """The bug: where a model's death made the server abort, both were gone when the launcher
-    looked, and it named the server."""
-    children = [subprocess.Popen(["sleep", "60"]) for _ in range(4)]
-    deaths = Deaths()
-    early, *others = children
-    early.kill()
-    early.wait()
-    deaths.watch([child.pid for child in children])
-    assert deaths.ended() == [early.pid]  # not to be watched any more
-    order = [others[2], others[0], others[1]]
-    for child in order:
-        child.kill()
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
-    deaths.watch([child.pid for child in children])
-    assert deaths.ended() == deaths.ended() == [early.pid, *(child.pid for child in order)]
-    for child in order:
-        child.wait()
-
-
-def test_where_pidfds_are_forbidden_processes_are_looked_at(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """An old container's rules: nobody has died because the launcher may not watch."""
-
-    def forbidden(pid: int) -> int:
-        raise PermissionError
-
-    monkeypatch.setattr(os, "pidfd_open", forbidden)
-    with subprocess.Popen(["sleep", "60"]) as child:
-        deaths = Deaths()
-        deaths.watch([child.pid])
-        deaths.watch([child.pid])
-        assert deaths.ended() == []
-        child.kill()
-        child.wait()
-        assert deaths.ended() == deaths.ended() == [child.pid]
-
-
-MAP_A_FILE = """
-import mmap, sys
-with open(sys.argv[1], "r+b") as file:
-    held = mmap.mmap(file.fileno(), 0)
-print("mapped", flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def files() -> Iterator[list[Path]]:
-    """Three as MPICH leaves them."""
-    paths = [shared_memory.FOLDER / f"mpich_shm_{uuid.uuid4().hex}_0" for _ in range(3)]
-    for path in paths:
-        path.write_bytes(bytes(4096))
-    yield paths
-    for path in paths:
-        path.unlink(missing_ok=True)
-
-
-def test_shared_memory_of_a_killed_process_is_removed_and_no_other(files: list[Path]) -> None:
-    mine, noted, other = files
-    command = [sys.executable, "-c", MAP_A_FILE, str(mine)]
-    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE) as process:
-        segments = shared_memory.Segments(lambda: [process.pid])
-        segments.look()
-        assert process.stdout is not None and process.stdout.readline() == b"mapped\n"
-        segments.look()  # it was not mapped the first time
-        process.kill()
-    segments.look()
-    segments.remove([str(noted)])
-    assert not mine.exists() and not noted.exists()
-    assert other.exists()
-
-
-def test_a_rank_notes_its_shared_memory_itself(
-    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The bug: a rank that failed as soon as MPI had started was gone before the launcher looked,
-    and left megabytes behind: 13 times of 72 on a busy machine."""
-    monkeypatch.setenv(environment.RUN_DIR, str(tmp_path))
-    environment.announce("rank 0")
-    with files[0].open("r+b") as file, mmap.mmap(file.fileno(), 0):
-        environment.announce("rank 1", pid=os.getpid())
-    (noted,) = environment.processes(tmp_path)  # one process, one note: the later
-    assert noted.role == "rank 1"
-    assert noted.segments == [str(files[0])]
 
 
 def test_the_launcher_sees_gone_what_it_kills(
