@@ -7,6 +7,6 @@ set -euo pipefail
 rank="${SLURM_PROCID:-${OMPI_COMM_WORLD_RANK:?not started by srun or mpirun}}"
 
 if [ "$rank" != 0 ]; then
-    exec python3 -m judge_decoding.ranks.worker --config "$CONFIG"
+    exec python3 -m judge_decoding.ranks.launch --config "$CONFIG"
 fi
 exec python3 -m judge_decoding.serving.rank --config "$CONFIG"

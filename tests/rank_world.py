@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from judge_decoding.serving.shared_memory import Segments
+from judge_decoding.ranks.shared_memory import Segments
 
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
 ROOT = Path(__file__).parent.parent
@@ -39,7 +39,7 @@ class World:
         workers: int,
         *arguments: str | Path,
         worker_config: Path | None = None,
-        worker_module: str = "judge_decoding.ranks.worker",
+        worker_module: str = "judge_decoding.ranks.launch",
     ) -> None:
         self.mark = uuid.uuid4().hex
         leader = [sys.executable, "-m", "tests.rank_scripts.generate", str(config)]

@@ -20,8 +20,8 @@ from typer.core import TyperGroup
 
 from judge_decoding import cli
 from judge_decoding.config import TrtLlmConfig, load_deployment
+from judge_decoding.ranks import mpiexec
 from judge_decoding.ranks.layout import Layout
-from judge_decoding.serving import mpi
 from judge_decoding.trtllm_stack import CONTAINER
 
 ROOT = Path(__file__).parent.parent
@@ -122,7 +122,7 @@ def test_a_rank_is_what_its_number_says(bin: Path, variable: str) -> None:
     leader = run("rank.sh", bin, CONFIG="/c.yaml", **{variable: "0"})
     assert leader.stdout == "python3 -m judge_decoding.serving.rank --config /c.yaml\n"
     worker = run("rank.sh", bin, CONFIG="/c.yaml", **{variable: "3"})
-    assert worker.stdout == "python3 -m judge_decoding.ranks.worker --config /c.yaml\n"
+    assert worker.stdout == "python3 -m judge_decoding.ranks.launch --config /c.yaml\n"
 
 
 def test_serve_starts_one_rank_where_tensorrt_llm_spawns_the_others(bin: Path) -> None:
@@ -130,7 +130,7 @@ def test_serve_starts_one_rank_where_tensorrt_llm_spawns_the_others(bin: Path) -
     ranks = {}
     for name in ("llama-8b-70b-h100x2", "llama-8b-405b-bf16-h100x16"):
         config = ROOT / "configs" / f"{name}.yaml"
-        line = mpi.command(load_deployment(config), config, ["tritonserver"], str(bin))
+        line = mpiexec.command(load_deployment(config), config, ["tritonserver"], str(bin))
         ranks[name] = [line[i + 1] for i, word in enumerate(line) if word == "-n"]
     assert ranks == {
         "llama-8b-70b-h100x2": ["1"],

@@ -50,7 +50,8 @@ def test_a_deployment_is_read_without_pytorch() -> None:
 import sys
 sys.modules["torch"] = None
 from judge_decoding.config import load_deployment
-from judge_decoding.serving import environment, launcher
+from judge_decoding.ranks import run_folder
+from judge_decoding.serving import launcher
 print(load_deployment("configs/demo.yaml").dtype)
 """
     done = subprocess.run(
@@ -58,6 +59,28 @@ print(load_deployment("configs/demo.yaml").dtype)
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == cpu.fast_dtype()
+
+
+def test_a_rank_sets_its_environment_before_pytorch_is_loaded() -> None:
+    code = """
+import contextlib, os, sys
+os.environ.pop("GOMP_SPINCOUNT", None)
+sys.argv = ["launch", "--help"]
+from judge_decoding.ranks import launch
+assert "torch" not in sys.modules
+with contextlib.suppress(SystemExit):
+    launch.main()
+assert "torch" in sys.modules
+print(os.environ["GOMP_SPINCOUNT"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "10000"
+
+
+def test_the_ranks_do_not_import_the_server() -> None:
+    for path in (ROOT / "judge_decoding" / "ranks").glob("*.py"):
+        assert "judge_decoding.serving" not in path.read_text(), path
 
 
 def test_what_the_cpu_is_fast_with_is_what_pytorch_says() -> None:

@@ -43,8 +43,8 @@ from judge_decoding.errors import UserError
 from judge_decoding.evaluation.parsers import final_answer
 from judge_decoding.evaluation.task import Item, write_task
 from judge_decoding.labels import LabelRecord, read_labels
+from judge_decoding.ranks.shared_memory import Segments
 from judge_decoding.sequence import Request
-from judge_decoding.serving.shared_memory import Segments
 from tests.rank_world import LOCAL_ONLY
 
 LIMITS = {"dtype": "float32", "max_sequences": 3, "max_context": 128}

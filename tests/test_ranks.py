@@ -174,8 +174,10 @@ def test_a_rank_that_stalls_ends_the_job_by_name(
         assert world.wait(TIMEOUT_S + 20) == 1
         world.ends_clean()
     host = os.uname().nodename
-    last = "round" if not draft_tp else {1: "propose", 2: "verify"}[rank]
-    named = rf"rank {rank} \({role}\) on host {host}, last message: ({last}|check\w+) \d+ sent"
+    last = "round request" if not draft_tp else {1: "propose", 2: "verify"}[rank]
+    named = (
+        rf"rank {rank} \({role}\) on host {host}, last message: ({last}|check integrity) \d+ sent"
+    )
     assert re.search(f"judge-decoding: ending the job: .*{named}", world.err), world.err
 
 
@@ -219,7 +221,7 @@ def test_a_world_of_another_size_is_refused(models: Models, endless: Path) -> No
         world.ends_clean()
     assert re.search(
         r"the MPI world has 3 ranks, the deployment needs 4: 1 leader \+ 1 draft \+ 2 target; "
-        r"start it as `mpiexec -n 1 LEADER : -n 3 \S+ -m judge_decoding.ranks.worker",
+        r"start it as `mpiexec -n 1 LEADER : -n 3 \S+ -m judge_decoding.ranks.launch",
         world.err,
     ), world.err
 

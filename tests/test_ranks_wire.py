@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import pickle
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
+import msgspec
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from judge_decoding.engine.base import (
@@ -23,7 +26,7 @@ from judge_decoding.engine.base import (
     Verdict,
     VerifyRequest,
 )
-from judge_decoding.ranks import codecs, wire
+from judge_decoding.ranks import codec
 from judge_decoding.ranks import messages as m
 from judge_decoding.ranks.layout import MODELS
 
@@ -47,6 +50,7 @@ acceptances = st.builds(
     synthetic_length=reals,
     protect_end_ids=st.booleans(),
 )
+HEADER = 16
 models = st.sampled_from(MODELS)
 texts = st.text(st.characters(codec="utf-8"), max_size=30)
 
@@ -76,36 +80,42 @@ verdicts = st.builds(
     st.lists(reals, max_size=9),
     st.integers(0, 2**31),
 )
-every_message = st.one_of(
-    st.builds(m.Hello, texts, texts, sizes, texts, sizes, texts),
-    st.lists(texts, max_size=5).map(lambda hosts: m.Welcome(hosts, [h + "!" for h in hosts])),
-    st.builds(m.Ready, models, texts, sizes, sizes, sizes, tokens.map(tuple)),
-    st.builds(m.Prefill, models, numbers, sizes, tokens),
-    st.builds(m.Propose, st.lists(propose_requests, max_size=4)),
-    st.builds(m.Proposals, st.lists(proposals(), max_size=4), clocks),
-    st.builds(m.Verify, st.lists(verify_requests, max_size=4)),
-    st.builds(m.Verdicts, st.lists(verdicts, max_size=4), clocks),
-    st.builds(m.Release, models, st.lists(numbers, max_size=5)),
-    st.builds(
+MESSAGES: dict[type, st.SearchStrategy[Any]] = {
+    m.Hello: st.builds(m.Hello, texts, texts, sizes, texts, sizes, texts),
+    m.Welcome: st.lists(texts, max_size=5).map(
+        lambda hosts: m.Welcome(hosts, [host + "!" for host in hosts])
+    ),
+    m.Ready: st.builds(m.Ready, models, texts, sizes, sizes, sizes, tokens.map(tuple)),
+    m.Prefill: st.builds(m.Prefill, models, numbers, sizes, tokens),
+    m.Propose: st.builds(m.Propose, st.lists(propose_requests, max_size=4)),
+    m.Proposals: st.builds(m.Proposals, st.lists(proposals(), max_size=4), clocks),
+    m.Verify: st.builds(m.Verify, st.lists(verify_requests, max_size=4)),
+    m.Verdicts: st.builds(m.Verdicts, st.lists(verdicts, max_size=4), clocks),
+    m.Release: st.builds(m.Release, models, st.lists(numbers, max_size=5)),
+    m.CheckIntegrity: st.builds(
         m.CheckIntegrity, models, st.dictionaries(numbers, tokens, max_size=4), st.booleans()
     ),
-    st.just(m.Ping()),
-    st.builds(m.Done, clocks),
-    st.builds(m.Digest, st.integers(0, 2**64 - 1)),
-    st.builds(m.Error, texts, texts, numbers),
-    st.just(m.Shutdown()),
-    st.builds(
-        m.Round, st.lists(propose_requests, max_size=3), st.lists(verify_requests, max_size=3)
+    m.Ping: st.just(m.Ping()),
+    m.Done: st.builds(m.Done, clocks),
+    m.Digest: st.builds(m.Digest, st.integers(0, 2**64 - 1)),
+    m.Error: st.builds(m.Error, texts, texts, numbers),
+    m.Shutdown: st.just(m.Shutdown()),
+    m.RoundRequest: st.builds(
+        m.RoundRequest,
+        st.lists(propose_requests, max_size=3),
+        st.lists(verify_requests, max_size=3),
     ),
-    st.builds(
-        m.Outcome,
+    m.RoundReply: st.builds(
+        m.RoundReply,
         st.lists(proposals(), max_size=3),
         st.lists(verdicts, max_size=3),
         st.floats(0, 1e9),
         clocks,
         clocks,
     ),
-)
+}
+every_message = st.one_of(*MESSAGES.values())
+each_kind = pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
 
 
 def plain(value: Any) -> Any:
@@ -119,25 +129,80 @@ def plain(value: Any) -> Any:
     return value
 
 
-@given(every_message, st.integers(0, 2**64 - 1))
-def test_every_message_survives(message: m.Message, call: int) -> None:
-    got, number = codecs.decode(bytearray(codecs.encode(message, call)))
-    assert type(got) is type(message)
-    assert plain(got) == plain(message)
-    assert number == call
+def example_of(kind: type) -> m.Message:
+    """A message of this kind with something in every field."""
+    some = [ProposeRequest(1, 2, [3], 4)], [VerifyRequest(1, 2, [3])]
+    answers = [Proposal([3])], [Verdict(0, [], [], 7)]
+    arguments: dict[type, tuple[Any, ...]] = {
+        m.Hello: ("hash", "draft", 0, "host", 7, "bell"),
+        m.Welcome: (["host"], ["bell"]),
+        m.Ready: ("draft", "print", 1, 2, 3, (4,)),
+        m.Prefill: ("draft", 1, 0, [3]),
+        m.Propose: (some[0],),
+        m.Proposals: (answers[0], EngineClock()),
+        m.Verify: (some[1],),
+        m.Verdicts: (answers[1], EngineClock()),
+        m.Release: ("target", [1]),
+        m.CheckIntegrity: ("target", {1: [2]}, True),
+        m.Digest: (5,),
+        m.Error: ("E", "text"),
+        m.RoundRequest: some,
+        m.RoundReply: answers,
+    }
+    message: m.Message = kind(*arguments.get(kind, ()))
+    return message
+
+
+def travelled(message: m.Message) -> Any:
+    return codec.decode(codec.encode(message))[0]
+
+
+def fields_of(message: m.Message) -> list[Any]:
+    """The fields as they travel, for a test to change."""
+    fields: list[Any] = msgspec.msgpack.decode(codec.encode(message)[HEADER:])
+    return fields
+
+
+def forged(kind: type, fields: Any) -> bytes:
+    """A message of this kind with other fields."""
+    number = get_args(m.Message).index(kind)
+    header = struct.pack("<4sHHQ", b"JDRK", codec.VERSION, number, 0)
+    return header + msgspec.msgpack.encode(fields)
 
 
 def test_the_strategies_cover_every_kind() -> None:
-    assert len(every_message.branches) == len(codecs._CODECS)
+    assert tuple(MESSAGES) == get_args(m.Message)
+    assert len(MESSAGES) == 17
+
+
+@each_kind
+@given(st.data(), st.integers(0, 2**64 - 1))
+@settings(max_examples=40)
+def test_every_message_survives(kind: type, data: Any, call: int) -> None:
+    message = data.draw(MESSAGES[kind])
+    got, number = codec.decode(codec.encode(message, call))
+    assert type(got) is kind
+    assert plain(got) == plain(message)
+    assert number == call
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63 + 5, 2**200 + 3])
 def test_a_seed_of_any_size_keeps_its_draws(seed: int) -> None:
     """An engine takes seeds modulo 2^63; so many bits must survive."""
-    sent = m.Propose([ProposeRequest(0, 0, [1], 1, Sampling(1.0, seed=seed))])
-    got, _ = codecs.decode(bytearray(codecs.encode(sent)))
-    assert isinstance(got, m.Propose)
-    assert got.requests[0].sampling.seed % 2**63 == seed % 2**63
+    got = travelled(m.Propose([ProposeRequest(0, 0, [1], 1, Sampling(1.0, seed=seed))]))
+    assert got.requests[0].sampling.seed == seed % 2**64
+
+
+def test_scores_need_not_be_finite() -> None:
+    got = travelled(m.Verdicts([Verdict(0, [], [math.nan, math.inf, -math.inf], 7)], EngineClock()))
+    nan, *infinite = got.verdicts[0].scores
+    assert math.isnan(nan) and infinite == [math.inf, -math.inf]
+
+
+def test_an_error_is_cut_and_need_not_be_unicode() -> None:
+    """A file name that is not UTF-8 has surrogates; its error must still reach the leader."""
+    got = travelled(m.Error("OSError", "/models/\udcff" + "x" * 9999))
+    assert got.text == "/models/?" + "x" * (codec.MAX_ERROR_CHARACTERS - 9)
 
 
 @given(every_message, st.data())
@@ -146,60 +211,146 @@ def test_a_damaged_message_is_an_error_of_the_wire_or_a_message(
     message: m.Message, data: Any
 ) -> None:
     """Never another exception, and never an allocation that a length in it asked for."""
-    raw = bytearray(codecs.encode(message, 3))
+    raw = codec.encode(message, 3)
     for _ in range(data.draw(st.integers(1, 3))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    with contextlib.suppress(wire.WireError):
-        codecs.decode(raw)
+    with contextlib.suppress(codec.WireError):
+        codec.decode(raw)
 
 
-@given(every_message, st.integers(1, 200))
-@example(m.Ping(), 1)
-def test_a_message_cut_short_says_so(message: m.Message, cut: int) -> None:
-    raw = bytearray(codecs.encode(message))
-    with pytest.raises(wire.WireError, match=r"follow|shorter than a header"):
-        codecs.decode(raw[: max(0, len(raw) - cut)])
-    body = max(0, len(raw) - wire.HEADER_BYTES - cut // 8 * 8)
-    shorter = raw[: wire.HEADER_BYTES + body]
-    struct.pack_into("<Q", shorter, 16, body)
-    if len(shorter) < len(raw):
-        with pytest.raises(wire.WireError, match=r"cut short"):
-            codecs.decode(shorter)
+@each_kind
+@given(st.data(), st.integers(1, 200))
+@settings(max_examples=20)
+def test_a_message_cut_short_says_so(kind: type, data: Any, cut: int) -> None:
+    raw = codec.encode(data.draw(MESSAGES[kind]))
+    left = max(0, len(raw) - cut)
+    expected = "shorter than a header" if left < HEADER else f"damaged {kind.__name__} .*truncated"
+    with pytest.raises(codec.WireError, match=expected):
+        codec.decode(raw[:left])
+
+
+@each_kind
+def test_bytes_too_many_are_refused(kind: type) -> None:
+    with pytest.raises(codec.WireError, match=rf"damaged {kind.__name__} .* trailing characters"):
+        codec.decode(codec.encode(example_of(kind)) + b"\0")
 
 
 def test_foreign_and_other_versions_are_named() -> None:
-    with pytest.raises(wire.WireError, match=r"foreign message of \d+ bytes: .*x80"):
-        codecs.decode(pickle.dumps(list(range(30))))
-    raw = bytearray(codecs.encode(m.Ping()))
+    with pytest.raises(codec.WireError, match=r"foreign message of \d+ bytes: .*x80"):
+        codec.decode(pickle.dumps(list(range(30))))
+    raw = codec.encode(m.Ping())
     struct.pack_into("<H", raw, 4, 9)
-    with pytest.raises(wire.WireError, match="version 9, this rank speaks 2"):
-        codecs.decode(raw)
-    struct.pack_into("<HH", raw, 4, wire.VERSION, 99)
-    with pytest.raises(wire.WireError, match="unknown kind 99"):
-        codecs.decode(raw)
-    longer = codecs.encode(m.Ping())[:16] + struct.pack("<Q", 8) + bytes(8)
-    with pytest.raises(wire.WireError, match="8 bytes too many"):
-        codecs.decode(longer)
+    with pytest.raises(codec.WireError, match="version 9, this rank speaks 3"):
+        codec.decode(raw)
+    struct.pack_into("<HH", raw, 4, codec.VERSION, 99)
+    with pytest.raises(codec.WireError, match="unknown kind 99"):
+        codec.decode(raw)
+    struct.pack_into("<H", raw, 6, 17)
+    with pytest.raises(codec.WireError, match="unknown kind 17"):
+        codec.decode(raw)
+
+
+@each_kind
+def test_a_field_too_many_or_too_few_is_refused(kind: type) -> None:
+    fields = fields_of(example_of(kind))
+    wrong = [[*fields, 0], fields[:-1]] if fields else [[0]]
+    for other in wrong:
+        expected = f"damaged {kind.__name__} message: .* of length {len(fields)}, got {len(other)}"
+        with pytest.raises(codec.WireError, match=expected):
+            codec.decode(forged(kind, other))
+
+
+@each_kind
+def test_a_field_of_another_type_is_refused(kind: type) -> None:
+    fields = fields_of(example_of(kind))
+    for i in range(len(fields)):
+        other = [*fields[:i], b"no field's type", *fields[i + 1 :]]
+        with pytest.raises(codec.WireError, match=rf"damaged {kind.__name__} .* at `\$\[{i}\]`"):
+            codec.decode(forged(kind, other))
+    with pytest.raises(codec.WireError, match="Expected `array`, got `str`"):
+        codec.decode(forged(kind, "fields"))
+
+
+def test_values_inside_a_message_are_as_strict() -> None:
+    for index, other, expected in (
+        (0, "0", "Expected `int`, got `str`"),
+        (0, 1.5, "Expected `int`, got `float`"),
+        (0, True, "Expected `int`, got `bool`"),
+        (1, [1], "Expected `bool`, got `int`"),
+        (2, "0.5", "Expected `array`, got `str`"),
+    ):
+        fields = fields_of(m.Verdicts([Verdict(1, [True], [0.5], 7)], EngineClock()))
+        fields[0][0][index] = other
+        place = rf"`\$\[0\]\[0\]\[{index}\]"
+        with pytest.raises(codec.WireError, match=f"{expected} - at {place}"):
+            codec.decode(forged(m.Verdicts, fields))
+
+
+def test_a_model_or_rule_that_is_not_known_is_named() -> None:
+    with pytest.raises(codec.WireError, match=r"damaged Release .*value 'third' - at `\$\[0\]`"):
+        codec.decode(forged(m.Release, ["third", [1]]))
+    with pytest.raises(codec.WireError, match=r"damaged Release .*got `int` - at `\$\[0\]`"):
+        codec.decode(forged(m.Release, [2, [1]]))
+    fields = fields_of(m.Verify([VerifyRequest(0, 0, [1])]))
+    fields[0][0][-1][0] = "lenient"
+    with pytest.raises(codec.WireError, match=r"damaged Verify .*value 'lenient'"):
+        codec.decode(forged(m.Verify, fields))
+
+
+@pytest.mark.parametrize(
+    ("index", "tensor", "expected"),
+    [
+        (1, ["<f4", [2, 3], bytes(20)], r"20 bytes are no tensor of <f4 \[2, 3\]"),
+        (1, ["<f4", [1, 3], bytes(12)], r"draft probabilities \[1, 3\] for 2 tokens"),
+        (1, ["<f4", [6], bytes(24)], r"draft probabilities \[6\] for 2 tokens"),
+        (1, ["<f4", [2, 3, 1], bytes(24)], "length <= 2"),
+        (1, ["<f4", [-2, -3], bytes(24)], "`int` >= 0"),
+        (1, ["<f4", [0, 2**63], b""], f"`int` <= {2**30}"),
+        (1, ["<f8", [2, 3], bytes(48)], "value '<f8'"),
+        (1, ["|O", [2, 3], bytes(48)], "value '|O'"),
+        (2, ["<i8", [2], bytes(16)], r"vocabulary ids \[2\] for other draft probabilities"),
+        (2, ["<i8", [3, 1], bytes(24)], r"vocabulary ids \[3, 1\] for other"),
+    ],
+)
+def test_a_tensor_is_what_it_says_and_fits_its_tokens(
+    index: int, tensor: Sequence[Any], expected: str
+) -> None:
+    fields = fields_of(m.Proposals([Proposal([4, 5], torch.ones(2, 3))], EngineClock()))
+    assert fields[0][0] == [[4, 5], ["<f4", [2, 3], bytes(torch.ones(6).numpy())], None]
+    fields[0][0][index] = tensor
+    with pytest.raises(codec.WireError, match=f"damaged Proposals message: .*{expected}"):
+        codec.decode(forged(m.Proposals, fields))
+
+
+def test_probabilities_without_tokens_are_refused() -> None:
+    sent = m.Proposals([Proposal([], torch.ones(0, 3))], EngineClock())
+    with pytest.raises(codec.WireError, match=r"draft probabilities \[0, 3\] for 0 tokens"):
+        travelled(sent)
 
 
 def test_a_length_beyond_the_message_allocates_nothing() -> None:
-    raw = bytearray(codecs.encode(m.Release("draft", [1, 2, 3])))
-    struct.pack_into("<Q", raw, wire.HEADER_BYTES + 8, 2**60)
-    with pytest.raises(wire.WireError, match=r"cut short: \d+ bytes wanted, 24 left"):
-        codecs.decode(raw)
+    four_gib = struct.pack(">I", 2**32 - 1)
+    header = codec.encode(m.Release("draft", []))[:-1]
+    with pytest.raises(codec.WireError, match="truncated"):
+        codec.decode(header + b"\xdd" + four_gib + b"\1\2\3")
+    raw = codec.encode(m.Error("E", ""))
+    at = raw.index(b"E") + 1
+    with pytest.raises(codec.WireError, match="truncated"):
+        codec.decode(raw[:at] + b"\xdb" + four_gib + b"text")
 
 
 def test_a_message_too_large_is_refused_by_its_sender(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MAX_BYTES", 1000)
-    with pytest.raises(wire.WireError, match=r"limit is 1,000; lower limits.max_sequences"):
-        codecs.encode(m.Prefill("draft", 0, 0, list(range(300))))
+    monkeypatch.setattr(codec, "MAX_BYTES", 1000)
+    codec.encode(m.Prefill("draft", 0, 0, [0] * 900))
+    with pytest.raises(codec.WireError, match=r"limit is 1,000; lower limits.max_sequences"):
+        codec.encode(m.Prefill("draft", 0, 0, [0] * 1000))
 
 
 def test_a_digest_sees_the_result_and_not_the_clock() -> None:
     one = m.Verdicts([Verdict(1, [True], [0.5], 7)], EngineClock(1.0, 2.0))
-    assert codecs.digest(one) == codecs.digest(replace(one, clock=EngineClock(3.0, 4.0)))
+    assert codec.digest(one) == codec.digest(replace(one, clock=EngineClock(3.0, 4.0)))
     other = [Verdict(1, [False], [0.5], 7)]
-    assert codecs.digest(one) != codecs.digest(replace(one, verdicts=other))
-    both = m.Outcome([Proposal([3])], other, 0.1, EngineClock(1.0), EngineClock(2.0))
-    assert codecs.digest(both) == codecs.digest(m.Outcome([Proposal([3])], other))
-    assert codecs.digest(both) != codecs.digest(m.Outcome([Proposal([4])], other))
+    assert codec.digest(one) != codec.digest(replace(one, verdicts=other))
+    both = m.RoundReply([Proposal([3])], other, 0.1, EngineClock(1.0), EngineClock(2.0))
+    assert codec.digest(both) == codec.digest(m.RoundReply([Proposal([3])], other))
+    assert codec.digest(both) != codec.digest(m.RoundReply([Proposal([4])], other))

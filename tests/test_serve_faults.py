@@ -14,8 +14,8 @@ from tritonclient.utils import InferenceServerException
 
 from judge_decoding.config import load_deployment
 from judge_decoding.pipeline import load_pipeline
+from judge_decoding.ranks.shared_memory import mapped
 from judge_decoding.sequence import Request
-from judge_decoding.serving.shared_memory import mapped
 from tests.triton_world import Serving, Stream, ask, free_ports, ids, text, wait_for
 
 pytestmark = pytest.mark.servers

@@ -15,7 +15,8 @@ import yaml
 
 from judge_decoding.config import Deployment, ServerConfig
 from judge_decoding.errors import UserError
-from judge_decoding.serving import access, environment, launcher, mpi, triton
+from judge_decoding.ranks import mpiexec, run_folder
+from judge_decoding.serving import access, launcher, triton
 from judge_decoding.serving.processes import is_running
 from judge_decoding.serving.warmup import must_draft
 from tests.triton_world import COMMAND, free_ports
@@ -72,7 +73,7 @@ def test_a_dry_run_prints_the_whole_command_and_leaves_nothing(
         assert f"--{option}-address=127.0.0.1" in server
     assert "--http-port=7001" in server and "--grpc-port=7002" in server
     assert "--metrics-port=7003" in server
-    worker = f"{sys.executable} -m judge_decoding.ranks.worker --config {config}"
+    worker = f"{sys.executable} -m judge_decoding.ranks.launch --config {config}"
     assert draft.startswith("-n 1 sh -c ") and draft.endswith(worker)
     assert target.startswith("-n 2 sh -c ") and target.endswith(worker)
     assert f"JUDGE_DECODING_CONFIG={config}" in words
@@ -96,7 +97,7 @@ def test_without_ranks_there_is_no_mpiexec(config: Path) -> None:
     config.write_text(yaml.safe_dump(document))
     done = serve(config, "--dry-run")
     assert done.returncode == 0
-    assert "mpiexec" not in done.stdout and "ranks.worker" not in done.stdout
+    assert "mpiexec" not in done.stdout and "ranks.launch" not in done.stdout
 
 
 def test_a_server_on_path_is_taken_with_its_own_backends(config: Path, tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_open_mpi_is_told_what_hydra_knows(config: Path, tmp_path: Path) -> None
     from judge_decoding.config import load_deployment
 
     fake = program(tmp_path / "bin", "mpiexec", "echo 'mpiexec (Open MPI) 5.0.8'")
-    line = mpi.command(load_deployment(config), config, ["tritonserver"], str(fake.parent))
+    line = mpiexec.command(load_deployment(config), config, ["tritonserver"], str(fake.parent))
     assert line[0] == str(fake)
     flags = line[1 : line.index("-n")]
     assert "--oversubscribe" in flags
@@ -299,16 +300,16 @@ def test_a_stop_in_the_middle_of_the_start_cleans_up_as_well(config: Path, tmp_p
 
 
 def test_a_watched_rank_writes_its_end_down_and_the_first_bad_one_counts(tmp_path: Path) -> None:
-    assert mpi.first_death(tmp_path) is None
+    assert mpiexec.first_death(tmp_path) is None
     for i, (rank, command) in enumerate((("2", "exit 0"), ("3", "kill -9 $$"), ("1", "exit 7"))):
         subprocess.run(
-            [*mpi._WATCHED, "sh", "-c", command],
-            env=os.environ | {environment.RUN_DIR: str(tmp_path), "PMI_RANK": rank},
+            [*mpiexec._WATCHED, "sh", "-c", command],
+            env=os.environ | {run_folder.FOLDER_VARIABLE: str(tmp_path), "PMI_RANK": rank},
             stderr=subprocess.DEVNULL,
             check=False,
         )
         os.utime(tmp_path / f"{rank}.ended", (i, i))  # the clock of a file system is coarse
-    assert mpi.first_death(tmp_path) == (3, 137)
+    assert mpiexec.first_death(tmp_path) == (3, 137)
 
 
 def test_the_launcher_sees_gone_what_it_kills(

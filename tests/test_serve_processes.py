@@ -13,7 +13,7 @@ from subprocess import PIPE
 
 import pytest
 
-from judge_decoding.serving import environment, shared_memory
+from judge_decoding.ranks import run_folder, shared_memory
 from judge_decoding.serving.processes import Deaths
 
 
@@ -96,10 +96,10 @@ def test_a_rank_notes_its_shared_memory_itself(
 ) -> None:
     """The bug: a rank that failed as soon as MPI had started was gone before the launcher looked,
     and left megabytes behind: 13 times of 72 on a busy machine."""
-    monkeypatch.setenv(environment.RUN_DIR, str(tmp_path))
-    environment.announce("rank 0")
+    monkeypatch.setenv(run_folder.FOLDER_VARIABLE, str(tmp_path))
+    run_folder.announce("rank 0")
     with files[0].open("r+b") as file, mmap.mmap(file.fileno(), 0):
-        environment.announce("rank 1", pid=os.getpid())
-    (noted,) = environment.processes(tmp_path)  # one process, one note: the later
+        run_folder.announce("rank 1", pid=os.getpid())
+    (noted,) = run_folder.processes(tmp_path)  # one process, one note: the later
     assert noted.role == "rank 1"
     assert noted.segments == [str(files[0])]

@@ -15,7 +15,7 @@ import yaml
 
 from clients.client import JudgeClient
 from clients.wire import JudgeClientError, Request, ServerStopping
-from judge_decoding.serving import mpi
+from judge_decoding.ranks import mpiexec
 from tests.triton_world import LIMIT_S, free_ports, wait_for
 
 pytestmark = pytest.mark.servers
@@ -64,7 +64,7 @@ class Rank:
         config = folder / "deployment.yaml"
         config.write_text(yaml.safe_dump(document | ranks))
         self.variables = os.environ | {
-            **mpi.LOOPBACK,
+            **mpiexec.LOOPBACK,
             "CONFIG": str(config),
             "TMPDIR": str(self.temporary),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

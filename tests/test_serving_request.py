@@ -15,8 +15,9 @@ from judge_decoding.config import Deployment
 from judge_decoding.decoding import Result, Update
 from judge_decoding.engine.base import Sampling
 from judge_decoding.errors import UserError
+from judge_decoding.ranks import run_folder
 from judge_decoding.sequence import AcceptanceRecord, Request, Token
-from judge_decoding.serving import environment, order
+from judge_decoding.serving import order
 from judge_decoding.serving.detokenizer import Detokenizer
 from judge_decoding.serving.reply import Reply
 from judge_decoding.serving.request import Parameters, parameters, prompt
@@ -408,18 +409,18 @@ def test_processes_of_a_server_agree_on_one_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Made by whoever asks first, in the run folder, for no other user's eyes."""
-    monkeypatch.setenv(environment.RUN_DIR, str(tmp_path))
-    secret = environment.secret()
+    monkeypatch.setenv(run_folder.FOLDER_VARIABLE, str(tmp_path))
+    secret = run_folder.secret()
     assert len(secret) == 32
-    assert environment.secret() == secret
+    assert run_folder.secret() == secret
     (path,) = tmp_path.iterdir()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    monkeypatch.setenv(environment.RUN_DIR, str(tmp_path / "other"))
+    monkeypatch.setenv(run_folder.FOLDER_VARIABLE, str(tmp_path / "other"))
     (tmp_path / "other").mkdir()
-    assert environment.secret() != secret
-    monkeypatch.delenv(environment.RUN_DIR)
+    assert run_folder.secret() != secret
+    monkeypatch.delenv(run_folder.FOLDER_VARIABLE)
     with pytest.raises(UserError) as refused:
-        environment.secret()
+        run_folder.secret()
     assert str(refused.value) == (
         "serve: JUDGE_DECODING_RUN_DIR is not set; start with `judge-decoding serve`"
     )

@@ -21,7 +21,7 @@ import numpy as np
 from tritonclient import grpc
 
 from clients.server import read_page
-from judge_decoding.serving import environment
+from judge_decoding.ranks import run_folder
 
 LIMIT_S = 180.0
 COMMAND = Path(sys.executable).parent / "judge-decoding"
@@ -139,7 +139,7 @@ class Serving:
     def processes(self) -> dict[str, int]:
         """Role -> pid."""
         (folder,) = self.temporary.glob("judge-decoding-*")
-        return {p.role: p.pid for p in environment.processes(folder)}
+        return {p.role: p.pid for p in run_folder.processes(folder)}
 
     def http(self, path: str, body: bytes | None = None, port: int = 0) -> str:
         url = f"http://127.0.0.1:{self.ports[port]}{path}"

@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from judge_decoding.ranks import codecs, messages
+from judge_decoding.ranks import codec, messages
 from judge_decoding.ranks.bell import Bell
+from judge_decoding.ranks.codec import MAX_BYTES, WireError
 from judge_decoding.ranks.layout import Layout
 from judge_decoding.ranks.messages import Message
-from judge_decoding.ranks.wire import MAX_BYTES, WireError
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +105,7 @@ class Comm:
         host, last = self.hosts.get(rank, "unknown"), self._last.get(rank, "none")
         return f"{label} on host {host}, last message: {last}"
 
-    def send(self, to: int, data: bytes, what: str, timeout_s: float) -> None:
+    def send(self, to: int, data: bytearray, what: str, timeout_s: float) -> None:
         """Send an encoded message; RankTimeout where the rank does not take it."""
         self._check_thread()
         self._last[to] = f"{what} sent"
@@ -145,7 +145,7 @@ class Comm:
         if not self._wait(request.Test, timeout_s):  # a large one needs its sender again
             raise RankTimeout(sender, f"the rest of a message is missing after {timeout_s:g} s")
         try:
-            message, call = codecs.decode(data)
+            message, call = codec.decode(data)
         except WireError as error:
             raise WireError(f"{self.describe(sender)}: {error}") from None
         self._last[sender] = f"{messages.name(message)} {call} received"

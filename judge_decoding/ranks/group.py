@@ -8,7 +8,7 @@ import torch
 
 from judge_decoding.engine.base import EngineClock, Proposal, ProposeRequest
 from judge_decoding.engine.round import Proposer
-from judge_decoding.ranks import codecs
+from judge_decoding.ranks import codec
 from judge_decoding.ranks import messages as m
 from judge_decoding.ranks.comm import Comm, RankTimeout
 
@@ -54,7 +54,7 @@ class GroupDrafter:
             return self._receive()
         proposals = self._drafter.propose(requests)
         if self._others:
-            data = codecs.encode(m.Proposals(proposals, EngineClock()))
+            data = codec.encode(m.Proposals(proposals, EngineClock()))
             for rank in self._others:
                 self._comm.send(rank, data, "proposals", self._timeout_s)
         return proposals

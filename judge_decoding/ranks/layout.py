@@ -92,7 +92,7 @@ class Layout:
             f"ranks: the MPI world has {size} ranks, the deployment needs {self.size}: 1 leader + "
             f"{draft}{len(self.target)} target; start it as "
             f"`mpiexec -n 1 LEADER : -n {self.size - 1} {sys.executable} -m "
-            "judge_decoding.ranks.worker --config FILE`"
+            "judge_decoding.ranks.launch --config FILE`"
         )
 
 

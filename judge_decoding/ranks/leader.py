@@ -26,12 +26,11 @@ from judge_decoding.engine.round import Round, RunRound
 from judge_decoding.engine.weights import fingerprint
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
-from judge_decoding.ranks import codecs
+from judge_decoding.ranks import codec, run_folder
 from judge_decoding.ranks import messages as m
+from judge_decoding.ranks.codec import WireError
 from judge_decoding.ranks.comm import Comm, RankTimeout
 from judge_decoding.ranks.layout import Layout, Model, config_hash
-from judge_decoding.ranks.wire import WireError
-from judge_decoding.serving import environment
 
 _Answer = TypeVar("_Answer", bound=m.Message)
 
@@ -53,7 +52,7 @@ def lead(deployment: Deployment, judge: Judge | None = None) -> Ranks:
     if comm.rank != 0:
         raise UserError(
             f"ranks: this is rank {comm.rank}, only rank 0 leads; start the others with "
-            "python -m judge_decoding.ranks.worker --config FILE"
+            "python -m judge_decoding.ranks.launch --config FILE"
         )
     comm.layout = layout
     return Ranks(comm, layout, deployment, judge)
@@ -129,7 +128,7 @@ class Ranks:
         self._closed = True
         _say(f"ending the job: {reason}")
         with suppress(OSError):
-            environment.report_failure(reason)
+            run_folder.report_failure(reason)
         with suppress(OSError):
             sys.stdout.flush()
         time.sleep(LAST_WORDS_S)
@@ -140,7 +139,7 @@ class Ranks:
         if self._closed:
             raise RuntimeError("ranks: they were shut down already")
         self._call += 1
-        data = codecs.encode(message, self._call)
+        data = codec.encode(message, self._call)
         try:
             for rank in ranks:
                 self._comm.send(rank, data, f"{m.name(message)} {self._call}", self._timeout_s)
@@ -289,7 +288,7 @@ class _Remote:
         first, *others = self._ranks.call(self._members, message, answer)
         assert isinstance(first, answer)
         if others:
-            wanted = codecs.digest(first)
+            wanted = codec.digest(first)
             for rank, got in zip(self._members[1:], others, strict=True):
                 if got != wanted:
                     self._ranks.abort(
@@ -334,6 +333,6 @@ class RemoteTarget(_Remote):
         """Both calls in one message (`engine.round.RunRound`), where the draft is colocated."""
         if not verifies:
             return Round([], [], 0.0)
-        answer = self._ask(m.Round(proposes, verifies), m.Outcome)
+        answer = self._ask(m.RoundRequest(proposes, verifies), m.RoundReply)
         drafter.clock, self.clock = answer.draft_clock, answer.target_clock
         return Round(answer.proposals, answer.verdicts, answer.propose_s)

@@ -1,31 +1,26 @@
-"""What ranks say to each other; how it is written is `codecs`'s.
+"""The messages between ranks. `codec` writes and reads them.
 
-The leader asks (`Prefill`, `Propose`, `Verify`, `Round`, `CheckIntegrity`, `Ping`, `Shutdown`) and
-every rank that is asked answers once, under the same call number: a group's first with the result,
-the others with the digest of theirs. `Welcome` and `Release` have no answer. A rank starts with
-`Hello`, then one `Ready` a model that it holds, unasked. A first rank that drafts for its group
-sends the others its `Proposals`.
+The leader sends a request (`Prefill`, `Propose`, `Verify`, `RoundRequest`, `CheckIntegrity`, `Ping`
+or `Shutdown`) to a group of ranks. Each of them answers once, under the same call number: the
+group's first rank with the result, the others with a digest of theirs. `Welcome` and `Release` have
+no answer. A rank starts unasked with one `Hello`, then one `Ready` per model that it holds. A first
+rank that drafts for its group sends its `Proposals` to the others.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from judge_decoding.engine.base import (
-    EngineClock,
-    Proposal,
-    ProposeRequest,
-    Verdict,
-    VerifyRequest,
-)
+from judge_decoding.engine.base import EngineClock, Proposal, ProposeRequest, Verdict, VerifyRequest
 from judge_decoding.ranks.layout import Model
 
 
 @dataclass(frozen=True)
 class Hello:
-    """A rank's first words, before it loads anything."""
+    """A rank's first message, sent before it loads anything."""
 
     config_hash: str
     role: str
@@ -37,7 +32,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Welcome:
-    """The leader's answer once all have loaded: host and bell of every rank, in order."""
+    """The leader's answer once all ranks have loaded: host and bell of every rank, in order."""
 
     hosts: list[str]
     bells: list[str]
@@ -45,8 +40,7 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Ready:
-    """A rank has loaded its part of one model; `fingerprint` is the whole model's
-    (`weights.fingerprint`)."""
+    """A rank has loaded its part of one model; `fingerprint` is that of the whole model."""
 
     model: Model
     fingerprint: str
@@ -87,8 +81,8 @@ class Verdicts:
 
 
 @dataclass(frozen=True)
-class Round:
-    """Propose and verify in one, where the draft is on the target's first rank: every verify
+class RoundRequest:
+    """Propose and verify in one message, for a first target rank that holds the draft. Each verify
     request gets the proposal for its sequence there (`engine.round.run_round`)."""
 
     proposes: Sequence[ProposeRequest]
@@ -96,10 +90,10 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The answer to `Round`; its proposals come without `probs`.
+class RoundReply:
+    """The answer to `RoundRequest`. Its proposals come without `probs`.
 
-    propose_s  seconds until the proposals were there
+    propose_s  seconds from the start of the round to the proposals
     """
 
     proposals: list[Proposal]
@@ -129,23 +123,23 @@ class Ping:
 
 @dataclass(frozen=True)
 class Done:
-    """The answer where there is no result to send."""
+    """The answer to a request that has no result."""
 
     clock: EngineClock = field(default_factory=EngineClock)
 
 
 @dataclass(frozen=True)
 class Digest:
-    """The answer of a group's other ranks: 8 bytes over the result that its first rank sends."""
+    """The answer of a group's other ranks: 8 bytes over the result that the first rank sends."""
 
     value: int
 
 
 @dataclass(frozen=True)
 class Error:
-    """What went wrong in a rank: the exception's class name and its message on one line.
+    """A failure in a rank: the exception's class name, and its message on one line.
 
-    about  the rank whose part did not come, or -1: not the one that sends this
+    about  the rank that did not do its part, or -1 for the sender itself
     """
 
     kind: str
@@ -158,26 +152,15 @@ class Shutdown:
     pass
 
 
+# A message's position here is its kind in the header: append, and never reorder.
+# fmt: off
 Message: TypeAlias = (
-    Hello
-    | Welcome
-    | Ready
-    | Prefill
-    | Propose
-    | Proposals
-    | Verify
-    | Verdicts
-    | Release
-    | CheckIntegrity
-    | Ping
-    | Done
-    | Digest
-    | Error
-    | Shutdown
-    | Round
-    | Outcome
+    Hello | Welcome | Ready | Prefill | Propose | Proposals | Verify | Verdicts | Release
+    | CheckIntegrity | Ping | Done | Digest | Error | Shutdown | RoundRequest | RoundReply
 )
+# fmt: on
 
 
 def name(message: Message) -> str:
-    return type(message).__name__.lower()
+    """`round request` for a RoundRequest."""
+    return re.sub(r"\B([A-Z])", r" \1", type(message).__name__).lower()

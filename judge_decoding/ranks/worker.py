@@ -1,8 +1,7 @@
-"""A rank that holds a shard, or the draft and a shard, and answers the leader.
+"""A rank that holds models, or shards of them, and answers the leader.
 
-    mpiexec -n 1 LEADER : -n 3 python -m judge_decoding.ranks.worker --config FILE
-
-Its role follows from its rank (`layout`). It ends when the leader says so, and with the job.
+`launch` is its program. Its role follows from its rank (`layout`). It ends when the leader says so,
+and with the job.
 """
 
 from __future__ import annotations
@@ -12,51 +11,44 @@ import faulthandler
 import os
 import sys
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, TypeAlias
 
-if TYPE_CHECKING:
-    from judge_decoding.config import Deployment, RanksConfig
-    from judge_decoding.engine.base import ProposeRequest, VerifyRequest
-    from judge_decoding.engine.round import Proposer
-    from judge_decoding.engine.torch_engine import TorchDrafter, TorchTarget
-    from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
-    from judge_decoding.engine.trtllm_loading import Follower
-    from judge_decoding.ranks.comm import Comm
-    from judge_decoding.ranks.layout import Model, Place
-    from judge_decoding.ranks.messages import CheckIntegrity, Message, Prefill, Release
+import torch
 
-    Part = TorchDrafter | TorchTarget | TrtDrafter | TrtTarget | Follower
+from judge_decoding.config import Deployment, RanksConfig, load_deployment
+from judge_decoding.engine.base import EngineClock
+from judge_decoding.engine.executor import follow
+from judge_decoding.engine.loading import deployed_drafter, deployed_judge, deployed_target
+from judge_decoding.engine.round import Proposer, run_round
+from judge_decoding.engine.torch_engine import TorchDrafter, TorchTarget
+from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
+from judge_decoding.engine.trtllm_loading import Follower, load_rank
+from judge_decoding.engine.weights import fingerprint
+from judge_decoding.errors import UserError
+from judge_decoding.ranks import codec
+from judge_decoding.ranks import messages as m
+from judge_decoding.ranks.comm import SPIN_S, Comm, RankTimeout
+from judge_decoding.ranks.group import GroupDrafter, MpiGroup
+from judge_decoding.ranks.layout import Layout, Model, Place, config_hash
+from judge_decoding.ranks.run_folder import announce
+
+_Engine: TypeAlias = TorchDrafter | TorchTarget | TrtDrafter | TrtTarget
+_Part: TypeAlias = _Engine | Follower
 
 _GROUP_SHARE = 0.8
-"""Of `timeout_s`, for waits inside a group: the rank that waits there must report which peer it
-waits for before the leader's own time is up."""
+"""The share of `timeout_s` for a wait inside a group: the rank that waits there must report which
+peer it waits for before the leader's own time is up."""
 _LAST_WORDS_S = 30.0
 _BETWEEN_ROUNDS_S = 2e-3
-"""What the leader needs from a round's answer to the next round, responses and all: a rank looks
-out for it so long without a sleep, unless the other model's ranks compute meanwhile."""
-
-
-def set_environment() -> None:
-    """Before PyTorch is loaded: an OpenMP thread without work sleeps after 0.5 ms. By default it
-    spins for 14 ms after each parallel region, on the core that another rank now computes on.
-    Shorter than 0.5 ms it would sleep within a forward, between its regions (docs/ranks.md).
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+"""The time that the leader needs from a round's answer to the next round, responses included. A
+rank polls for so long without a sleep, unless the other model's ranks compute meanwhile."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the deployment YAML")
     arguments = parser.parse_args()
-    set_environment()
-    from judge_decoding.config import load_deployment
-    from judge_decoding.errors import UserError
-    from judge_decoding.ranks.comm import Comm
-    from judge_decoding.ranks.layout import Layout
-    from judge_decoding.serving.environment import announce
-
     try:
         deployment = load_deployment(arguments.config)
     except UserError as error:
@@ -76,8 +68,6 @@ def main() -> int:
         announce(str(place))
         build = deployment.trtllm if deployment.engine == "trtllm" else None
         if build is not None and build.mode == "orchestrator":
-            from judge_decoding.engine.executor import follow
-
             follow(deployment, comm.rank)
         else:
             _work(comm, place, deployment)
@@ -91,38 +81,32 @@ def main() -> int:
 class _Held(NamedTuple):
     """What this rank holds, by the model's name; `proposer` where rounds come in one message."""
 
-    engines: dict[Model, Part]
+    engines: dict[Model, _Part]
     proposer: Proposer | None = None
 
 
 def _work(comm: Comm, place: Place, deployment: Deployment) -> None:
-    import torch
-
-    from judge_decoding.ranks import codecs, messages
-    from judge_decoding.ranks.comm import SPIN_S
-    from judge_decoding.ranks.layout import config_hash
-
     ranks = deployment.ranks
     assert ranks is not None
-    hello = messages.Hello(
+    hello = m.Hello(
         config_hash(deployment), place.role, place.index, comm.host, os.getpid(), comm.bell
     )
-    comm.send(0, codecs.encode(hello), "hello", ranks.startup_timeout_s)
+    comm.send(0, codec.encode(hello), "hello", ranks.startup_timeout_s)
     group = ranks.draft if place.role == "draft" else ranks.target
     torch.set_num_threads(group.threads or max(1, torch.get_num_threads() // group.tp))
-    engines: dict[Model, Part] = {}
+    engines: dict[Model, _Part] = {}
     for model in place.models:
-        engine, fingerprint = _load(comm, place, model, deployment)
+        engine, whole = _load(comm, place, model, deployment)
         engines[model] = engine
-        ready = messages.Ready(
+        ready = m.Ready(
             model,
-            fingerprint,
+            whole,
             engine.vocab_size,
             engine.max_context,
             engine.max_sequences,
             getattr(engine, "end_ids", ()),
         )
-        comm.send(0, codecs.encode(ready), "ready", ranks.timeout_s)
+        comm.send(0, codec.encode(ready), "ready", ranks.timeout_s)
     held = _Held(engines, _proposer(comm, engines, ranks))
     alone = deployment.draft is None or ranks.colocate_draft
     spin_s = _BETWEEN_ROUNDS_S if alone else SPIN_S
@@ -132,16 +116,10 @@ def _work(comm: Comm, place: Place, deployment: Deployment) -> None:
             engine.close()  # type: ignore[union-attr]
 
 
-def _load(comm: Comm, place: Place, model: Model, deployment: Deployment) -> tuple[Part, str]:
-    """This rank's part of a model, and the fingerprint of the whole."""
+def _load(comm: Comm, place: Place, model: Model, deployment: Deployment) -> tuple[_Part, str]:
+    """This rank's part of a model, and the fingerprint of the whole model."""
     if deployment.engine == "trtllm":
-        from judge_decoding.engine.trtllm_loading import load_rank
-
         return load_rank(deployment, model, place.index, place.rank)
-    from judge_decoding.engine.loading import deployed_drafter, deployed_judge, deployed_target
-    from judge_decoding.engine.weights import fingerprint
-    from judge_decoding.ranks.group import MpiGroup
-
     assert deployment.ranks is not None
     assert comm.layout is not None
     members = comm.layout.draft if model == "draft" else comm.layout.target
@@ -155,10 +133,7 @@ def _load(comm: Comm, place: Place, model: Model, deployment: Deployment) -> tup
     return target, fingerprint(deployment.target.model)
 
 
-def _proposer(comm: Comm, engines: dict[Model, Part], ranks: RanksConfig) -> Proposer | None:
-    from judge_decoding.engine.torch_engine import TorchDrafter
-    from judge_decoding.ranks.group import GroupDrafter
-
+def _proposer(comm: Comm, engines: dict[Model, _Part], ranks: RanksConfig) -> Proposer | None:
     assert comm.layout is not None
     if not comm.layout.colocated:
         return None
@@ -168,14 +143,12 @@ def _proposer(comm: Comm, engines: dict[Model, Part], ranks: RanksConfig) -> Pro
 
 
 def _serve(comm: Comm, place: Place, held: _Held, timeout_s: float, spin_s: float) -> None:
-    """Answer the leader until it says `Shutdown`."""
-    from judge_decoding.ranks import codecs, messages
-
+    """Answer the leader until it sends `Shutdown`."""
     while True:
         received = comm.receive(None, source=0, spin_s=spin_s)
         assert received is not None
         _, message, call = received
-        if isinstance(message, messages.Welcome):
+        if isinstance(message, m.Welcome):
             comm.hosts = dict(enumerate(message.hosts))
             comm.bells = dict(enumerate(message.bells))
             continue
@@ -186,21 +159,16 @@ def _serve(comm: Comm, place: Place, held: _Held, timeout_s: float, spin_s: floa
             answer = _error(error)
         if answer is None:
             continue
-        results = (messages.Proposals, messages.Verdicts, messages.Outcome)
-        if place.index > 0 and isinstance(answer, results):
-            answer = codecs.digest(answer)
-        what = f"{messages.name(answer)} {call}"
-        comm.send(0, codecs.encode(answer, call), what, timeout_s)
-        if isinstance(message, messages.Shutdown):
+        if place.index > 0 and isinstance(answer, (m.Proposals, m.Verdicts, m.RoundReply)):
+            answer = codec.digest(answer)
+        comm.send(0, codec.encode(answer, call), f"{m.name(answer)} {call}", timeout_s)
+        if isinstance(message, m.Shutdown):
             return
 
 
-def _answer(held: _Held, message: Message) -> Message | None:
-    from judge_decoding.engine.torch_engine import TorchDrafter, TorchTarget
-    from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
-    from judge_decoding.engine.trtllm_loading import Follower
-    from judge_decoding.ranks import messages as m
-
+def _answer(held: _Held, message: m.Message) -> m.Message | None:
+    """The answer to a message, or None where there is none. RuntimeError where this rank does not
+    hold what it takes."""
     draft, target = held.engines.get("draft"), held.engines.get("target")
     match message:
         case m.Ping() | m.Shutdown():
@@ -209,38 +177,27 @@ def _answer(held: _Held, message: Message) -> Message | None:
             return m.Proposals(draft.propose(requests), draft.clock)
         case m.Verify(requests) if isinstance(target, (TorchTarget, TrtTarget)):
             return m.Verdicts(target.verify(requests), target.clock)
-        case m.Round(proposes, verifies) if held.proposer and isinstance(target, TorchTarget):
-            return _round(held.proposer, draft, target, proposes, verifies)
+        case m.RoundRequest() if held.proposer and isinstance(target, TorchTarget):
+            return _round(held.proposer, draft, target, message)
         case m.Prefill() | m.Release() | m.CheckIntegrity():
             engine = held.engines.get(message.model)
-            if engine is not None and not isinstance(engine, Follower):
+            if isinstance(engine, _Engine):
                 return _keep_cache(engine, message)
     raise RuntimeError(f"no answer to {m.name(message)} here")
 
 
 def _round(
-    proposer: Proposer,
-    draft: Part | None,
-    target: TorchTarget,
-    proposes: Sequence[ProposeRequest],
-    verifies: Sequence[VerifyRequest],
-) -> Message:
-    from judge_decoding.engine.base import EngineClock
-    from judge_decoding.engine.round import run_round
-    from judge_decoding.ranks import messages as m
-
-    done = run_round(proposer, target, proposes, verifies)
+    proposer: Proposer, draft: _Part | None, target: TorchTarget, request: m.RoundRequest
+) -> m.RoundReply:
+    done = run_round(proposer, target, request.proposes, request.verifies)
     tokens = [p._replace(probs=None, vocab_ids=None) for p in done.proposals]
     clock = draft.clock if draft is not None else EngineClock()
-    return m.Outcome(tokens, done.verdicts, done.propose_s, clock, target.clock)
+    return m.RoundReply(tokens, done.verdicts, done.propose_s, clock, target.clock)
 
 
 def _keep_cache(
-    engine: TorchDrafter | TorchTarget | TrtDrafter | TrtTarget,
-    message: Prefill | Release | CheckIntegrity,
-) -> Message | None:
-    from judge_decoding.ranks import messages as m
-
+    engine: _Engine, message: m.Prefill | m.Release | m.CheckIntegrity
+) -> m.Done | None:
     match message:
         case m.Prefill(_, sequence, keep, tokens):
             engine.prefill(sequence, keep, tokens)
@@ -253,32 +210,22 @@ def _keep_cache(
     return m.Done(engine.clock)
 
 
-def _error(error: Exception) -> Message:
-    """The message for an exception; its traceback goes to this rank's stderr where it is a bug."""
-    from judge_decoding.errors import UserError
-    from judge_decoding.ranks import messages
-    from judge_decoding.ranks.comm import RankTimeout
-
+def _error(error: Exception) -> m.Error:
+    """The message for an exception. A bug's traceback goes to this rank's stderr."""
     if not isinstance(error, (AssertionError, RankTimeout, UserError)):
         traceback.print_exc()
     about = error.rank if isinstance(error, RankTimeout) else -1
-    return messages.Error(type(error).__name__, " ".join(str(error).split()), about)
+    return m.Error(type(error).__name__, " ".join(str(error).split()), about)
 
 
 def _last_words(comm: Comm, error: Exception) -> None:
     """Tell the leader why this rank ends, and give it the time to end the job in good order."""
-    from judge_decoding.ranks import codecs
-
     message = _error(error)
     if comm.rank == 0:
         print(f"judge-decoding: {error}", file=sys.stderr, flush=True)
         return
     try:
-        comm.send(0, codecs.encode(message), "error", _LAST_WORDS_S)
+        comm.send(0, codec.encode(message), "error", _LAST_WORDS_S)
         comm.receive(_LAST_WORDS_S, source=0)
     except Exception:
         traceback.print_exc()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

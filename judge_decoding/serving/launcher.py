@@ -27,10 +27,11 @@ from pathlib import Path
 
 from judge_decoding.config import Deployment, ServerConfig
 from judge_decoding.errors import UserError
+from judge_decoding.ranks import mpiexec, run_folder
 from judge_decoding.ranks.layout import Layout
-from judge_decoding.serving import access, environment, mpi
+from judge_decoding.ranks.shared_memory import Segments
+from judge_decoding.serving import access
 from judge_decoding.serving.processes import Deaths, become_child, is_running, session
-from judge_decoding.serving.shared_memory import Segments
 from judge_decoding.serving.triton import ENSEMBLE, find_triton
 from judge_decoding.serving.warmup import warm_up
 
@@ -79,12 +80,12 @@ def _plan(
     triton = find_triton(folder)
     line = triton.command(deployment.server, shm_prefix=f"{folder.name}-")
     variables = triton.environment | {
-        environment.CONFIG: str(config),
-        environment.RUN_DIR: str(folder),
+        run_folder.CONFIG_VARIABLE: str(config),
+        run_folder.FOLDER_VARIABLE: str(folder),
     }
     if deployment.ranks is not None and not in_world:
-        line = mpi.command(deployment, config, line, variables["PATH"])
-        variables |= {k: v for k, v in mpi.LOOPBACK.items() if k not in os.environ}
+        line = mpiexec.command(deployment, config, line, variables["PATH"])
+        variables |= {k: v for k, v in mpiexec.LOOPBACK.items() if k not in os.environ}
     return line, variables
 
 
@@ -128,7 +129,7 @@ class Stops:
 
 
 class Server:
-    """The processes of one run. `folder` is theirs to leave notes in (serving.environment)."""
+    """The processes of one run. `folder` is theirs to leave notes in (ranks.run_folder)."""
 
     def __init__(
         self,
@@ -156,7 +157,7 @@ class Server:
             # mpiexec would end its ranks at leisure, and some of them not at all.
             preexec_fn=partial(
                 become_child,
-                signal.SIGTERM if self._program == environment.SERVER else signal.SIGKILL,
+                signal.SIGTERM if self._program == run_folder.SERVER_ROLE else signal.SIGKILL,
             ),
         )
         self._segments = Segments(self._pids)
@@ -225,23 +226,23 @@ class Server:
 
     def _death(self) -> str | None:
         """Who died or gave up, in words; None: all is well."""
-        failures = environment.failures(self._folder)
+        failures = run_folder.failures(self._folder)
         code = self._process.poll()
         if not self._gone() and not failures and code is None:
             return self._warmup_error
         # What one of them noted says more than a death; it may be still on its way.
-        _wait(lambda: bool(environment.failures(self._folder)), NOTICE_S)
-        if said := environment.failures(self._folder):
+        _wait(lambda: bool(run_folder.failures(self._folder)), NOTICE_S)
+        if said := run_folder.failures(self._folder):
             return said[0]
         code = self._process.poll()
-        if code is not None and code < 0 and self._program != environment.SERVER:
+        if code is not None and code < 0 and self._program != run_folder.SERVER_ROLE:
             # An mpiexec whose ranks die ends with an exit code.
             return f"{self._program} (pid {self._process.pid}) died ({_how(128 - code)})"
         # A server takes its models with it, and may abort where one of them died.
         gone = [process.role for process in self._gone()]
-        if (death := mpi.first_death(self._folder)) is not None:
+        if (death := mpiexec.first_death(self._folder)) is not None:
             rank, code = death
-            role = str(Layout.of(self._deployment).place(rank)) if rank else environment.SERVER
+            role = str(Layout.of(self._deployment).place(rank)) if rank else run_folder.SERVER_ROLE
             if role not in gone[1:]:
                 return f"{self._named(role)} died ({_how(code)})"
         if gone:
@@ -249,10 +250,10 @@ class Server:
         return f"{self._program} ended with exit code {code}"
 
     def _named(self, role: str) -> str:
-        known = environment.processes(self._folder)
+        known = run_folder.processes(self._folder)
         return next((f"{role} (pid {p.pid})" for p in known if p.role == role), role)
 
-    def _gone(self) -> list[environment.Process]:
+    def _gone(self) -> list[run_folder.Process]:
         """Those of this host, the first to die first."""
         known = {process.pid: process for process in self._here()}
         self._deaths.watch(known)
@@ -263,8 +264,8 @@ class Server:
 
         Who died meanwhile, in words, or None.
         """
-        known = environment.processes(self._folder)
-        server = next((p.pid for p in known if p.role == environment.SERVER), None)
+        known = run_folder.processes(self._folder)
+        server = next((p.pid for p in known if p.role == run_folder.SERVER_ROLE), None)
         if server is None:
             return None  # it was still starting
 
@@ -272,9 +273,9 @@ class Server:
             return self._process.poll() is not None or self._stops.count > 1
 
         if self._ready.is_set():
-            environment.ask_to_drain(self._folder)
+            run_folder.ask_to_drain(self._folder)
             limit = self._deployment.server.drain_s + STOP_MARGIN_S
-            _wait(lambda: over() or environment.is_drained(self._folder), limit)
+            _wait(lambda: over() or run_folder.is_drained(self._folder), limit)
             if self._stops.count == 1 and (culprit := self._death()):
                 return culprit
             if not over():
@@ -298,7 +299,7 @@ class Server:
 
     def _kill(self) -> None:
         """End whatever is left of the session, and see it gone: the shell that notes a rank's end
-        (serving.mpi) would do so in a folder that is being removed."""
+        (ranks.mpiexec) would do so in a folder that is being removed."""
         self._segments.look()
 
         def gone() -> bool:
@@ -316,9 +317,9 @@ class Server:
     def _pids(self) -> set[int]:
         return {p.pid for p in self._here()} | set(session(self._process.pid))
 
-    def _here(self) -> list[environment.Process]:
+    def _here(self) -> list[run_folder.Process]:
         """Who announced itself on this host so far."""
-        known = environment.processes(self._folder)
+        known = run_folder.processes(self._folder)
         return [process for process in known if process.host == os.uname().nodename]
 
     def _forward(self) -> None:

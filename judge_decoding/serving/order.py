@@ -1,7 +1,7 @@
 """The core's order to the postprocessing: which tokens become text, of which sequence.
 
 Clients can call the postprocessing by name too. So an order is signed with a secret of the server's
-processes (`environment.secret`), and one that is not is refused before it is read.
+processes (`run_folder.secret`), and one that is not is refused before it is read.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python -m judge_decoding.serving.rank --config CONFIG       (deploy/rank.sh)
 
-The other ranks are `judge_decoding.ranks.worker`. Whoever started the world ends it when this ends.
+The other ranks run `judge_decoding.ranks.launch`. Whatever started the world ends it when this
+process ends.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from metrics import Endpoint
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.audit_log import AuditLog
 from judge_decoding.pipeline import load_pipeline
-from judge_decoding.serving import environment
+from judge_decoding.ranks import run_folder
 from judge_decoding.serving.admission import Unavailable, never_started
 from judge_decoding.serving.metrics import Metrics, Publisher
 from judge_decoding.serving.reply import Reply
@@ -31,10 +31,10 @@ LAST = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 class TritonPythonModel:
     def initialize(self, args):
-        environment.announce("the judge_decoding model")
-        environment.announce(environment.SERVER, pid=os.getppid())
-        self.deployment = environment.deployment()
-        self.secret = environment.secret()
+        run_folder.announce("the judge_decoding model")
+        run_folder.announce(run_folder.SERVER_ROLE, pid=os.getppid())
+        self.deployment = run_folder.deployment()
+        self.secret = run_folder.secret()
         self.audit = AuditLog(self.deployment.audit)
         self.metrics = Metrics(self.deployment)
         self.scheduler = Scheduler(
@@ -47,10 +47,10 @@ class TritonPythonModel:
         try:
             self.scheduler.start()
         except UserError as error:
-            environment.report_failure(str(error))
+            run_folder.report_failure(str(error))
             raise pb_utils.TritonModelException(str(error)) from None
         drain = partial(self.scheduler.drain, self.deployment.server.drain_s)
-        Thread(target=environment.await_drain, args=(drain,), daemon=True).start()
+        Thread(target=run_folder.drain_when_asked, args=(drain,), daemon=True).start()
         self.end_ids = frozenset(self.scheduler.decoder.target.end_ids)
 
     def load(self):
@@ -97,7 +97,7 @@ class TritonPythonModel:
 
     def close(self):
         if self.scheduler.dead:
-            environment.report_failure(self.scheduler.dead)
+            run_folder.report_failure(self.scheduler.dead)
         self.pipeline.close()
 
     def finalize(self):

@@ -4,16 +4,17 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from judge_decoding.errors import UserError
-from judge_decoding.serving import environment, order
+from judge_decoding.ranks import run_folder
+from judge_decoding.serving import order
 from judge_decoding.serving.detokenizer import SPARE, Detokenizer
 from judge_decoding.text import Tokenizer
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        environment.announce("the postprocessing model")
-        deployment = environment.deployment()
-        self.secret = environment.secret()
+        run_folder.announce("the postprocessing model")
+        deployment = run_folder.deployment()
+        self.secret = run_folder.secret()
         self.streams = Detokenizer(
             Tokenizer(deployment.target.model), capacity=deployment.limits.max_sequences + SPARE
         )

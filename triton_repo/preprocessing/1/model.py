@@ -9,7 +9,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from judge_decoding.errors import UserError
-from judge_decoding.serving import environment
+from judge_decoding.ranks import run_folder
 from judge_decoding.serving.admission import Unavailable
 from judge_decoding.serving.line import Line
 from judge_decoding.serving.request import check_size, prompt
@@ -20,12 +20,12 @@ LAST = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 class TritonPythonModel:
     def initialize(self, args):
-        environment.announce("the preprocessing model")
-        self.deployment = environment.deployment()
+        run_folder.announce("the preprocessing model")
+        self.deployment = run_folder.deployment()
         try:
             self.tokenizer = Tokenizer(self.deployment.target.model)
         except UserError as error:
-            environment.report_failure(str(error))
+            run_folder.report_failure(str(error))
             raise
         # As many as the loop takes in: what is more would be refused there.
         self.line = Line(self.deployment.limits.max_sequences + self.deployment.server.max_queue)

@@ -1,7 +1,7 @@
 """MPICH's shared memory of one job, removed when the job has ended.
 
-MPICH removes the file itself where the job ends in good order. After a death it stays: some
-megabytes of memory a death, until the machine is started again.
+MPICH removes its files when the job ends in good order. After a death they stay, and each keeps
+some megabytes of memory until the machine is restarted.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ FOLDER = Path("/dev/shm")
 _PATTERN = "mpich_shm_*"
 _MAPPED = re.compile(rf"{FOLDER}/mpich_shm_\w+")
 _SETTLED_S = 10.0
-"""A file that is older and that no process of ours has mapped belongs to another job."""
+"""An older file that no process of ours has mapped belongs to another job."""
 
 
 class Segments:
-    """The files of a job. Its name does not say whose a file is: the processes that map it do, so
-    `look` has to come by while they live, or they note it themselves."""
+    """The files of a job. Only the processes that map a file tell which job owns it. So `look` must
+    be called while they live, or they must note their files themselves."""
 
     def __init__(self, processes: Callable[[], Iterable[int]]) -> None:
-        """processes  the pids of the job, now"""
+        """processes  returns the job's present pids"""
         self._processes = processes
         self._own: set[Path] = set()
         self._others: set[Path] = set()
 
     def look(self) -> None:
-        """Often: it costs the listing of a folder while there is nothing new in it."""
+        """Find new files. Call it often: it only lists a folder while there are none."""
         new = set(FOLDER.glob(_PATTERN)) - self._own - self._others
         if not new:
             return
@@ -42,16 +42,16 @@ class Segments:
                     self._others.add(path)
 
     def remove(self, noted: Iterable[str] = ()) -> None:
-        """Once the processes have ended.
+        """Remove the files, once the processes have ended.
 
-        noted  files that they said are theirs: some do not live from one look to the next
+        noted  files that the processes noted as theirs: some end before the next `look`
         """
         for path in self._own | set(map(Path, noted)):
             path.unlink(missing_ok=True)
 
 
 def mapped(pid: int) -> set[Path]:
-    """MPICH's files that a process has mapped; empty where it is gone."""
+    """MPICH's files that a process has mapped; none if it has ended."""
     try:
         maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
     except OSError:

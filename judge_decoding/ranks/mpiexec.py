@@ -1,4 +1,7 @@
-"""The mpiexec line of a deployment with ranks: rank 0 is Triton, then the draft's, the target's."""
+"""The mpiexec command line of a deployment with ranks, and which of them died first.
+
+Rank 0 is Triton, then come the draft's ranks, then the target's.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,23 @@ from pathlib import Path
 
 from judge_decoding.config import Deployment
 from judge_decoding.errors import UserError
-from judge_decoding.serving import environment
+from judge_decoding.ranks import run_folder
 
 LOOPBACK = {"UCX_TLS": "posix,sysv,cma,self", "UCX_NET_DEVICES": "lo", "HYDRA_IFACE": "lo"}
-"""Keeps the ranks' data off the network. A set variable is left as it is."""
+"""Keep the ranks' data off the network. Variables that are set already keep their values."""
 
 
 def command(deployment: Deployment, config: Path, server: list[str], path: str) -> list[str]:
-    """server  rank 0's command line
-    path    where mpiexec is looked for
+    """The whole command line.
+
+    server  rank 0's command line
+    path    the PATH on which mpiexec is looked up
     """
     assert deployment.ranks is not None
     mpiexec = shutil.which("mpiexec", path=path)
     if mpiexec is None:
         raise UserError("serve: the deployment has ranks, and there is no mpiexec on PATH")
-    worker = [sys.executable, "-m", "judge_decoding.ranks.worker", "--config", str(config)]
+    worker = [sys.executable, "-m", "judge_decoding.ranks.launch", "--config", str(config)]
     line = [mpiexec, *_flags(mpiexec), "-n", "1", *_WATCHED, *server]
     build = deployment.trtllm if deployment.engine == "trtllm" else None
     if build is not None and build.mode == "orchestrator" and not build.fast_logits:
@@ -34,30 +39,31 @@ def command(deployment: Deployment, config: Path, server: list[str], path: str) 
     return [*line, ":", "-n", str(deployment.ranks.target.tp), *_WATCHED, *worker]
 
 
-# mpiexec kills all ranks within a millisecond of the first death, and does not say whose that was.
-# This shell outlives its rank by the moment it takes to write that down.
+# mpiexec kills all ranks within a millisecond of the first death and does not say which rank died.
+# This shell outlives its rank just long enough to write down its exit code.
 _WATCHED = (
     "sh",
     "-c",
-    f'"$@"; code=$?; echo $code > "${environment.RUN_DIR}/'
+    f'"$@"; code=$?; echo $code > "${run_folder.FOLDER_VARIABLE}/'
     '${PMI_RANK:-$OMPI_COMM_WORLD_RANK}.ended"; exit $code',
     "rank",
 )
 
 
 def _flags(mpiexec: str) -> list[str]:
-    """Hydra (MPICH) needs none; Open MPI must be told what is passed on, and about root."""
+    """MPICH's mpiexec needs none. Open MPI's passes on only the named variables, and needs leave to
+    run as root."""
     done = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, check=False)
     if "Open MPI" not in done.stdout + done.stderr:
         return []
-    names = ("PATH", "LD_LIBRARY_PATH", environment.CONFIG, environment.RUN_DIR)
+    names = ("PATH", "LD_LIBRARY_PATH", run_folder.CONFIG_VARIABLE, run_folder.FOLDER_VARIABLE)
     exports = [part for name in names for part in ("-x", name)]
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
     return [*root, "--oversubscribe", *exports]
 
 
 def first_death(folder: Path) -> tuple[int, int] | None:
-    """The rank that ended first, other than in good order, and its exit code as a shell has it."""
+    """The first rank that ended with an error, and its exit code as a shell reports it."""
     notes = sorted(folder.glob("*.ended"), key=lambda path: path.stat().st_mtime_ns)
     codes = [(int(path.stem), path.read_text().strip()) for path in notes]
     return next(((rank, int(code)) for rank, code in codes if code not in ("", "0")), None)
