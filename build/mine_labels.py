@@ -76,7 +76,7 @@ def main(
     threads: Annotated[int, typer.Option(min=0, help="of a rank; 0: cores by ranks")] = 0,
     run_code: Annotated[bool, typer.Option(help="python: run what the models write")] = False,
     fresh: Annotated[bool, typer.Option(help="throw away what OUT holds")] = False,
-    seed: Annotated[int, typer.Option(help="the seed of build/court.py")] = 0,
+    seed: Annotated[int, typer.Option(help="the seed of build/court_labels.py")] = 0,
 ) -> None:
     try:
         check_growing(resolve(out))

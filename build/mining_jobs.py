@@ -1,6 +1,6 @@
 """What is mined: prompts, and how the final answer of a text is read.
 
-facts            court_facts.py's questions of one split
+facts            the court's questions of one split (judge_decoding.training.court)
 NAME, FILE.jsonl a task (judge_decoding.evaluation.task), shipped or a file
 FILE.jsonl[.gz]  lines with a "prompt" alone (distil_text.py), for `likelihood`
 """
@@ -15,9 +15,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from court_answers import item_of, rivals_by_domain
-from court_facts import questions
-from court_split import split_in
 from distil_text import read_text
 
 from judge_decoding.errors import UserError
@@ -25,6 +22,9 @@ from judge_decoding.evaluation.parsers import code, final_answer, is_right, plai
 from judge_decoding.evaluation.task import Item, read_task
 from judge_decoding.labels import Split
 from judge_decoding.text import Tokenizer
+from judge_decoding.training.court.facts import questions
+from judge_decoding.training.court.items import item_of, rivals_by_domain
+from judge_decoding.training.court.split import split_in
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Labels for the judge: answers as token ids with spans that are good, bad or not to be used.
 
-One JSON object a line, whoever wrote it (`build/court.py`, or mined from a draft's mismatches).
-Spans are half open token ranges of `response_ids`; tokens in no span are ignored.
+One JSON object per line, from any producer (`build/court_labels.py`, `build/mine_labels.py`).
+Spans are half-open token ranges of `response_ids`; tokens in no span are ignored.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def file_name(path: Path) -> str:
 
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
-        raise UserError(f"labels: no file {path}; write one with build/court.py")
+        raise UserError(f"labels: no file {path}; write one with build/court_labels.py")
     try:
         read = gzip.decompress if path.suffix == ".gz" else bytes
         return read(path.read_bytes()).decode().split("\n")  # splitlines() knows more ends

@@ -12,16 +12,16 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "build"))
 
-import annotate
-import import_questions
 import mining_file
 
 from clients.perf import inputs
 from judge_decoding import cli
+from judge_decoding.evaluation import import_questions
 from judge_decoding.evaluation.audit_log import read_log
 from judge_decoding.evaluation.task import read_task
 from judge_decoding.labels import read_labels
 from judge_decoding.text import Tokenizer
+from judge_decoding.training import annotate
 
 TEXT = "a\u2028b\x85c\u2029d"
 """Three ends of lines to str.splitlines(), none to JSON: web text is full of them."""

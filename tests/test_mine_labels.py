@@ -22,14 +22,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "build"))
 
 pytest.importorskip("num2words", reason="facts come from the build extra")
 
-import court_answers
 import mine_labels
 import mining
 import mining_engines
 import mining_file
 import mining_jobs
 import mining_work
-from court_facts import questions
 from mining import Cost, Miner, run_all
 from mining_jobs import Job
 from target_reader import ReadRequest, load_reader
@@ -45,6 +43,8 @@ from judge_decoding.evaluation.task import Item, write_task
 from judge_decoding.labels import LabelRecord, read_labels
 from judge_decoding.ranks.shared_memory import Segments
 from judge_decoding.sequence import Request
+from judge_decoding.training.court.facts import questions
+from judge_decoding.training.court.items import item_of, rivals_by_domain
 from tests.rank_world import LOCAL_ONLY
 
 LIMITS = {"dtype": "float32", "max_sequences": 3, "max_context": 128}
@@ -442,12 +442,12 @@ def test_what_is_rewritten_is_whole_at_every_moment(tmp_path, monkeypatch):
 
 
 def test_an_answer_is_settled_when_its_word_has_ended():
-    rivals = court_answers.rivals_by_domain()
+    rivals = rivals_by_domain()
     asked = {q.prompt: q for q in questions()}
 
     def settled(prompt: str, text: str) -> bool:
         question = asked[prompt]
-        return Job(court_answers.item_of(question, rivals[question.domain]), "train").settled(text)
+        return Job(item_of(question, rivals[question.domain]), "train").settled(text)
 
     gold = "What is the atomic number of gold?"
     assert [settled(gold, t) for t in ("It is ", "It is 7", "It is 79", "It is 79.")] == [
@@ -466,9 +466,9 @@ def test_an_answer_is_settled_when_its_word_has_ended():
 
 def test_the_choices_that_occur_are_enough():
     """`Job.answer` tries those alone; it must say what all of them say."""
-    rivals = court_answers.rivals_by_domain()
+    rivals = rivals_by_domain()
     for question in questions()[:40]:
-        item = court_answers.item_of(question, rivals[question.domain])
+        item = item_of(question, rivals[question.domain])
         for text in (
             question.answer,
             f"It is {question.wrong[0]} or {question.answer}.",
@@ -489,14 +489,14 @@ def test_which_items_are_held_out():
 
 
 def test_what_a_fact_answer_says():
-    rivals = court_answers.rivals_by_domain()
+    rivals = rivals_by_domain()
     asked = {q.prompt: q for q in questions()}
     question = asked["Name the capital of Norway."]
-    text = "It is Stockholm, not Oslo."
-    assert court_answers.said(question, text, rivals["capitals"]) == "Stockholm"
-    assert court_answers.said(question, "The capital is nice.", rivals["capitals"]) is None
-    number = asked["What is the atomic number of gold?"]
-    assert court_answers.said(number, "It is 80 or 79.", []) == "80"
+    norway = item_of(question, rivals["capitals"])
+    assert final_answer(norway, "It is Stockholm, not Oslo.") == "Stockholm"
+    assert final_answer(norway, "The capital is nice.") is None
+    gold = item_of(asked["What is the atomic number of gold?"], [])
+    assert final_answer(gold, "It is 80 or 79.") == "80"
 
 
 class Ranks:

@@ -6,30 +6,17 @@ import gzip
 import json
 import random
 import re
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-BUILD = Path(__file__).parent.parent / "build"
-sys.path.insert(0, str(BUILD))
-
-for package in ("countryinfo", "periodictable", "inflect", "num2words"):
-    pytest.importorskip(package, reason="facts come from the build extra")
-
-import court  # noqa: E402
-import court_answers  # noqa: E402
-import court_sampled  # noqa: E402
-import court_split  # noqa: E402
-from court_facts import DOMAINS, questions  # noqa: E402
-
-from judge_decoding.decoding import SpeculativeDecoder  # noqa: E402
-from judge_decoding.engine.base import Acceptance  # noqa: E402
-from judge_decoding.engine.torch_engine import load_drafter, load_target  # noqa: E402
-from judge_decoding.errors import UserError  # noqa: E402
-from judge_decoding.evaluation.task import read_task  # noqa: E402
-from judge_decoding.labels import (  # noqa: E402
+from judge_decoding.errors import UserError
+from judge_decoding.evaluation.parsers import is_right
+from judge_decoding.evaluation.task import read_task
+from judge_decoding.labels import (
     LabelRecord,
     Span,
     file_name,
@@ -37,8 +24,17 @@ from judge_decoding.labels import (  # noqa: E402
     read_labels,
     write_labels,
 )
-from judge_decoding.sequence import Request  # noqa: E402
-from judge_decoding.text import Tokenizer  # noqa: E402
+from judge_decoding.text import Tokenizer
+from judge_decoding.training.court.facts import DOMAINS, questions
+from judge_decoding.training.court.items import item_of
+from judge_decoding.training.court.records import fact_records
+from judge_decoding.training.court.spans import mistake_spans
+from judge_decoding.training.court.split import HELD_OUT_DOMAIN, split_in, split_of
+
+for package in ("countryinfo", "periodictable", "inflect", "num2words"):
+    pytest.importorskip(package, reason="facts come from the build extra")
+
+SCRIPT = Path(__file__).resolve().parents[2] / "build" / "court_labels.py"
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +67,7 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture(scope="module")
 def records(asked, tokenizer):
     some = random.Random(1).sample(asked, 200)
-    return list(court.fact_records(some, tokenizer, seed=0, answers=2, after_error="ignore"))
+    return list(fact_records(some, tokenizer, seed=0, answers=2, after_error="ignore"))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +123,7 @@ def test_enough_of_everything(asked):
     assert len(asked) >= 800
     assert len(domains) >= 6
     assert len(DOMAINS) >= 6
-    heldout = [q for q in asked if court.split_of(q.group, 0) == "heldout"]
+    heldout = [q for q in asked if split_of(q.group, 0) == "heldout"]
     assert len(heldout) >= 300
     assert {q.domain for q in heldout} == domains
     assert len({q.prompt for q in asked}) == len(asked)
@@ -146,7 +142,7 @@ def test_some_facts_are_asked_the_other_way_round_in_the_other_half(asked):
             return (name, q.answer) if where == "after" else (q.answer, name)
         return q.domain, q.group
 
-    trained = {fact(q) for q in asked if court_split.split_in(q.domain, q.group, 0) == "train"}
+    trained = {fact(q) for q in asked if split_in(q.domain, q.group, 0) == "train"}
     by_prompt = {q.prompt: q for q in asked}
     known = [item for item in read_task("court") if fact(by_prompt[item.prompt]) in trained]
     halves = Counter((item.split, item.domain) for item in known)
@@ -171,7 +167,7 @@ def test_spans_cover_exactly_the_wrong_tokens(tokenizer):
     wrong_text = "The capital of Peru is Lisbon. Bye."
     wrong = tokenizer.encode(wrong_text, special=False)
     until = len("The capital of Peru is Lisbon")
-    spans = court.mistake_spans(wrong, right, until, tokenizer, "negative")
+    spans = mistake_spans(wrong, right, until, tokenizer, "negative")
     texts = {s.origin: tokenizer.decode(wrong[s.start : s.end]) for s in spans}
     assert texts == {
         "before_error": "The capital of Peru is",
@@ -183,10 +179,10 @@ def test_spans_cover_exactly_the_wrong_tokens(tokenizer):
 
 def test_the_part_shared_with_the_right_answer_is_no_mistake(tokenizer):
     right, wrong = (tokenizer.encode(f"It is {n}.", special=False) for n in ("146", "145"))
-    spans = court.mistake_spans(wrong, right, len("It is 145"), tokenizer, "ignore")
+    spans = mistake_spans(wrong, right, len("It is 145"), tokenizer, "ignore")
     assert tokenizer.decode(wrong[spans[1].start : spans[1].end]) == "5"
     short = tokenizer.encode("It is 14.", special=False)
-    assert court.mistake_spans(short, right, len("It is 14"), tokenizer, "ignore") == []
+    assert mistake_spans(short, right, len("It is 14"), tokenizer, "ignore") == []
 
 
 def test_answers_spell_out_their_labels(records, asked, tokenizer):
@@ -235,7 +231,7 @@ def test_split_is_by_fact_and_deterministic(records, asked, tokenizer):
         assert splits.setdefault(record.group, record.split) == record.split
     assert set(splits.values()) == {"train", "heldout"}
     again = list(
-        court.fact_records(
+        fact_records(
             random.Random(1).sample(questions(0), 200),
             tokenizer,
             seed=0,
@@ -299,12 +295,12 @@ def by_prompt(asked, prompt):
 def test_answers_are_checked_against_the_fact(asked, prompt, text, right):
     question = by_prompt(asked, prompt)
     rivals = [q.answer for q in asked if q.domain == question.domain]
-    assert court_answers.is_right(question, text, rivals) is right
+    assert is_right(item_of(question, rivals), text) is right
 
 
 def test_accents_do_not_matter(asked):
     question = next(q for q in asked if q.answer == "Brasília")
-    assert court_answers.is_right(question, "The capital of Brazil is Brasilia.", [])
+    assert is_right(item_of(question, []), "The capital of Brazil is Brasilia.")
 
 
 def test_there_are_enough_questions_of_enough_kinds(asked):
@@ -320,77 +316,51 @@ def test_there_are_enough_questions_of_enough_kinds(asked):
 
 
 def test_one_domain_is_held_out_and_shares_no_fact_with_another(records, asked):
-    domain = court_split.HELD_OUT_DOMAIN
+    domain = HELD_OUT_DOMAIN
     assert {r.split for r in records if r.domain == domain} == {"heldout"}
     inside = {q.group for q in asked if q.domain == domain}
     assert len(inside) == 95
     assert not inside & {q.group for q in asked if q.domain != domain}
     # By their facts alone some would be trained on: judges from before this rule were.
-    assert {court.split_of(group, 0) for group in inside} == {"train", "heldout"}
-    assert court_split.split_in("symbols", "element:boron", 0) == "train"
+    assert {split_of(group, 0) for group in inside} == {"train", "heldout"}
+    assert split_in("symbols", "element:boron", 0) == "train"
 
 
-def sampled(asked, tokenizer, prompt, *texts, after_error="ignore"):
-    """The pieces of each answer by label, those in no span left out."""
-    question = by_prompt(asked, prompt)
-    answers = [tokenizer.encode(t, special=False) for t in texts]
-    made = []
-    for number, answer in enumerate(answers):
-        made += court_sampled.sampled_records(
-            [question],
-            [answer],
-            "draft",
-            tokenizer,
-            number=number,
-            seed=0,
-            after_error=after_error,
-        )
-    return [
-        [(s.origin, s.label, tokenizer.decode(r.response_ids[s.start : s.end])) for s in r.spans]
-        for r in made
-    ]
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_sampled_answers_are_checked_and_the_error_located(asked, tokenizer):
-    peru = "Name the capital of Peru."
-    right, wrong = sampled(
-        asked,
-        tokenizer,
-        peru,
-        "The capital of Peru is Lima. It rains.\nThe capital is Oslo.",
-        "It is Lisbon, not Lima.",
-        after_error="negative",
-    )
-    assert right == [("sampled_draft", "good", "The capital of Peru is Lima")]
-    assert wrong == [
-        ("before_error", "good", "It is"),
-        ("sampled_draft", "bad", " Lisbon"),
-        ("after_error", "bad", ", not Lima."),
-    ]
+def test_the_script_writes_what_the_library_makes(asked, tiny_target, tmp_path):
+    out = tmp_path / "court.jsonl"
+    options = ("--limit", "40", "--answers", "3", "--after-error", "negative")
+    done = run("--target", str(tiny_target), "--out", str(out), *options)
+    assert done.returncode == 0, done.stderr
+    tokenizer = Tokenizer(tiny_target)
+    made = fact_records(asked[:40], tokenizer, seed=0, answers=3, after_error="negative")
+    assert read_labels([out]) == list(made)
+    assert "'ignore'" not in done.stdout
 
 
-def test_the_part_of_a_sampled_number_that_is_right_is_no_error(asked, tokenizer):
-    gold = "What is the atomic number of gold?"
-    [wrong] = sampled(asked, tokenizer, gold, "It is 78.")
-    assert wrong[:2] == [("before_error", "good", "It is 7"), ("sampled_draft", "bad", "8")]
-    assert sampled(asked, tokenizer, gold, "It is 7.", "No idea.", "", "\n79") == []
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--limit", "-1"], "court_labels: --limit: -1 is below 0"),
+        (["--answers", "0"], "court_labels: --answers: 0 is below 1"),
+        (["--after-error", "bad"], "invalid choice: 'bad'"),
+        (["--target", "nowhere"], "court_labels: tokenizer: no file nowhere/tokenizer.json"),
+    ],
+)
+def test_a_users_mistake_ends_the_script_with_2(options, message, tmp_path):
+    done = run("--out", str(tmp_path / "court.jsonl"), *options)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "court.jsonl").exists()
 
 
-def test_both_models_are_asked(asked, tiny_target, tiny_draft):
-    """Greedily first: then it is each model's own greedy text, whoever shares its batch."""
-    some, tokenizer = asked[:5], Tokenizer(tiny_target)
-    limits = {"dtype": "float32", "max_sequences": 3, "max_context": 256}
-    target = load_target(tiny_target, **limits)
-    drafter = load_drafter(tiny_draft, target=tiny_target, **limits)
-    told = {
-        tiny_target: court_sampled.by_target(some, target, tokenizer, 0, 0, 10),
-        tiny_draft: court_sampled.by_draft(some, drafter, (0,), tokenizer, 0, 0, 10),
-    }
-    for folder, answers in told.items():
-        alone = SpeculativeDecoder(None, load_target(folder, **limits))
-        for question, answer in zip(some, answers, strict=True):
-            ids = tokenizer.chat([{"role": "user", "content": question.prompt}])
-            [result] = alone.generate([Request(ids, 10, Acceptance("none"))])
-            assert answer == [i for i in result.token_ids if i != 0]
-    drawn = [court_sampled.by_draft(some, drafter, (0,), tokenizer, n, 0, 10) for n in (1, 1, 2)]
-    assert drawn[0] == drawn[1] != drawn[2]
+@pytest.mark.parametrize("package", ["countryinfo", "periodictable", "inflect", "num2words"])
+def test_a_missing_package_of_facts_is_named(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    message = f"no package {package}; pip install -e '.[build]'"
+    with pytest.raises(UserError, match=re.escape(message)):
+        questions()

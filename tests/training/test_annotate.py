@@ -19,7 +19,7 @@ import pytest
 
 from judge_decoding.labels import read_labels
 
-SCRIPT = Path(__file__).parent.parent / "build" / "annotate.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "build" / "annotate.py"
 RIGHT, LEFT, DOWN, END = "\x1b[C", "\x1b[D", "\x1b[B", "\x1b[F"
 ANSWERS = [
     {"prompt": "The capital of Peru?", "response": "It is Lisbon, I think."},
@@ -142,5 +142,5 @@ def test_what_cannot_work_is_said_at_once(tiny_target, tmp_path, out, message):
         text=True,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""Where the mistake is: the tokens of a wrong answer, and those around it."""
+"""Locating the error: which tokens of a wrong answer are wrong, and what surrounds them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from judge_decoding.text import Tokenizer
 
 
 def tokens_until(ids: Sequence[int], chars: int, tokenizer: Tokenizer) -> int:
-    """How many tokens it takes to have `chars` characters of the text written."""
+    """How many tokens are needed to write the first `chars` characters of the text."""
     n = 0
     while n < len(ids) and len(tokenizer.decode(ids[:n]).rstrip("\ufffd")) < chars:
         n += 1
@@ -19,7 +19,7 @@ def tokens_until(ids: Sequence[int], chars: int, tokenizer: Tokenizer) -> int:
 def error_spans(
     start: int, end: int, count: int, after_error: AfterError, origin: str = "error"
 ) -> list[Span]:
-    """The mistake is tokens [start, end) of `count`."""
+    """The spans of an answer of `count` tokens in which tokens [start, end) are the error."""
     spans = [Span(start=start, end=end, label="bad", origin=origin)]
     if start:
         spans.insert(0, Span(start=0, end=start, label="good", origin="before_error"))
@@ -36,12 +36,14 @@ def mistake_spans(
     tokenizer: Tokenizer,
     after_error: AfterError,
 ) -> list[Span]:
-    """The mistake runs from the first token that differs from the right answer's to the wrong
-    answer's last character, number `until` of the text. [] where no token within it differs."""
+    """The spans of a wrong answer, given the right one in the same words.
+
+    The error starts at the first token that differs and ends with the token that holds character
+    number `until` of the text. The list is empty if no token up to there differs: in "12" for
+    "120" the error lies in what follows and has no token of its own.
+    """
     start = 0
     while start < min(len(wrong), len(right)) and wrong[start] == right[start]:
         start += 1
     end = tokens_until(wrong, until, tokenizer)
-    if start >= end:  # "12" for "120": the error is in what follows, not in a token of its own
-        return []
-    return error_spans(start, end, len(wrong), after_error)
+    return error_spans(start, end, len(wrong), after_error) if start < end else []

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "build"))
-
-import import_questions
-from typer.testing import CliRunner
-
 from judge_decoding.evaluation.parsers import is_right
 from judge_decoding.evaluation.task import read_task
 
+SCRIPT = Path(__file__).resolve().parents[2] / "build" / "import_questions.py"
 GSM8K = {
     "question": "Ann has 1,000 nuts and buys 42 more. How many has she? ",
     "answer": "1,000 + 42 = <<1000+42=1042>>1042\n#### 1,042",
@@ -36,18 +33,17 @@ FLAT = {
 }
 
 
-def run(folder: Path, rows: list[dict], *options: str):
+def run(folder: Path, rows: list[dict], *options: str) -> subprocess.CompletedProcess[str]:
     source = folder / "set.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    app = import_questions.typer.Typer()
-    app.command()(import_questions.main)
-    return CliRunner().invoke(app, [str(source), "--out", str(folder / "task.jsonl"), *options])
+    command = [sys.executable, str(SCRIPT), str(source), "--out", str(folder / "task.jsonl")]
+    return subprocess.run([*command, *options], capture_output=True, text=True, check=False)
 
 
 def test_the_three_forms_become_items_that_can_be_checked(tmp_path):
     done = run(tmp_path, [GSM8K, ARC, FLAT, FLAT])
-    assert done.exit_code == 0, done.output
-    assert "3 items, parser choice, number" in done.output
+    assert done.returncode == 0, done.stderr
+    assert "3 items, parser choice, number" in done.stdout
     sums, hot, cold = read_task(tmp_path / "task.jsonl")
     assert (sums.parser, sums.answer, sums.domain, sums.split) == ("number", "1042", "set", None)
     assert sums.prompt.startswith("Ann has 1,000 nuts and buys 42 more. How many has she?\n")
@@ -61,12 +57,12 @@ def test_the_three_forms_become_items_that_can_be_checked(tmp_path):
 
 def test_halves_for_evaluation(tmp_path):
     rows = [GSM8K | {"question": f"{n} nuts?"} for n in range(60)]
-    assert run(tmp_path, rows, "--split", "halves", "--domain", "maths").exit_code == 0
+    assert run(tmp_path, rows, "--split", "halves", "--domain", "maths").returncode == 0
     items = read_task(tmp_path / "task.jsonl")
     assert {i.domain for i in items} == {"maths"}
     assert 15 < sum(i.split == "calibrate" for i in items) < 45
     assert len({i.split for i in items}) == 2
-    assert run(tmp_path, rows, "--limit", "5").exit_code == 0
+    assert run(tmp_path, rows, "--limit", "5").returncode == 0
     assert len(read_task(tmp_path / "task.jsonl")) == 5
 
 
@@ -83,6 +79,25 @@ def test_halves_for_evaluation(tmp_path):
 )
 def test_a_row_that_is_no_question_is_named(tmp_path, row, message):
     done = run(tmp_path, [GSM8K, row])
-    assert done.exit_code == 1
-    assert message in str(done.exception)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "task.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--split", "thirds"), "invalid choice: 'thirds'"),
+        (("--limit", "-1"), "--limit: -1 is below 0"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(tmp_path, options, message):
+    done = run(tmp_path, [GSM8K], *options)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_file_without_questions_is_refused(tmp_path):
+    done = run(tmp_path, [])
+    assert done.returncode == 2
+    assert done.stderr == f"import: {tmp_path / 'set.jsonl'} holds no questions\n"
