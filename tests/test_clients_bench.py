@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,10 +15,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from clients import bench_server, server, soak
-from clients.bench_server import Sample
-from clients.wire import Answer, Chunk, JudgeClientError, Request, Token
+from clients import server
+from clients.load import bench_server, soak
+from clients.load.bench_server import InProcess, Sample
+from clients.load.command import run
+from judge_client.metrics import parse_metrics
+from judge_client.wire import Answer, Chunk, GeneratedToken, GenerateRequest
 from judge_decoding.cli import app
+from judge_decoding.config import load_deployment
+from judge_decoding.pipeline import load_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,12 +44,10 @@ def deployment(
     return path
 
 
-def test_the_in_process_side_answers_block_by_block(deployment: Path, tmp_path: Path) -> None:
+def test_the_in_process_side_answers_block_by_block(deployment: Path) -> None:
     """The same text as `judge-decoding generate`, in order, from one process."""
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
-    with bench_server.in_process(deployment, prompts) as local:
-        assert local.prompts == ["one", "two"]
+    with closing(load_pipeline(load_deployment(deployment))) as pipeline:
+        local = InProcess(pipeline)
         assert local.provenance["rule"] == "strict"
         assert local.provenance["deployment"] == "tiny"
         samples = local.answers(["two", "one"], 9) + local.answers(["one"], 9)
@@ -56,12 +60,24 @@ def test_the_in_process_side_answers_block_by_block(deployment: Path, tmp_path: 
     assert all(0 < one.first_s <= one.seconds for one in samples)
 
 
-def test_the_in_process_sides_complaint_is_passed_on(deployment: Path) -> None:
-    with (
-        pytest.raises(JudgeClientError, match=r"^config: no file /nowhere\.yaml$"),
-        bench_server.in_process(Path("/nowhere.yaml"), None),
-    ):
-        pass
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--config", "/nowhere.yaml"], "config: no file /nowhere.yaml"),
+        (["--config", "x", "--prompts", "/nowhere"], "prompts: cannot read /nowhere "),
+    ],
+)
+def test_the_librarys_complaint_is_one_line(
+    arguments: list[str],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench_server", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run(bench_server.bench, "bench_server")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"bench_server: {complaint}")
 
 
 def test_the_figures_of_a_benchmark() -> None:
@@ -175,10 +191,10 @@ def test_each_bound_is_judged_for_itself() -> None:
     assert held(0, 0, -5.0) == [True, True, True]
 
 
-ASKED = Request("x", max_tokens=3, provenance=True, record=True)
+ASKED = GenerateRequest("x", max_tokens=3, provenance=True, record=True)
 GOOD: dict[str, Any] = {
     "text": "ab",
-    "tokens": [Token(1, "a", "target", None), Token(2, "b", "target", None)],
+    "tokens": [GeneratedToken(1, "a", "target", None), GeneratedToken(2, "b", "target", None)],
     "num_output_tokens": 2,
     "finish_reason": "stop",
     "record": {"num_spec_steps": 0},
@@ -223,7 +239,7 @@ def test_metrics_are_summed_over_their_labels() -> None:
         "# HELP a_total things\n# TYPE a_total counter\n"
         'a_total{x="1",y="} z"} 2\na_total{x="2"} 3.5\nb 1e3\n\n'
     )
-    assert server.parse_metrics(text) == {"a_total": 5.5, "b": 1000.0}
+    assert parse_metrics(text) == {"a_total": 5.5, "b": 1000.0}
 
 
 def test_a_process_tree_is_found_whole(tmp_path: Path) -> None:
@@ -255,7 +271,7 @@ def test_free_ports_differ() -> None:
 
 def test_a_server_that_does_not_start_is_one_line() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "clients.soak", "--config", "/nowhere.yaml"],
+        [sys.executable, "-m", "clients.load.soak", "--config", "/nowhere.yaml"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -16,7 +16,6 @@ import annotate
 import import_questions
 import mining_file
 
-from clients.perf import inputs
 from judge_decoding import cli
 from judge_decoding.evaluation.audit_log import read_log
 from judge_decoding.evaluation.task import read_task
@@ -38,7 +37,6 @@ def resumed(path: Path, _: Path) -> list[Any]:
 
 READERS: dict[str, tuple[dict[str, Any], Callable[[Path, Path], list[Any]]]] = {
     "cli": ({"prompt": TEXT}, lambda path, _: cli.read_prompts(path)),
-    "perf": ({"prompt": TEXT}, lambda path, _: inputs.read_prompts(path)),
     "task": (ITEM, lambda path, _: read_task(path)),
     "labels": (
         LABELS | {"response_ids": [1], "spans": [], "split": "train"},
