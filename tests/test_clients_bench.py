@@ -16,9 +16,10 @@ import yaml
 from typer.testing import CliRunner
 
 from clients import server
-from clients.load import bench_server, soak
+from clients.load import bench_server, mixed_requests, soak
 from clients.load.bench_server import InProcess, Sample
 from clients.load.command import run
+from clients.load.memory import growth
 from judge_client.metrics import parse_metrics
 from judge_client.wire import Answer, Chunk, GeneratedToken, GenerateRequest
 from judge_decoding.cli import app
@@ -160,7 +161,7 @@ def test_memory_growth_is_measured_after_warm_up() -> None:
         memory(92, a=51, b=125),
         memory(100, a=51, b=125),
     ]
-    grown = soak.growth(samples)
+    grown = growth(samples)
     assert grown["warm_up_s"] == 20
     assert (grown["warm_mb"], grown["end_mb"]) == (175, 176)
     assert grown["growth_percent"] == pytest.approx(100 / 175)
@@ -178,7 +179,7 @@ def test_memory_growth_is_measured_after_warm_up() -> None:
 
 def test_a_process_that_came_or_went_is_named() -> None:
     samples = [memory(0, a=1), memory(25, a=1, b=1), memory(100, b=1)]
-    assert soak.growth(samples)["changed"] == ["a", "b"]
+    assert growth(samples)["changed"] == ["a", "b"]
 
 
 def test_each_bound_is_judged_for_itself() -> None:
@@ -202,7 +203,7 @@ GOOD: dict[str, Any] = {
 
 
 def test_a_good_answer_passes() -> None:
-    soak.check(ASKED, Answer(**GOOD))
+    mixed_requests.check(ASKED, Answer(**GOOD))
 
 
 @pytest.mark.parametrize(
@@ -218,16 +219,16 @@ def test_a_good_answer_passes() -> None:
     ],
 )
 def test_a_wrong_answer_is_found(change: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(soak.Wrong, match=complaint):
-        soak.check(ASKED, Answer(**(GOOD | change)))
+    with pytest.raises(mixed_requests.Wrong, match=complaint):
+        mixed_requests.check(ASKED, Answer(**(GOOD | change)))
 
 
 def test_the_load_is_good_and_repeatable() -> None:
     rules = ["none", "strict", "rejection"]
-    drawn = [soak.draw(Random(5), rules) for _ in range(2)]
+    drawn = [mixed_requests.draw(Random(5), rules) for _ in range(2)]
     assert drawn[0] == drawn[1]
     random = Random(1)
-    many = [soak.draw(random, rules) for _ in range(300)]
+    many = [mixed_requests.draw(random, rules) for _ in range(300)]
     assert {request.rule for request in many} == set(rules)
     assert all(request.temperature == 0.0 for request in many if request.rule == "strict")
     assert {request.messages is None for request in many} == {True, False}

@@ -28,7 +28,7 @@ import pytest
 import yaml
 
 from clients import server
-from clients.load import overload, soak
+from clients.load import mixed_requests, overload, soak
 from judge_client.aio import AsyncJudgeClient
 from judge_client.client import JudgeClient
 from judge_client.errors import JudgeClientError, ServerBusy
@@ -368,7 +368,7 @@ def test_prompts_of_a_megabyte_stop_nobody(
     until_idle(running)
 
 
-@pytest.mark.parametrize("bad", soak.BAD, ids=range(len(soak.BAD)))
+@pytest.mark.parametrize("bad", mixed_requests.BAD, ids=range(len(mixed_requests.BAD)))
 def test_a_bad_request_is_refused_in_words(client: JudgeClient, bad: GenerateRequest) -> None:
     with pytest.raises(JudgeClientError) as caught:
         client.generate(bad)
@@ -550,7 +550,7 @@ def test_every_kind_of_the_soaks_load(running: server.ServerProcess, kind: str) 
     async def once(load: soak.SoakClients) -> None:
         async with AsyncJudgeClient(running.url, timeout=WAIT_S) as client:
             for _ in range(3):
-                request = soak.draw(load.random, load.rules)
+                request = mixed_requests.draw(load.random, load.rules)
                 await getattr(load, f"_{kind}")(client, request)
 
     asyncio.run(once(soak.SoakClients(running.url, RULES, Random(kind))))

@@ -40,6 +40,7 @@ import typer
 
 from clients import server
 from clients.load.command import run
+from clients.load.report import origin
 from judge_client import terminal
 from judge_client.aio import AsyncJudgeClient
 from judge_client.client import JudgeClient
@@ -285,7 +286,7 @@ def print_report(report: dict[str, Any]) -> None:
         table.add_row(goal["name"], goal["goal"], f"{goal['measured']:.2f}", verdict)
     out.print(table)
     out.print(f"{results['same_text']:.0%} of the answers have the same text on both sides")
-    out.print(f"{source['cpu']}, GPU {source['gpu']}, commit {source['git_sha']}, {source['date']}")
+    out.print(origin(source))
 
 
 def bench(

@@ -43,8 +43,10 @@ from typing import Annotated, Any
 import typer
 
 from clients import server
-from clients.load import soak
 from clients.load.command import run
+from clients.load.memory import MemoryGrowth, growth
+from clients.load.mixed_requests import PROMPTS
+from clients.load.report import bound, origin, print_bounds, print_failures
 from judge_client import terminal
 from judge_client.aio import AsyncJudgeClient
 from judge_client.commands.options import Json
@@ -139,7 +141,7 @@ class OverloadClients:
         outcome = RequestOutcome(time.monotonic())
         self.everything.append(outcome)
         request = GenerateRequest(
-            self.random.choice(soak.PROMPTS),
+            self.random.choice(PROMPTS),
             chat=True,
             max_tokens=self.max_tokens,
             ignore_eos=True,
@@ -227,7 +229,7 @@ async def measure(
     slots = int(read_metrics(running.metrics_url)[SLOTS])
     async with AsyncJudgeClient(running.url, timeout=ANSWER_S) as client:
         load = OverloadClients(client, Random(seed), max_tokens, deadline_ms)
-        memory = soak.MemoryGrowth()
+        memory = MemoryGrowth()
 
         async def steady(length: float) -> Phase:
             """`length` seconds, and longer until as many are answered as there are slots."""
@@ -272,7 +274,7 @@ async def measure(
             "goodput_ratio": summaries["overload"]["goodput_tokens_per_s"] / maximum,
             "goodput_after_ratio": summaries["after"]["goodput_tokens_per_s"] / maximum,
             "recovery_s": recovered,
-            "memory": soak.growth(memory.samples),
+            "memory": growth(memory.samples),
             "failures": len(load.failures),
             "first_failures": load.failures[:20],
         }
@@ -283,35 +285,23 @@ def phase(load: OverloadClients, start: float, end: float) -> Phase:
 
 
 def bounds(results: dict[str, Any]) -> list[dict[str, Any]]:
-    growth, recovered = results["memory"]["growth_percent"], results["recovery_s"]
-    ratios = results["goodput_ratio"], results["goodput_after_ratio"]
-    rows = (
-        ("goodput, overload / before", f">= {MIN_GOODPUT}", ratios[0], ratios[0] >= MIN_GOODPUT),
-        ("goodput, after / before", f">= {MIN_GOODPUT}", ratios[1], ratios[1] >= MIN_GOODPUT),
-        (
-            "memory growth in overload, %",
-            f"<= {MAX_GROWTH_PERCENT:g}",
-            growth,
-            growth <= MAX_GROWTH_PERCENT,
-        ),
-        (
-            "recovery, s",
-            f"<= {MAX_RECOVERY_S:g}",
-            recovered,
-            recovered is not None and recovered <= MAX_RECOVERY_S,
-        ),
-        ("failures", "0", results["failures"], results["failures"] == 0),
-    )
+    during, after = results["goodput_ratio"], results["goodput_after_ratio"]
+    grown, recovered = results["memory"]["growth_percent"], results["recovery_s"]
+    in_time = recovered is not None and recovered <= MAX_RECOVERY_S
+    least, most = f">= {MIN_GOODPUT}", f"<= {MAX_GROWTH_PERCENT:g}"
     return [
-        {"name": name, "bound": bound, "measured": measured, "held": held}
-        for name, bound, measured, held in rows
+        bound("goodput, overload / before", least, during, held=during >= MIN_GOODPUT),
+        bound("goodput, after / before", least, after, held=after >= MIN_GOODPUT),
+        bound("memory growth in overload, %", most, grown, held=grown <= MAX_GROWTH_PERCENT),
+        bound("recovery, s", f"<= {MAX_RECOVERY_S:g}", recovered, held=in_time),
+        bound("failures", "0", results["failures"], held=results["failures"] == 0),
     ]
 
 
 def print_report(report: dict[str, Any]) -> None:
     from rich.table import Table
 
-    out, results, source = terminal.console(), report["results"], report["provenance"]
+    out, results = terminal.console(), report["results"]
     out.print(
         f"{results['slots']} slots, capacity {results['capacity_answers_per_s']:.2f} answers/s of "
         f"{report['max_tokens']} tokens, offered {results['offered_per_s']:.2f}/s"
@@ -331,13 +321,9 @@ def print_report(report: dict[str, Any]) -> None:
             ", ".join("-" if value is None else f"{value:.2f}" for value in firsts),
         )
     out.print(table)
-    for bound in report["bounds"]:
-        measured = "never" if bound["measured"] is None else f"{bound['measured']:.2f}"
-        verdict = "held" if bound["held"] else "BROKEN"
-        out.print(f"{bound['name']:<32}{bound['bound']:>8}{measured:>10}  {verdict}")
-    for failure in results["first_failures"]:
-        out.print(f"  {failure}", soft_wrap=True)
-    out.print(f"{source['cpu']}, GPU {source['gpu']}, commit {source['git_sha']}, {source['date']}")
+    print_bounds(out, report["bounds"])
+    print_failures(out, results["first_failures"])
+    out.print(origin(report["provenance"]))
 
 
 def overload(
@@ -381,7 +367,7 @@ def overload(
     print_report(report)
     if as_json:
         terminal.print_json(report)
-    return 0 if all(bound["held"] for bound in report["bounds"]) else 1
+    return 0 if all(row["held"] for row in report["bounds"]) else 1
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ Bounds, each reported; one that is broken makes the exit code 1:
 
 - failures 0: an answer that is wrong in itself, an error for a good request, none for a bad one,
   no end within ANSWER_S seconds, a server process that has gone or is new;
-- growth at most 2 %: resident memory of the launcher and everything it started, all together, the
-  median of the last tenth of the time after warm-up against that of the first tenth; warm-up is a
-  fifth of the run, at most WARM_UP_S seconds;
+- growth at most 2 %: resident memory of the launcher and everything it started, all together
+  (memory.py);
 - stuck 0: sequences still active or waiting SETTLE_S seconds after the load has ended;
 - the server answers one more request then.
 """
@@ -20,20 +19,21 @@ Bounds, each reported; one that is broken makes the exit code 1:
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from statistics import median
 from typing import Annotated, Any
 
 import typer
 
 from clients import server
 from clients.load.command import run
+from clients.load.memory import MemoryGrowth, growth
+from clients.load.mixed_requests import BAD, Wrong, check, draw
+from clients.load.report import bound, origin, print_bounds, print_failures
 from judge_client import terminal
 from judge_client.aio import AsyncJudgeClient
 from judge_client.commands.options import Json
@@ -45,40 +45,10 @@ from judge_decoding import provenance
 
 ANSWER_S = 180.0
 SETTLE_S = 60.0
-WARM_UP_S = 180.0
-SAMPLE_S = 2.0
 MAX_GROWTH_PERCENT = 2.0
-MAX_TOKENS = 96
 BUSY = (RUNNING, WAITING)
 """The server's gauges that must come back to 0."""
 
-PROMPTS = (
-    "What is the capital of France?",
-    "Give me three tips for sleeping better.",
-    "Write a short poem about the sea in winter.",
-    "Explain in two sentences why the sky is blue.",
-    "Grüezi! 你好! Say hello in three languages, with an emoji: 🙂",
-    "List the numbers from one to twenty in words.",
-    "def fibonacci(n):",
-    "Summarize: " + "The meeting moves from Monday to Tuesday at ten, in the large room. " * 12,
-)
-BAD = (
-    GenerateRequest(""),
-    GenerateRequest(b"\xff\xfe not UTF-8"),
-    GenerateRequest("word " * 50_000),
-    GenerateRequest(messages=[]),
-    GenerateRequest(messages=[{"role": "user"}]),
-    GenerateRequest("x", max_tokens=0),
-    GenerateRequest("x", max_tokens=-1),
-    GenerateRequest("x", max_tokens=2**31 - 1),
-    GenerateRequest("x", rule="nonsense"),
-    GenerateRequest("x", rule="strict", temperature=0.7),
-    GenerateRequest("x", rule="judge", threshold=1.5),
-    GenerateRequest("x", temperature=math.nan),
-    GenerateRequest("x", temperature=-1.0),
-    GenerateRequest("x", top_p=0.0),
-    GenerateRequest("x", max_draft_len=-1),
-)
 WEIGHTS = {
     "whole": 25,
     "stream": 35,
@@ -89,51 +59,6 @@ WEIGHTS = {
     "vanish": 4,
 }
 """How often each kind of request is made."""
-
-
-class Wrong(Exception):
-    """An answer that is not what was asked for."""
-
-
-def draw(random: Random, rules: Sequence[str]) -> GenerateRequest:
-    """A good request."""
-    rule = random.choice(rules)
-    text = random.choice(PROMPTS)
-    request = GenerateRequest(
-        text,
-        chat=random.random() < 0.5,
-        max_tokens=random.randint(1, MAX_TOKENS),
-        rule=rule,
-        temperature=0.0 if rule == "strict" else random.choice((0.0, 0.7)),
-        top_k=random.choice((None, 40)),
-        top_p=random.choice((None, 0.9)),
-        seed=random.getrandbits(32),
-        stop=random.choice(((), (), (".",), ("\n\n", "the"))),
-        max_draft_len=random.choice((None, None, 0, 1)),
-        ignore_eos=random.choice((None, True)),
-        provenance=random.random() < 0.5,
-        record=random.random() < 0.5,
-    )
-    if random.random() < 0.25:
-        turns = [("user", "Hi"), ("assistant", "Hello! How can I help?"), ("user", text)]
-        messages = [{"role": role, "content": content} for role, content in turns]
-        request = replace(request, prompt="", chat=None, messages=messages)
-    return request
-
-
-def check(request: GenerateRequest, answer: Answer) -> None:
-    """Wrong unless `answer` is a whole answer to `request`."""
-    assert request.max_tokens is not None
-    if answer.finish_reason not in ("stop", "length"):
-        raise Wrong(f"finish_reason {answer.finish_reason!r}")
-    if not 1 <= answer.num_output_tokens <= request.max_tokens:
-        raise Wrong(f"{answer.num_output_tokens} tokens of at most {request.max_tokens}")
-    if request.provenance and len(answer.tokens) != answer.num_output_tokens:
-        raise Wrong(f"provenance of {len(answer.tokens)} tokens of {answer.num_output_tokens}")
-    if request.provenance and "".join(token.text for token in answer.tokens) != answer.text:
-        raise Wrong("the tokens' texts are not the answer's")
-    if request.record and answer.record is None:
-        raise Wrong("no acceptance record")
 
 
 @dataclass
@@ -221,55 +146,6 @@ class SoakClients:
         await stream.aclose()
 
 
-@dataclass
-class MemoryGrowth:
-    """Resident bytes of every process over time: (seconds since the start, name -> bytes)."""
-
-    samples: list[tuple[float, dict[str, int]]] = field(default_factory=list)
-
-    async def watch(self, process: server.ServerProcess) -> None:
-        began = time.monotonic()
-        while True:
-            rss = await asyncio.to_thread(process.rss)
-            self.samples.append((time.monotonic() - began, rss))
-            await asyncio.sleep(SAMPLE_S)
-
-
-def growth(samples: Sequence[tuple[float, dict[str, int]]]) -> dict[str, Any]:
-    """Memory after warm-up and at the end, in MB, of all processes and of each; see above.
-
-    `changed` names the processes that did not live from the first sample to the last.
-    """
-    end = samples[-1][0]
-    warm = min(0.2 * end, WARM_UP_S)
-    tenth = max(0.1 * (end - warm), 3 * SAMPLE_S)
-    first = [rss for at, rss in samples if warm <= at <= warm + tenth]
-    last = [rss for at, rss in samples if at >= end - tenth]
-    names = sorted({name for _, rss in samples for name in rss})
-    rows = {
-        name: _row([r.get(name, 0) for r in first], [r.get(name, 0) for r in last])
-        for name in names
-    }
-    total = _row([sum(r.values()) for r in first], [sum(r.values()) for r in last])
-    changed = [name for name in names if any(name not in rss for _, rss in samples)]
-    series = [
-        [round(at), sum(rss.values()) / 1e6] for at, rss in samples[:: len(samples) // 60 + 1]
-    ]
-    return {
-        "warm_up_s": warm,
-        **total,
-        "processes": rows,
-        "changed": changed,
-        "series_s_mb": series,
-    }
-
-
-def _row(first: Sequence[int], last: Sequence[int]) -> dict[str, float]:
-    before, after = median(first) / 1e6, median(last) / 1e6
-    percent = 100 * (after - before) / before if before else 0.0
-    return {"warm_mb": before, "end_mb": after, "growth_percent": percent}
-
-
 async def settle(metrics_url: str) -> dict[str, float]:
     """The server's busy gauges once they are 0, or as they are after SETTLE_S seconds."""
     deadline = time.monotonic() + SETTLE_S
@@ -313,20 +189,12 @@ async def measure(
 
 
 def bounds(results: dict[str, Any]) -> list[dict[str, Any]]:
-    percent = results["memory"]["growth_percent"]
-    rows = (
-        ("failures", "0", results["failures"], results["failures"] == 0),
-        ("stuck requests", "0", results["stuck"], results["stuck"] == 0),
-        (
-            "memory growth after warm-up, %",
-            f"<= {MAX_GROWTH_PERCENT:g}",
-            percent,
-            percent <= MAX_GROWTH_PERCENT,
-        ),
-    )
+    failures, stuck = results["failures"], results["stuck"]
+    grown, limit = results["memory"]["growth_percent"], MAX_GROWTH_PERCENT
     return [
-        {"name": name, "bound": bound, "measured": measured, "held": held}
-        for name, bound, measured, held in rows
+        bound("failures", "0", failures, held=failures == 0),
+        bound("stuck requests", "0", stuck, held=stuck == 0),
+        bound("memory growth after warm-up, %", f"<= {limit:g}", grown, held=grown <= limit),
     ]
 
 
@@ -334,7 +202,7 @@ def print_report(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     out, results = terminal.console(), report["results"]
-    memory, source = results["memory"], report["provenance"]
+    memory = results["memory"]
     kinds = ", ".join(f"{count} {kind}" for kind, count in results["requests"].items())
     out.print(
         f"{report['minutes']:g} minutes, {sum(results['requests'].values())} requests: {kinds}"
@@ -346,12 +214,9 @@ def print_report(report: dict[str, Any]) -> None:
         cells = (f"{row['warm_mb']:.1f}", f"{row['end_mb']:.1f}", f"{row['growth_percent']:+.2f} %")
         table.add_row(name, *cells)
     out.print(table)
-    for bound in report["bounds"]:
-        verdict = "held" if bound["held"] else "BROKEN"
-        out.print(f"{bound['name']:<32}{bound['bound']:>8}{bound['measured']:>10.2f}  {verdict}")
-    for failure in results["first_failures"]:
-        out.print(f"  {failure}", soft_wrap=True)
-    out.print(f"{source['cpu']}, GPU {source['gpu']}, commit {source['git_sha']}, {source['date']}")
+    print_bounds(out, report["bounds"])
+    print_failures(out, results["first_failures"])
+    out.print(origin(report["provenance"]))
 
 
 def soak(
@@ -383,7 +248,7 @@ def soak(
     print_report(report)
     if as_json:
         terminal.print_json(report)
-    return 0 if all(bound["held"] for bound in report["bounds"]) else 1
+    return 0 if all(row["held"] for row in report["bounds"]) else 1
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clients.load.perf.analyzer import PerfLoad
+from clients.load.report import origin
 
 Row = dict[str, Any]
 BASELINE = "none"
@@ -80,11 +81,6 @@ def title(document: dict[str, Any]) -> str:
     )
 
 
-def origin(document: dict[str, Any]) -> str:
-    source = document["provenance"]
-    return f"{source['cpu']}, GPU {source['gpu']}, commit {source['git_sha']}, {source['date']}"
-
-
 def slowest(document: dict[str, Any], rule: str) -> str | None:
     """The load at which `rule` is slowest against the baseline, in a sentence."""
     alone = baseline(document["results"])
@@ -117,7 +113,7 @@ def show(document: dict[str, Any], out: Console) -> None:
         else:
             table.add_row(*row)
     out.print(table)
-    for line in [*errors, *verdicts(document), origin(document)]:
+    for line in [*errors, *verdicts(document), origin(document["provenance"])]:
         out.print(line, soft_wrap=True)
 
 
@@ -125,7 +121,7 @@ def markdown(document: dict[str, Any]) -> str:
     parts = [title(document) + ".", "", _line(HEADINGS), _line(["---"] * len(HEADINGS))]
     for row in lines(document):
         parts.append(_line([*row, *[""] * (len(HEADINGS) - len(row))]))
-    parts += ["", *(f"- {line}" for line in [*verdicts(document), origin(document)])]
+    parts += ["", *(f"- {line}" for line in [*verdicts(document), origin(document["provenance"])])]
     return "\n".join(parts) + "\n"
 
 

@@ -20,8 +20,9 @@ import yaml
 from clients.load.perf import schedule
 from clients.load.perf.analyzer import PerfLoad
 from clients.load.perf.load import MaxTokens, Prompts, Repeats, Seconds, measuring, streams
-from clients.load.perf.report import BASELINE, number, origin
+from clients.load.perf.report import BASELINE, number
 from clients.load.perf.sweep import SweepSystem
+from clients.load.report import origin
 from judge_client import terminal
 from judge_client.commands.options import Json
 from judge_client.errors import JudgeClientError
@@ -149,7 +150,7 @@ def show(document: dict[str, Any]) -> None:
         table.add_row(str(active), *(number(curve[heading], 1) for heading in headings), best)
     out.print(table)
     out.print(schedule.line(document["draft_len_schedule"]))
-    out.print(origin(document), soft_wrap=True)
+    out.print(origin(document["provenance"]), soft_wrap=True)
 
 
 def without_schedule(deployment: Deployment, max_draft_len: int, max_sequences: int) -> str:
