@@ -156,6 +156,7 @@ def test_without_the_extra_a_command_names_it(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
