@@ -2,8 +2,8 @@
 
     make demo            (python -m clients.demo --config configs/demo.yaml)
 
-Starts `judge-decoding serve` on free ports of loopback: the deployment's MPI ranks and a Triton
-server. The figures are of these three prompts alone; `judge-decoding bench` measures properly.
+It starts `judge-decoding serve` on free ports of loopback: the deployment's MPI ranks and a Triton
+server. The figures describe these three prompts only; `judge-decoding bench` measures properly.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ COUNTERS = (
     "generation_tokens_total",
     "request_success_total",
 )
-"""Of the server's metrics (docs/operations/metrics.md), those that are shown."""
+"""The metrics that are shown (docs/operations/metrics.md)."""
 
 
 class Timed(NamedTuple):
@@ -54,7 +54,7 @@ class Timed(NamedTuple):
 
 
 def demo(config: Annotated[Path, typer.Option(help="Deployment file.")]) -> int:
-    """Serve, stream three prompts by every rule, compare, stop."""
+    """Serve, stream three prompts under every rule, compare, stop."""
     out = terminal.console()
     out.print("Starting the ranks and the server (loading two models) ...", style="dim")
     with serving(config) as server:
@@ -74,7 +74,7 @@ def demo(config: Annotated[Path, typer.Option(help="Deployment file.")]) -> int:
 
 
 def ask(client: JudgeClient, out: Console) -> dict[str, list[Timed]]:
-    """Every prompt by every rule, streamed to the screen."""
+    """Stream every prompt under every rule to the screen."""
     for rule in RULES:
         client.generate(request(PROMPTS[0], rule, WARM_UP_TOKENS))
     answers: dict[str, list[Timed]] = {rule: [] for rule in RULES}
@@ -107,7 +107,7 @@ def stream(client: JudgeClient, asked: GenerateRequest, out: Console) -> Timed:
 
 
 def show_processes(server: ServerProcess, out: Console) -> None:
-    """What runs now: the launcher and everything below it, by name."""
+    """Print the running processes: the launcher and everything below it, by name."""
     names = [name for name, _ in descendants(server.process.pid).values()]
     counts = ", ".join(f"{names.count(name)} {name}" for name in sorted(set(names)))
     out.print(f"Ready at {server.url} (gRPC). Processes: {counts}.", style="dim")
@@ -136,7 +136,7 @@ def table(answers: dict[str, list[Timed]]) -> Table:
 
 
 def show_counters(server: ServerProcess, out: Console) -> None:
-    """The server's own counts, as Prometheus would read them."""
+    """Print the server's own counts, as Prometheus would read them."""
     values = read_metrics(server.metrics_url, fresh=True)
     line = ", ".join(
         f"{name.removesuffix('_total')} {values[f'judge_decoding_{name}']:g}" for name in COUNTERS

@@ -1,6 +1,6 @@
-"""A server started for a measurement, watched and stopped: a `judge-decoding serve` of its own.
+"""A server that a tool starts, watches and stops: `judge-decoding serve` on free ports.
 
-Linux only, as Triton is: processes and their memory are read from /proc.
+Linux only, like Triton: processes and their memory are read from /proc.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 from judge_client.errors import JudgeClientError
 
 START_S = 900.0
-"""Loading models and the warm-up round included."""
+"""Seconds until it is ready: loading models and the warm-up round."""
 STOP_S = 60.0
-"""Draining included."""
+"""Seconds until it has stopped, draining included."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ServerProcess:
     process: subprocess.Popen[bytes]
 
     def rss(self) -> dict[str, int]:
-        """Resident bytes of the launcher and all that it started: `name:pid` -> bytes."""
+        """Resident bytes of the launcher and everything it started: `name:pid` -> bytes."""
         return {
             f"{name}:{pid}": rss
             for pid, (name, rss) in sorted(descendants(self.process.pid).items())
@@ -53,7 +53,7 @@ def command() -> str:
 
 @contextmanager
 def serving(config: Path) -> Iterator[ServerProcess]:
-    """Start a server on free ports of loopback, wait until it is ready; stop it afterwards."""
+    """Start a server on free ports of loopback, wait until it is ready, and stop it afterwards."""
     with tempfile.TemporaryDirectory(prefix="judge-decoding-") as folder, ExitStack() as stack:
         ready, log = Path(folder) / "ready", Path(folder) / "log"
         http, grpc, metrics = free_ports(3)
@@ -98,14 +98,14 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def tail(log: Path) -> str:
-    """The last line that says something."""
+    """The last line that is not blank."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
     return last.removeprefix("judge-decoding: ")
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now, all different."""
+    """Different ports on which nobody listens now."""
     with ExitStack() as stack:
         held = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in held:

@@ -2,27 +2,29 @@
 
     python -m clients.load.bench_server --config configs/demo.yaml --json
 
-One run measures both sides, each with the deployment's rule, greedy:
+One run measures both sides with the deployment's rule, decoding greedily:
 
-- in process: the deployment's loop, loaded into this process, idle while the server works;
-- served: a `judge-decoding serve` started for the run (or the one at -u, which must serve the same
-  deployment), idle while the loop works. An idle side sleeps; a short pause after every change of
-  sides lets its threads come to rest.
+- in process: the deployment's loop, loaded into this process;
+- served: a `judge-decoding serve` started for the run, or the server at -u, which must serve the
+  same deployment.
 
-Both are warm before the first measurement. The prompts are answered in small blocks, each block by
-one side and then by the other, the first one alternating: drift of the machine hits both. Times are
-the client's, from sending the request to its last response, so that tokenization, Triton, MPI and
-gRPC all count; the in-process side is handed encoded prompts, to the server's disadvantage.
+Each side is idle while the other works. A short pause after every change of sides lets the threads
+of the previous side come to rest.
 
-tokens/s          emitted tokens over seconds, prefill included, one request at a time
-first token       ms to the first response with tokens, against the in-process first round, which
-                  is prefill and first tokens in one; the median of the differences per prompt
-8 streams         every stream answers one prompt with the same number of tokens (end tokens are
-                  ignored), against the same 8 answered one by one through the same server, in
-                  alternating repeats; total tokens over wall time, prefill and queueing included
-slowest/fastest   of the 8 streams' own tokens/s, the worst repeat
+Both sides are warm before the first measurement. They answer the prompts in small blocks, taking
+turns to begin, so that the machine's drift hits both. Times are the client's, from sending a
+request to its last response: tokenization, Triton, MPI and gRPC all count. The in-process side gets
+encoded prompts, which is to the server's disadvantage.
 
-A goal that is missed is reported, not an error: the exit code is 0.
+tokens/s          emitted tokens per second, prefill included, one request at a time
+first token       ms to the first response with tokens, compared with the in-process first round,
+                  which is prefill and first tokens in one; the median of the differences per prompt
+8 streams         8 prompts at once with a fixed number of tokens each (end tokens are ignored),
+                  compared with the same 8 one by one through the same server, in alternating
+                  repeats; total tokens over wall time, prefill and queueing included
+slowest/fastest   of the 8 streams' own tokens/s, in the worst repeat
+
+A missed goal is reported; it is not an error, and the exit code is 0.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ from judge_decoding.config import load_deployment
 from judge_decoding.pipeline import Pipeline, load_pipeline
 
 BLOCK = 4
-"""Prompts that one side answers before the other has its turn."""
+"""Prompts that one side answers before it is the other's turn."""
 STREAMS = 8
 PAUSE_S = 0.5
 ANSWER_S = 600.0
@@ -79,7 +81,7 @@ GOALS = (
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer: seconds in all and to the first tokens, how many tokens, the text."""
+    """One answer: seconds in total and to its first tokens, number of tokens, text."""
 
     seconds: float
     first_s: float
@@ -163,7 +165,7 @@ def compare(
     max_tokens: int,
     progress: Callable[[str], None],
 ) -> tuple[list[Sample], list[Sample]]:
-    """Every prompt by both, in alternating blocks -> (in process, served), in order."""
+    """Have both sides answer every prompt, in alternating blocks -> (in process, served)."""
     ours, theirs = list[Sample](), list[Sample]()
     sides: list[tuple[Any, list[Sample]]] = [(local, ours), (served, theirs)]
     for start in range(0, len(prompts), BLOCK):
@@ -182,7 +184,7 @@ async def concurrent(
     repeats: int,
     progress: Callable[[str], None],
 ) -> tuple[list[list[Sample]], list[tuple[float, list[Sample]]]]:
-    """-> (answers one by one, (wall seconds, answers at once)), a row a repeat, alternating."""
+    """-> (answers one by one, (wall seconds, answers at once)), one row per repeat, alternating."""
 
     async def answer(client: AsyncJudgeClient, text: str) -> Sample:
         watch = Watch()
@@ -203,7 +205,7 @@ async def concurrent(
 
 
 def speed(samples: Sequence[Sample]) -> float:
-    """Tokens a second of answers given one after another."""
+    """Tokens per second of answers given one after another."""
     return sum(one.tokens for one in samples) / sum(one.seconds for one in samples)
 
 
@@ -290,15 +292,17 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def bench(
-    config: Annotated[Path, typer.Option(help="Deployment file, of both sides.")],
+    config: Annotated[Path, typer.Option(help="Deployment file of both sides.")],
     url: Annotated[
-        str | None, typer.Option("-u", "--url", help="A server that runs already.")
+        str | None, typer.Option("-u", "--url", help="A server that is already running.")
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help='Lines of {"prompt": text}; 48 chat prompts by default.')
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens an answer, at most.")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="Of the concurrent part.")] = 3,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Largest number of new tokens per answer.")
+    ] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats of the concurrent part.")] = 3,
     as_json: Json = False,
 ) -> None:
     """Compare a deployment through Triton and MPI with its own loop in one process."""

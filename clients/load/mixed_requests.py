@@ -45,7 +45,7 @@ class Wrong(Exception):
 
 
 def draw(random: Random, rules: Sequence[str]) -> GenerateRequest:
-    """A good request."""
+    """A random request that the server must answer."""
     rule = random.choice(rules)
     text = random.choice(PROMPTS)
     request = GenerateRequest(

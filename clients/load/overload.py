@@ -1,30 +1,31 @@
-"""More load than a server can take, for minutes: does it go on serving as much as it can?
+"""More load than a server can take, for minutes: does it keep serving as much as it can?
 
     python -m clients.load.overload --config configs/demo.yaml --minutes 5 --factor 4 --json
 
-Starts a server of its own on loopback and runs three phases on it, streaming, chat prompts, answers
-of a fixed length (end tokens are ignored), the deployment's rule:
+It starts a server on loopback and runs three phases. All requests are streamed chat prompts with
+answers of a fixed length (end tokens are ignored), under the deployment's rule:
 
-1. before    as many clients as the server has slots, each asking again when it is answered: what
-             the server can do. Its goodput is the maximum, its answers a second the capacity.
-2. overload  requests arrive by themselves, at random (Poisson), `factor` times the capacity,
-             whatever becomes of them; a refused one is not sent again.
-3. after     phase 1 again, from the end of the overload on, behind what that left in the queue.
+1. before    as many clients as the server has slots; each sends its next request after an
+             answer. The goodput of this phase is the maximum, its answers per second the capacity.
+2. overload  requests arrive at random (Poisson), `factor` times the capacity, independently of
+             the answers. A refused request is not sent again.
+3. after     phase 1 again, directly after the overload, behind what is left in the queue.
 
-goodput      tokens a second that came in within the phase, of answers that came to their end; an
-             answer cut short by --deadline-ms is not one
-recovery     seconds from the end of the overload until the queue is empty *and* a request had its
-             first token as soon as nine tenths of phase 1 had. The queue is worked off first, so
-             it takes at least server.max_queue / capacity.
+goodput      tokens per second that arrived within the phase and belong to complete answers; an
+             answer that --deadline-ms cut short is not complete
+recovery     seconds from the end of the overload until the queue is empty *and* a first token comes
+             as fast as nine tenths of those in phase 1. The queue is worked off first, so recovery
+             takes at least server.max_queue / capacity.
 
-Bounds, each reported; one that is broken makes the exit code 1:
+Each bound is reported; a broken one makes the exit code 1:
 
-- goodput of overload and after at least 0.9 of the maximum;
-- memory of all processes grows by at most 2 % over the overload, its first fifth left out;
-- recovery within 10 s;
-- failures 0: an answer of another length, an error that is no refusal, no end within ANSWER_S s.
+- goodput during and after the overload is at least 0.9 of the maximum;
+- memory of all processes grows by at most 2 % during the overload, its first fifth left out;
+- recovery takes at most 10 s;
+- there are no failures: an answer of another length, an error that is not a refusal, an answer that
+  takes longer than ANSWER_S seconds.
 
-Refusals are what overload is about; they are counted, and how long they took.
+Refusals are expected; the report counts them and says how long they took.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ SLOTS = "judge_decoding_kv_slots"
 
 @dataclass
 class RequestOutcome:
-    """One request; times are seconds of time.monotonic."""
+    """What became of one request; times are seconds of time.monotonic."""
 
     sent: float
     first: float | None = None
@@ -81,7 +82,7 @@ class RequestOutcome:
         return self.reason in ("stop", "length")
 
     def tokens(self, start: float, end: float) -> int:
-        """That came in between."""
+        """Number of tokens that arrived between two moments."""
         before = [0, *(count for at, count in self.arrivals if at < start)]
         until = [0, *(count for at, count in self.arrivals if at < end)]
         return until[-1] - before[-1]
@@ -89,7 +90,7 @@ class RequestOutcome:
 
 @dataclass
 class Phase:
-    """What was sent between two moments, and what came in between them."""
+    """The requests that were sent between two moments."""
 
     start: float
     end: float
@@ -100,7 +101,7 @@ class Phase:
         return [one for one in self.outcomes if one.good]
 
     def summary(self, everything: Sequence[RequestOutcome]) -> dict[str, Any]:
-        """everything  the outcomes of all phases: answers go on behind the end of theirs"""
+        """everything  the outcomes of all phases, since answers may end in a later one"""
         seconds = self.end - self.start
         tokens = sum(one.tokens(self.start, self.end) for one in everything if one.good)
         refusals = [one.end - one.sent for one in self.outcomes if one.reason == "refused"]
@@ -126,7 +127,7 @@ def quantile(ordered: Sequence[float], share: float) -> float | None:
 
 @dataclass
 class OverloadClients:
-    """Requests to one server, all remembered."""
+    """Clients of one server that remember every request."""
 
     client: AsyncJudgeClient
     random: Random
@@ -135,7 +136,7 @@ class OverloadClients:
     everything: list[RequestOutcome] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     flooding: set[asyncio.Task[RequestOutcome]] = field(default_factory=set)
-    """Of the flood: not yet answered."""
+    """Requests of the flood that are not answered yet."""
 
     async def ask(self) -> RequestOutcome:
         outcome = RequestOutcome(time.monotonic())
@@ -169,7 +170,7 @@ class OverloadClients:
 
     @asynccontextmanager
     async def saturating(self, width: int) -> AsyncIterator[None]:
-        """`width` clients that ask again and again while the body runs, each to its last answer."""
+        """`width` clients that send one request after another while the body runs."""
         going = True
 
         async def keep_asking() -> None:
@@ -185,7 +186,7 @@ class OverloadClients:
             await asyncio.gather(*tasks)
 
     async def flood(self, rate: float, seconds: float) -> None:
-        """`rate` arrivals a second on average; returns when the time is over."""
+        """Send `rate` requests per second on average; return when the time is over."""
         at = time.monotonic()
         end = at + seconds
         while (at := at + self.random.expovariate(rate)) < end:
@@ -199,7 +200,7 @@ class OverloadClients:
 async def recovery(
     metrics_url: str, load: OverloadClients, ended: float, ordinary_s: float
 ) -> float | None:
-    """Seconds until the queue is empty and a first token is as soon as before; None: never."""
+    """Seconds until the queue is empty and a first token as fast as before; None for never."""
     empty: float | None = None
     while time.monotonic() < ended + RECOVERY_LIMIT_S:
         if empty is None:
@@ -232,7 +233,7 @@ async def measure(
         memory = MemoryGrowth()
 
         async def steady(length: float) -> Phase:
-            """`length` seconds, and longer until as many are answered as there are slots."""
+            """Saturate for `length` seconds, or until one answer per slot has come."""
             start = time.monotonic()
             async with load.saturating(slots):
                 await asyncio.sleep(length)
@@ -328,15 +329,21 @@ def print_report(report: dict[str, Any]) -> None:
 
 def overload(
     config: Annotated[Path, typer.Option(help="Deployment file.")],
-    minutes: Annotated[float, typer.Option(min=0.05, max=24 * 60, help="Of overload.")] = 5.0,
-    factor: Annotated[float, typer.Option(min=0.1, help="Offered load over capacity.")] = 4.0,
-    phase_s: Annotated[float, typer.Option(min=1, help="Seconds before and after.")] = 60.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens an answer.")] = 48,
-    deadline_ms: Annotated[int | None, typer.Option(min=1, help="Of every request.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the load.")] = 0,
+    minutes: Annotated[
+        float, typer.Option(min=0.05, max=24 * 60, help="Minutes of overload.")
+    ] = 5.0,
+    factor: Annotated[float, typer.Option(min=0.1, help="Offered load divided by capacity.")] = 4.0,
+    phase_s: Annotated[
+        float, typer.Option(min=1, help="Seconds of the phases before and after.")
+    ] = 60.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens per answer.")] = 48,
+    deadline_ms: Annotated[
+        int | None, typer.Option(min=1, help="Deadline of every request.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the load.")] = 0,
     as_json: Json = False,
 ) -> int:
-    """Offer a server more than it can take, and see whether it goes on serving and recovers."""
+    """Offer a server more load than it can take, and see whether it keeps serving and recovers."""
     source = provenance.collect()
     log = terminal.console(stderr=True)
     log.print("starting the server")

@@ -1,16 +1,16 @@
-"""Total throughput of two replicas behind nginx, beside one replica with and without it.
+"""Total throughput of two replicas behind nginx, compared with one replica.
 
     python -m clients.load.replicas --config configs/demo.yaml --json
 
-Starts two servers of one deployment and nginx with docs/operations/nginx.conf on free ports. The
-three ways take turns, `repeats` times, with the same prompts and the same number of streams:
+It starts two servers of one deployment, and nginx with docs/operations/nginx.conf on free ports.
+Three setups take turns, `repeats` times, with the same prompts and the same number of streams:
 
-direct    one replica, no balancer
+direct    one replica without a balancer
 balanced  one replica behind nginx: what the balancer costs
 both      two replicas behind nginx
 
-On one machine the replicas share its cores: `both` is then no more than what two servers get out of
-them. Every answer must be whole.
+On one machine the replicas share its cores, so `both` shows what two servers get out of them. Every
+answer must be complete.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def find_nginx() -> str | None:
 
 @contextmanager
 def balancing(urls: Sequence[str]) -> Iterator[str]:
-    """nginx in front of these servers, with the project's configuration: its HOST:PORT."""
+    """Run nginx with the project's configuration in front of these servers: its HOST:PORT."""
     nginx, (port,) = find_nginx(), server.free_ports(1)
     if nginx is None:
         raise JudgeClientError("nginx: it is not installed; apt-get install nginx")
@@ -98,7 +98,7 @@ def _await(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 async def run(url: str, streams: int, max_tokens: int) -> float:
-    """Tokens a second, all streams together; JudgeClientError unless every answer is whole."""
+    """Tokens per second of all streams; JudgeClientError unless every answer is complete."""
 
     async def one(client: AsyncJudgeClient, number: int) -> int:
         prompt = PROMPTS[number % len(PROMPTS)]
@@ -115,23 +115,23 @@ async def run(url: str, streams: int, max_tokens: int) -> float:
 
 
 def measure(
-    ways: dict[str, str], streams: int, max_tokens: int, repeats: int
+    setups: dict[str, str], streams: int, max_tokens: int, repeats: int
 ) -> dict[str, list[float]]:
-    """Way -> tokens a second in each repeat; the ways take turns, after one warm-up each."""
-    for url in ways.values():
+    """Setup -> tokens per second in each repeat. The setups take turns after one warm-up each."""
+    for url in setups.values():
         asyncio.run(run(url, streams, max_tokens))
-    speeds: dict[str, list[float]] = {way: [] for way in ways}
+    speeds: dict[str, list[float]] = {setup: [] for setup in setups}
     for _ in range(repeats):
-        for way, url in ways.items():
-            speeds[way].append(asyncio.run(run(url, streams, max_tokens)))
+        for setup, url in setups.items():
+            speeds[setup].append(asyncio.run(run(url, streams, max_tokens)))
     return speeds
 
 
 def bench(
-    config: Annotated[Path, typer.Option(help="Deployment file, of both replicas.")],
-    streams: Annotated[int, typer.Option(min=2, help="At once.")] = 16,
-    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens an answer.")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="Of each way.")] = 3,
+    config: Annotated[Path, typer.Option(help="Deployment file of both replicas.")],
+    streams: Annotated[int, typer.Option(min=2, help="Concurrent streams.")] = 16,
+    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens per answer.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats of each setup.")] = 3,
     as_json: Json = False,
 ) -> None:
     """Measure one replica, one behind nginx and two behind nginx."""
@@ -141,13 +141,13 @@ def bench(
     with ExitStack() as stack:
         log.print("starting two replicas")
         urls = [stack.enter_context(server.serving(config)).url for _ in range(2)]
-        ways = {
+        setups = {
             "direct": urls[0],
             "balanced": stack.enter_context(balancing(urls[:1])),
             "both": stack.enter_context(balancing(urls)),
         }
-        speeds = measure(ways, streams, max_tokens, repeats)
-    middle = {way: median(values) for way, values in speeds.items()}
+        speeds = measure(setups, streams, max_tokens, repeats)
+    middle = {setup: median(values) for setup, values in speeds.items()}
     report = {
         "results": {
             "tokens_per_s": middle,
@@ -161,8 +161,8 @@ def bench(
     table = Table(title=f"{config.name}, {streams} streams of {max_tokens} tokens")
     for heading in ("", "tok/s", "of direct"):
         table.add_column(heading, justify="right" if heading else "left")
-    for way, value in middle.items():
-        table.add_row(way, f"{value:.1f}", f"{value / middle['direct']:.2f}")
+    for setup, value in middle.items():
+        table.add_row(setup, f"{value:.1f}", f"{value / middle['direct']:.2f}")
     terminal.console().print(table)
     if as_json:
         terminal.print_json(report)

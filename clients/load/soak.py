@@ -2,18 +2,18 @@
 
     python -m clients.load.soak --config configs/demo.yaml --minutes 15
 
-Starts a server of its own on loopback and keeps some clients busy: rules, lengths, sampling, raw
-and chat prompts, streamed and whole; in between requests that are cancelled in every way there is,
-clients that vanish, and requests that must be refused. The choices come from --seed.
+It starts a server on loopback and keeps several clients busy with all rules, lengths and sampling
+settings, raw and chat prompts, streamed and whole answers. In between come requests that are
+cancelled in every possible way, clients that vanish, and requests that the server must refuse. The
+random choices come from --seed.
 
-Bounds, each reported; one that is broken makes the exit code 1:
+Each bound is reported; a broken one makes the exit code 1:
 
-- failures 0: an answer that is wrong in itself, an error for a good request, none for a bad one,
-  no end within ANSWER_S seconds, a server process that has gone or is new;
-- growth at most 2 %: resident memory of the launcher and everything it started, all together
-  (memory.py);
-- stuck 0: sequences still active or waiting SETTLE_S seconds after the load has ended;
-- the server answers one more request then.
+- no failures: a wrong answer, an error for a good request, no error for a bad one, an answer that
+  takes longer than ANSWER_S seconds, a server process that ended or is new;
+- memory of the launcher and everything it started grows by at most 2 % (memory.py);
+- no stuck request: none runs or waits SETTLE_S seconds after the load has ended, and the server
+  then answers one more request.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ANSWER_S = 180.0
 SETTLE_S = 60.0
 MAX_GROWTH_PERCENT = 2.0
 BUSY = (RUNNING, WAITING)
-"""The server's gauges that must come back to 0."""
+"""Gauges that must come back to 0."""
 
 WEIGHTS = {
     "whole": 25,
@@ -63,7 +63,7 @@ WEIGHTS = {
 
 @dataclass
 class SoakClients:
-    """The requests: `clients` tasks that make one after the other."""
+    """Clients of one server, each sending one random request after another."""
 
     url: str
     rules: Sequence[str]
@@ -110,7 +110,7 @@ class SoakClients:
             raise Wrong(f"accepted: {bad}")
 
     async def _leave(self, client: AsyncJudgeClient, request: GenerateRequest) -> None:
-        """The iterator is closed after some chunks: the client cancels."""
+        """Close the iterator after some chunks, which makes the client cancel."""
         stream, left = client.stream(request), self.random.randint(1, 6)
         async for _ in stream:
             left -= 1
@@ -119,7 +119,7 @@ class SoakClients:
         await stream.aclose()
 
     async def _cancel(self, client: AsyncJudgeClient, request: GenerateRequest) -> None:
-        """Cancelled by id; the stream goes on to its end."""
+        """Cancel by id and read the stream to its end."""
         number, answer, left = new_request_id(), Answer(), self.random.randint(1, 6)
         async for chunk in client.stream(request, request_id=number):
             answer.add(chunk)
@@ -130,7 +130,7 @@ class SoakClients:
             raise Wrong(f"finish_reason {answer.finish_reason!r} after a cancel")
 
     async def _abort(self, client: AsyncJudgeClient, request: GenerateRequest) -> None:
-        """The task that waits for the answer is cancelled."""
+        """Cancel the task that waits for the answer."""
         task = asyncio.create_task(client.generate(request))
         await asyncio.wait([task], timeout=self.random.uniform(0.0, 2.0))
         task.cancel()
@@ -139,7 +139,7 @@ class SoakClients:
             raise error
 
     async def _vanish(self, client: AsyncJudgeClient, request: GenerateRequest) -> None:
-        """The connection closes in mid-answer, and nobody cancels anything."""
+        """The connection closes in the middle of an answer, and nobody cancels it."""
         async with AsyncJudgeClient(self.url) as other:
             stream = other.stream(request)
             await anext(stream)
@@ -163,7 +163,7 @@ async def settle(metrics_url: str) -> dict[str, float]:
 async def measure(
     running: server.ServerProcess, load: SoakClients, clients: int, seconds: float
 ) -> dict[str, Any]:
-    """The load, then what it left behind."""
+    """Run the load, then see what it left behind."""
     memory = MemoryGrowth()
     watch = asyncio.create_task(memory.watch(running))
     try:
@@ -222,12 +222,12 @@ def print_report(report: dict[str, Any]) -> None:
 def soak(
     config: Annotated[Path, typer.Option(help="Deployment file.")],
     minutes: Annotated[float, typer.Option(min=0.1, max=24 * 60)] = 15.0,
-    clients: Annotated[int, typer.Option(min=1, max=256, help="Requests at a time.")] = 6,
+    clients: Annotated[int, typer.Option(min=1, max=256, help="Concurrent requests.")] = 6,
     rules: Annotated[str, typer.Option(help="Comma-separated.")] = "none,strict,rejection,judge",
-    seed: Annotated[int, typer.Option(help="Of the load.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the load.")] = 0,
     as_json: Json = False,
 ) -> int:
-    """Load a server with everything for minutes, and see whether it stays as it was."""
+    """Send a server mixed load for minutes, and see whether it stays as it was."""
     names = [name.strip() for name in rules.split(",") if name.strip()]
     if not names:
         raise JudgeClientError("rules: name at least one")

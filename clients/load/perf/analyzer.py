@@ -1,7 +1,7 @@
-"""perf_analyzer, the program: found, given the libraries it misses, and run once a point.
+"""The program perf_analyzer: found, given the libraries that it misses, and run once per point.
 
-It comes in tritonclient's wheel (2.51.0, extra `serve`), built for a container that has libb64 and
-the CUDA runtime. nvidia-pytriton's wheel carries both under other names; links to them are enough.
+It comes in tritonclient's wheel (2.51.0, extra `serve`), which is built for a container with libb64
+and the CUDA runtime. nvidia-pytriton's wheel has both under other names; links to them are enough.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from judge_client.errors import JudgeClientError, plain
 from judge_client.wire import MODEL
 
 LIMIT_S = 900.0
-"""One run of the program; a server that hangs would hold it for ever."""
+"""Seconds for one run of the program; a server that hangs would hold it for ever."""
 LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
 
 Mode = Literal["concurrency", "request_rate"]
 
 
 class PerfLoad(NamedTuple):
-    """Streams that are always busy (`concurrency`), or Poisson arrivals a second."""
+    """Streams that are always busy (`concurrency`), or Poisson arrivals per second."""
 
     mode: Mode
     value: float
@@ -46,7 +46,7 @@ class Analyzer:
     """The program, ready to run."""
 
     def __init__(self, folder: Path) -> None:
-        """folder  private to this run: links to libraries"""
+        """folder  private to this run; it gets links to the libraries"""
         beside = Path(sys.executable).parent / "perf_analyzer"
         found = str(beside) if beside.exists() else shutil.which("perf_analyzer")
         if found is None:
@@ -107,7 +107,7 @@ def complaint(stdout: str, stderr: str) -> str:
 
 
 def library_path(folder: Path) -> dict[str, str]:
-    """The environment in which the program finds its libraries; {} where nothing was to be done."""
+    """The environment in which the program finds its libraries; {} where it needs no help."""
     spec = find_spec("pytriton")
     carried = (
         Path(spec.origin).parents[1] / "nvidia_pytriton.libs" if spec and spec.origin else None
@@ -117,6 +117,6 @@ def library_path(folder: Path) -> dict[str, str]:
     for name, pattern in LIBRARIES.items():
         for file in sorted(carried.glob(pattern))[:1]:
             (folder / name).symlink_to(file)
-    # Last: a machine's own libraries go first.
+    # Last, so that the machine's own libraries go first.
     paths = [path for path in (os.environ.get("LD_LIBRARY_PATH"), str(folder)) if path]
     return {"LD_LIBRARY_PATH": os.pathsep.join(paths)}

@@ -21,9 +21,9 @@ FIGURES = {
     "TPOT p50": ("tpot_ms", "p50"),
     "acceptance length": ("server", "acceptance_length"),
 }
-"""Heading -> where in a row."""
+"""Heading -> path of the figure in a row."""
 SETTING = ("cpu", "gpu", "threads", "deployment", "prompts", "max_tokens")
-"""What must be equal for a comparison to say something about the code."""
+"""Settings that must be equal for a comparison to say something about the code."""
 
 Report = Annotated[Path, typer.Argument(help="A JSON report of `run`.")]
 
@@ -48,7 +48,7 @@ def compare(before: Report, after: Report, as_json: Json = False) -> None:
 
 
 def compared(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """-> {"results": a row a common point, "differences": settings that are not the same}"""
+    """-> {"results": one row per common point, "differences": settings that are not the same}"""
     old, rows = {point(row): row for row in before["results"] if "error" not in row}, []
     for row in after["results"]:
         if "error" in row or point(row) not in old:

@@ -1,7 +1,7 @@
 """perf_analyzer's profile export as timed answers.
 
-A response carries as many tokens as a round emitted, so that tokens are counted by the server's own
-`num_output_tokens` in it, not by responses.
+A response carries all tokens of a round, so we count tokens by the server's `num_output_tokens` and
+not by responses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from judge_client.errors import JudgeClientError
 
 
 class Truncated(JudgeClientError):
-    """The file ends in the middle. Worth another try: see `read_export`."""
+    """The file ends in the middle. Another run may help: see `read_export`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TimedAnswer:
 
 
 def read_export(path: Path) -> list[TimedAnswer]:
-    """The answers of the one experiment in a file, in the order they were asked for.
+    """The answers of the one experiment in a file, in the order in which they were asked for.
 
     perf_analyzer 2.51.0 reads four bytes where an output (`judge_scores`) is empty. Where they
     happen to be a NaN its JSON writer stops there, and the file is cut off: Truncated.

@@ -1,14 +1,14 @@
 """The figures of a point, from its timed answers. All times are the client's.
 
 TTFT     ms from sending a request to its first tokens: queue, prefill and first round
-ITL      ms between one response with tokens and the next: what a reader waits. A response brings
-         one round's tokens, so that rules with longer rounds are not flattered here
-TPOT     ms a token of an answer after its first response: (last - first) / tokens after the first
+ITL      ms between one response with tokens and the next, as a reader sees it. A response brings
+         all tokens of a round, so this does not flatter rules with longer rounds
+TPOT     ms per token of an answer after its first response: (last - first) / tokens after the first
 latency  ms from sending a request to its last response
-tok/s    in total: tokens that arrived between the first and the last request's sending, over that
-         time. All streams are busy then; what runs out afterwards is left out
-tok/s a user
-         an answer's tokens over its latency
+tok/s    in total: tokens that arrived between the sending of the first and of the last request,
+         divided by that time. All streams are busy then; we leave out the tail after it
+tok/s per user
+         tokens of an answer divided by its latency
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ def busy(run: Sequence[TimedAnswer]) -> tuple[int, float]:
 
 
 def tpot(answer: TimedAnswer) -> float | None:
-    """Seconds a token after the first response; None where nothing came after it."""
+    """Seconds per token after the first response; None where no token came after it."""
     later = answer.tokens - answer.chunks[0][1]
     return (answer.chunks[-1][0] - answer.chunks[0][0]) / later if later else None
 
 
 def spread(values: Iterable[float]) -> dict[str, float] | None:
-    """Mean and percentiles (linear between neighbours); None of nothing."""
+    """Mean and percentiles (linear between neighbours); None for no values."""
     array = np.array(list(values))
     if not array.size:
         return None
@@ -96,7 +96,7 @@ SERVER = {
 
 
 def server_figures(before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:
-    """What the server's counters say of the time between; {} where it has them not.
+    """What the server's counters say about the time between; {} where it has none.
 
     acceptance_length  1 + accepted / drafts: correction or bonus token counted, None without drafts
     judged_share       of all tokens

@@ -1,4 +1,4 @@
-"""What perf_analyzer sends: one row of tensors a prompt, taken in turn by its streams."""
+"""What perf_analyzer sends: one row of tensors per prompt, which its streams take in turn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 def input_data(
     prompts: Sequence[str], rule: str, max_tokens: int, draft_len: int | None = None
 ) -> dict[str, Any]:
-    """perf_analyzer's `--input-data`: each prompt a chat turn, streamed, greedy.
+    """perf_analyzer's `--input-data`: each prompt is a chat turn, streamed and greedy.
 
     draft_len  `max_draft_len` of every request; None leaves it to the deployment
     """

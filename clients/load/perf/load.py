@@ -23,12 +23,14 @@ from judge_decoding import provenance
 from judge_decoding.cli import read_prompts
 
 MAX_STREAMS = 256
-Seconds = Annotated[float, typer.Option(min=0.1, max=300.0, help="A point's, about.")]
+Seconds = Annotated[float, typer.Option(min=0.1, max=300.0, help="Approximate time of a point.")]
 Prompts = Annotated[
     Path | None, typer.Option(help='Lines of {"prompt": text}; 48 chat prompts by default.')
 ]
-MaxTokens = Annotated[int, typer.Option(min=1, help="New tokens an answer, at most.")]
-Repeats = Annotated[int, typer.Option(min=1, help="Of every point, systems in turn.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Largest number of new tokens per answer.")]
+Repeats = Annotated[
+    int, typer.Option(min=1, help="Repeats of every point; the systems take turns.")
+]
 
 
 class MeasuredEndpoint(NamedTuple):
@@ -37,11 +39,9 @@ class MeasuredEndpoint(NamedTuple):
 
 
 def run(
-    config: Annotated[Path, typer.Option(help="Deployment that is started.")] = Path(
-        "configs/demo.yaml"
-    ),
+    config: Annotated[Path, typer.Option(help="Deployment to start.")] = Path("configs/demo.yaml"),
     url: Annotated[
-        str | None, typer.Option("-u", "--url", help="A server that runs already, and is idle.")
+        str | None, typer.Option("-u", "--url", help="A server that is already running, and idle.")
     ] = None,
     metrics: Annotated[
         str | None, typer.Option(help="With -u: http://HOST:PORT/metrics, for its counters.")
@@ -52,7 +52,7 @@ def run(
         str, typer.Option(help='Comma-separated; "" for none.')
     ] = "1,2,4,8,16,32",
     request_rate: Annotated[
-        str, typer.Option(help="Requests a second (Poisson), comma-separated.")
+        str, typer.Option(help="Requests per second (Poisson), comma-separated.")
     ] = "",
     seconds: Seconds = 8.0,
     repeats: Repeats = 1,
@@ -113,7 +113,7 @@ def measuring(
     max_tokens: int,
     log: Callable[[str], None],
 ) -> Iterator[Sweep]:
-    """A sweep of the server at `url`, else of one started for `config` and stopped behind it."""
+    """A sweep of the server at `url`, or of one that is started for `config` and then stopped."""
     with tempfile.TemporaryDirectory(prefix="judge-perf-") as name:
         folder = Path(name)
         analyzer = Analyzer(folder)
@@ -144,7 +144,7 @@ def names(text: str, what: str) -> list[str]:
 
 
 def streams(text: str, what: str) -> list[int]:
-    """A comma-separated option of counts, rising."""
+    """A comma-separated option of counts, in ascending order."""
     values = set()
     for part in text.split(","):
         if not part.strip():

@@ -1,4 +1,4 @@
-"""The report's figure: throughput and latencies against the load, a line a rule."""
+"""The report's figure: throughput and latencies against the load, one line per rule."""
 
 from __future__ import annotations
 

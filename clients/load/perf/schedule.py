@@ -15,8 +15,8 @@ Curves = Mapping[int, Mapping[int, float]]
 def choices(curves: Curves, margin: float) -> dict[int, int]:
     """The best draft length at each measured number of active sequences.
 
-    0 unless another one is faster than it by more than `margin` (a share): where they are within
-    the noise of each other, drafting is not worth its memory traffic. Of equals, the shortest.
+    It is 0 unless another length is faster by more than `margin` (a share): within the noise,
+    drafting is not worth its memory traffic. Of equally fast lengths the shortest counts.
     """
     best = {}
     for active, speeds in sorted(curves.items()):
@@ -26,9 +26,9 @@ def choices(curves: Curves, margin: float) -> dict[int, int]:
 
 
 def schedule(chosen: Mapping[int, int]) -> dict[int, int]:
-    """{active sequences up to: draft length}, as short as it goes.
+    """{active sequences up to: draft length}, as short as possible.
 
-    Numbers between two measured ones are covered by the larger; above the last there is no
+    A number between two measured ones takes the length of the larger; above the last there is no
     drafting.
     """
     limits: dict[int, int] = {}
@@ -49,7 +49,7 @@ _LINE = re.compile(r"^draft_len_schedule:[ \t]*\{[^{}\n]*\}", re.MULTILINE)
 
 
 def write(limits: Mapping[int, int], config: Path) -> None:
-    """Put the schedule in a deployment file in place of the one there; all else stays as it is.
+    """Put the schedule in a deployment file in place of its present one; the rest stays as it is.
 
     JudgeClientError unless the file has one, on one line.
     """

@@ -1,8 +1,8 @@
 """Many points on one running server: warmed up, interleaved, each with the same prompts.
 
-At every load the systems take turns, the first one rotating from repeat to repeat, so that what the
-machine does meanwhile hits all of them. All answer the same number of prompts there, so many as the
-first system needs about `seconds` for, and at least WAVES a stream.
+At every load the systems take turns, beginning with another one in each repeat, so that the
+machine's drift hits all of them. All answer the same number of prompts: as many as the first system
+answers in about `seconds`, and at least WAVES per stream.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from judge_client.errors import JudgeClientError
 from judge_client.metrics import read_metrics
 
 WAVES = 3
-"""Requests a stream, at least: the last of them is left out of tok/s (figures.py)."""
+"""Smallest number of requests per stream; tok/s leaves out the last one (figures.py)."""
 WARM_UP = 4
-"""Answers before a point, at least."""
+"""Smallest number of answers before a point."""
 ATTEMPTS = 4
-"""At a run whose export was cut off (export.py)."""
+"""Runs before we give up where every export is cut off (export.py)."""
 
 
 class SweepSystem(NamedTuple):
-    """What is compared: a rule, at a draft length (None: the deployment's)."""
+    """What is compared: a rule at a draft length; None is the deployment's length."""
 
     rule: str
     draft_len: int | None = None
@@ -41,7 +41,7 @@ class SweepSystem(NamedTuple):
 
 @dataclass(frozen=True)
 class Sweep:
-    """The server, and what it is asked. `metrics_url` None: its counters are not read."""
+    """The server and its prompts. Where `metrics_url` is None, its counters are not read."""
 
     analyzer: Analyzer
     folder: Path
@@ -59,7 +59,7 @@ class Sweep:
         repeats: int = 1,
         progress: Callable[[str], None] = lambda line: None,
     ) -> Iterator[dict[str, Any]]:
-        """A row a system and load: {"rule", "draft_len", "mode", "value"}, then the figures, or
+        """A row per system and load: {"rule", "draft_len", "mode", "value"}, then the figures, or
         "error" where the server refused a request."""
         for load in loads:
             runs: dict[SweepSystem, list[list[TimedAnswer]]] = {system: [] for system in systems}
@@ -109,9 +109,9 @@ class Sweep:
     def _run(
         self, system: SweepSystem, load: PerfLoad, count: int
     ) -> tuple[list[TimedAnswer], dict[str, float]]:
-        """`count` answers, and what the server's counters rose by for them.
+        """`count` answers, and by how much they raised the server's counters.
 
-        A run whose export was cut off is made again, and counts nowhere.
+        A run whose export was cut off is repeated and does not count.
         """
         inputs, export = self.folder / "inputs.json", self.folder / "export.json"
         data = input_data(self.prompts, system.rule, self.max_tokens, system.draft_len)
@@ -133,7 +133,7 @@ class Sweep:
 
 def answers_for(load: PerfLoad, warm: Sequence[TimedAnswer], seconds: float) -> int:
     """How many answers take about `seconds`, by a warm-up run at that load."""
-    if load.mode == "request_rate":  # perf_analyzer wants a second's worth, at least
+    if load.mode == "request_rate":  # perf_analyzer wants at least one second of requests
         return max(2 * WARM_UP, math.ceil(load.value), round(load.value * seconds))
     pace = len(warm) / max(answer.end_s for answer in warm)
     return max(WAVES * int(load.value), round(pace * seconds))

@@ -1,9 +1,9 @@
 """`tune`: measure tok/s by active sequences and draft length, and choose the schedule.
 
-Serves the deployment without its schedule, so that every request's own `max_draft_len` holds, and
-keeps a = 1, 2, 3, ... streams busy at draft lengths 0..k, all lengths and rule `none` in turn at
-each a. As many streams as there are slots are as many active sequences as there ever are: what
-comes beyond `limits.max_sequences` waits, so that higher concurrency runs at the last entry.
+It serves the deployment without its schedule, so that every request's own `max_draft_len` holds,
+and keeps a = 1, 2, 3, ... streams busy. At each a, the draft lengths 0..k and rule `none` take
+turns. More sequences than `limits.max_sequences` are never active, since further requests wait; so
+a goes up to that number, and higher concurrency runs at the schedule's last entry.
 """
 
 from __future__ import annotations
@@ -35,22 +35,30 @@ ACTIVE = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 def tune(
     config: Annotated[Path, typer.Option(help="Deployment file.")] = Path("configs/demo.yaml"),
-    rule: Annotated[str, typer.Option(help="Whose draft length is tuned.")] = "judge",
+    rule: Annotated[str, typer.Option(help="The rule whose draft length is tuned.")] = "judge",
     max_draft_len: Annotated[
-        int | None, typer.Option(min=1, max=128, help="The longest to try.", show_default="its own")
+        int | None,
+        typer.Option(min=1, max=128, help="Longest draft to try.", show_default="its own"),
     ] = None,
     max_sequences: Annotated[
         int | None, typer.Option(min=1, max=256, help="Instead of the file's.")
     ] = None,
-    active: Annotated[str, typer.Option(help="Comma-separated.", show_default="up to all")] = "",
+    active: Annotated[
+        str,
+        typer.Option(
+            help="Numbers of active sequences, comma-separated.", show_default="up to all"
+        ),
+    ] = "",
     prompts: Prompts = None,
     seconds: Seconds = 2.5,
     repeats: Repeats = 2,
     max_tokens: MaxTokens = 64,
     margin: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="A gain that drafting must exceed.")
+        float, typer.Option(min=0.0, max=1.0, help="Smallest gain that drafting must bring.")
     ] = 0.02,
-    write: Annotated[bool, typer.Option("--write", help="Into the deployment file.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write it into the deployment file.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Writes OUT.json.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -77,7 +85,7 @@ def tune(
         with measuring(free, None, None, texts, max_tokens, log.print) as sweep:
             source = provenance.collect()
             loads = [PerfLoad("concurrency", number_active) for number_active in wanted]
-            # Reading counters waits until they are published, which nothing here is for.
+            # Nothing here needs the counters, and reading them waits for their publication.
             bare = replace(sweep, metrics_url=None)
             rows = list(
                 bare.points(systems, loads, seconds=seconds, repeats=repeats, progress=log.print)
