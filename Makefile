@@ -99,7 +99,7 @@ bench: venv target
 
 # docs/operations/load.md; some minutes. perf_analyzer is in the wheel of tritonclient.
 load: venv target
-	$(BIN)/python -m clients.perf run --config configs/demo.yaml --request-rate 1,2,4 \
+	$(BIN)/python -m clients.load.perf run --config configs/demo.yaml --request-rate 1,2,4 \
 		--out docs/results/load_demo --json
 
 clean:

@@ -2,8 +2,8 @@
 
     make demo            (python -m clients.demo --config configs/demo.yaml)
 
-Starts `judge-decoding serve` on free ports of loopback: the deployment's MPI ranks and a Triton
-server. The figures are of these three prompts alone; `judge-decoding bench` measures properly.
+It starts `judge-decoding serve` on free ports of loopback: the deployment's MPI ranks and a Triton
+server. The figures describe these three prompts only; `judge-decoding bench` measures properly.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clients import terminal
-from clients.client import JudgeClient
-from clients.server import Server, descendants, read_metrics, serving
-from clients.wire import Answer, JudgeClientError, Request
+from clients.server import ServerProcess, descendants, serving
+from judge_client import terminal
+from judge_client.client import JudgeClient
+from judge_client.commands.answer import speed_line
+from judge_client.commands.run import run
+from judge_client.errors import JudgeClientError
+from judge_client.metrics import read_metrics
+from judge_client.wire import Answer, GenerateRequest
 
 PROMPTS = (
     "What is the capital of France, and what is it famous for?",
@@ -38,7 +42,7 @@ COUNTERS = (
     "generation_tokens_total",
     "request_success_total",
 )
-"""Of the server's metrics (docs/operations/metrics.md), those that are shown."""
+"""The metrics that are shown (docs/operations/metrics.md)."""
 
 
 class Timed(NamedTuple):
@@ -50,7 +54,7 @@ class Timed(NamedTuple):
 
 
 def demo(config: Annotated[Path, typer.Option(help="Deployment file.")]) -> int:
-    """Serve, stream three prompts by every rule, compare, stop."""
+    """Serve, stream three prompts under every rule, compare, stop."""
     out = terminal.console()
     out.print("Starting the ranks and the server (loading two models) ...", style="dim")
     with serving(config) as server:
@@ -70,7 +74,7 @@ def demo(config: Annotated[Path, typer.Option(help="Deployment file.")]) -> int:
 
 
 def ask(client: JudgeClient, out: Console) -> dict[str, list[Timed]]:
-    """Every prompt by every rule, streamed to the screen."""
+    """Stream every prompt under every rule to the screen."""
     for rule in RULES:
         client.generate(request(PROMPTS[0], rule, WARM_UP_TOKENS))
     answers: dict[str, list[Timed]] = {rule: [] for rule in RULES}
@@ -80,31 +84,30 @@ def ask(client: JudgeClient, out: Console) -> dict[str, list[Timed]]:
             out.rule(rule, align="left", style="dim")
             timed = stream(client, request(prompt, rule, MAX_TOKENS), out)
             answers[rule].append(timed)
-            out.print(terminal.speed_line([timed.answer], timed.seconds), style="dim")
+            out.print(speed_line([timed.answer], timed.seconds), style="dim")
     return answers
 
 
-def request(prompt: str, rule: str, max_tokens: int) -> Request:
-    return Request(
+def request(prompt: str, rule: str, max_tokens: int) -> GenerateRequest:
+    return GenerateRequest(
         prompt, chat=True, rule=rule, max_tokens=max_tokens, provenance=True, record=True
     )
 
 
-def stream(client: JudgeClient, asked: Request, out: Console) -> Timed:
+def stream(client: JudgeClient, asked: GenerateRequest, out: Console) -> Timed:
     painter, answer = terminal.Painter(colour=terminal.has_colour(out)), Answer()
     began, first = time.perf_counter(), 0.0
     for chunk in client.stream(asked):
         first = first or time.perf_counter() - began
         answer.add(chunk)
-        out.print(painter.paint(chunk), end="", soft_wrap=True)
-        out.file.flush()
+        terminal.write(out, painter.paint(terminal.pieces(chunk)), end="")
     seconds = time.perf_counter() - began
-    out.print(painter.close())
+    terminal.write(out, painter.close())
     return Timed(answer, seconds, first)
 
 
-def show_processes(server: Server, out: Console) -> None:
-    """What runs now: the launcher and everything below it, by name."""
+def show_processes(server: ServerProcess, out: Console) -> None:
+    """Print the running processes: the launcher and everything below it, by name."""
     names = [name for name, _ in descendants(server.process.pid).values()]
     counts = ", ".join(f"{names.count(name)} {name}" for name in sorted(set(names)))
     out.print(f"Ready at {server.url} (gRPC). Processes: {counts}.", style="dim")
@@ -132,8 +135,8 @@ def table(answers: dict[str, list[Timed]]) -> Table:
     return made
 
 
-def show_counters(server: Server, out: Console) -> None:
-    """The server's own counts, as Prometheus would read them."""
+def show_counters(server: ServerProcess, out: Console) -> None:
+    """Print the server's own counts, as Prometheus would read them."""
     values = read_metrics(server.metrics_url, fresh=True)
     line = ", ".join(
         f"{name.removesuffix('_total')} {values[f'judge_decoding_{name}']:g}" for name in COUNTERS
@@ -142,4 +145,4 @@ def show_counters(server: Server, out: Console) -> None:
 
 
 if __name__ == "__main__":
-    terminal.run(demo, "demo")
+    run(demo, "demo")

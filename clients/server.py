@@ -1,12 +1,11 @@
-"""A server started for a measurement, watched and stopped: a `judge-decoding serve` of its own.
+"""A server that a tool starts, watches and stops: `judge-decoding serve` on free ports.
 
-Linux only, as Triton is: processes and their memory are read from /proc.
+Linux only, like Triton: processes and their memory are read from /proc.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import socket
@@ -19,19 +18,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from clients.access import DIRECT
-from clients.wire import JudgeClientError
+from judge_client.errors import JudgeClientError
 
 START_S = 900.0
-"""Loading models and the warm-up round included."""
+"""Seconds until it is ready: loading models and the warm-up round."""
 STOP_S = 60.0
-"""Draining included."""
-FRESH_S = 120.0
-"""Longer than any round."""
+"""Seconds until it has stopped, draining included."""
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerProcess:
     """A running server. `url` is Triton's gRPC endpoint, `metrics_url` that of Prometheus."""
 
     url: str
@@ -39,7 +35,7 @@ class Server:
     process: subprocess.Popen[bytes]
 
     def rss(self) -> dict[str, int]:
-        """Resident bytes of the launcher and all that it started: `name:pid` -> bytes."""
+        """Resident bytes of the launcher and everything it started: `name:pid` -> bytes."""
         return {
             f"{name}:{pid}": rss
             for pid, (name, rss) in sorted(descendants(self.process.pid).items())
@@ -56,8 +52,8 @@ def command() -> str:
 
 
 @contextmanager
-def serving(config: Path) -> Iterator[Server]:
-    """Start a server on free ports of loopback, wait until it is ready; stop it afterwards."""
+def serving(config: Path) -> Iterator[ServerProcess]:
+    """Start a server on free ports of loopback, wait until it is ready, and stop it afterwards."""
     with tempfile.TemporaryDirectory(prefix="judge-decoding-") as folder, ExitStack() as stack:
         ready, log = Path(folder) / "ready", Path(folder) / "log"
         http, grpc, metrics = free_ports(3)
@@ -84,7 +80,7 @@ def serving(config: Path) -> Iterator[Server]:
             if time.monotonic() > deadline:
                 raise JudgeClientError(f"serve: not ready within {START_S:g} s: {tail(log)}")
             time.sleep(0.1)
-        yield Server(f"127.0.0.1:{grpc}", f"http://127.0.0.1:{metrics}/metrics", process)
+        yield ServerProcess(f"127.0.0.1:{grpc}", f"http://127.0.0.1:{metrics}/metrics", process)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -102,14 +98,14 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def tail(log: Path) -> str:
-    """The last line that says something."""
+    """The last line that is not blank."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
     return last.removeprefix("judge-decoding: ")
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now, all different."""
+    """Different ports on which nobody listens now."""
     with ExitStack() as stack:
         held = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in held:
@@ -137,43 +133,3 @@ def descendants(root: int) -> dict[int, tuple[str, int]]:
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
     return {pid: facts[pid] for pid in found if pid in facts}
-
-
-_SAMPLE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{.*\})? ([^ ]+)")
-
-
-ALIVE = "judge_decoding_loop_alive_timestamp_seconds"
-"""Published last and each time: what is read with it is as new."""
-
-
-def read_metrics(url: str, *, fresh: bool = False) -> dict[str, float]:
-    """Every metric's value, summed over its labels.
-
-    fresh  none older than this call: wait until the loop publishes the next time (1 s)
-    """
-    return parse_metrics(read_page(url, fresh=fresh))
-
-
-def read_page(url: str, *, fresh: bool = False) -> str:
-    """The metrics as text. JudgeClientError where the loop publishes none for FRESH_S seconds."""
-    wanted = time.time()
-    while True:
-        with DIRECT.open(url, timeout=10) as page:
-            text = page.read().decode("utf-8")
-        if not fresh:
-            return text
-        # Once more then: this page may have been begun before and ended after a publication.
-        fresh = parse_metrics(text).get(ALIVE, 0.0) < wanted
-        if not fresh:
-            continue
-        if time.time() > wanted + FRESH_S:
-            raise JudgeClientError(f"{url}: no metrics of the loop since {FRESH_S:g} s")
-        time.sleep(0.02)
-
-
-def parse_metrics(text: str) -> dict[str, float]:
-    totals = dict[str, float]()
-    for line in text.splitlines():
-        if match := _SAMPLE.match(line):
-            totals[match[1]] = totals.get(match[1], 0.0) + float(match[2])
-    return totals

@@ -221,24 +221,6 @@ app.command("eval")(evaluate)
 app.command()(audit)
 
 
-@app.command(hidden=True)
-def bench_worker(config: Config = DEMO, prompts: Path | None = None) -> None:
-    """The in-process side of `python -m clients.bench_server`."""
-    from judge_decoding import bench_worker as worker
-
-    texts = read_prompts(prompts)
-    with closing(_load(_deployment(config))) as pipeline:
-        worker.run(pipeline, texts)
-
-
-@app.command(hidden=True)
-def provenance() -> None:
-    """Where a measurement made here comes from, as JSON; for scripts outside the library."""
-    from judge_decoding.provenance import collect
-
-    _print_json(collect())
-
-
 def read_prompts(path: Path | None) -> list[str]:
     """The prompts of a .jsonl file of {"prompt": text}; None for those of the package."""
     where = path or resources.files("judge_decoding") / "data" / "chat_prompts.jsonl"

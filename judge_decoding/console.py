@@ -1,7 +1,6 @@
-"""What people see: text coloured by provenance, a legend, a conversation, tables.
+"""What people see: coloured answers, a conversation, tables, progress.
 
-On a terminal provenance is a colour. Without colour (a pipe, a log, NO_COLOR) it is a pair of
-marks around every run of such tokens, so that the same output still says who wrote what.
+Colours, marks and the conversation itself are the client's (`judge_client.terminal`).
 """
 
 from __future__ import annotations
@@ -11,8 +10,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from judge_client import terminal
+from judge_client.terminal import Runs, has_colour
+from judge_client.terminal import console as console
+from judge_client.terminal import print_legend as print_legend
+from judge_client.terminal import write as write
 from judge_decoding.engine.base import Provenance
 from judge_decoding.errors import UserError
 from judge_decoding.sequence import AcceptanceRecord, Request, Token
@@ -27,155 +31,75 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LINE_S = 30.0
-"""Between two lines of progress in a log."""
-PLAIN_WIDTH = 140
-"""Columns where there is no terminal to ask: none of a table's cells is cut."""
+"""Seconds between two lines of progress in a log."""
 
 
-class Look(NamedTuple):
-    """How tokens of one provenance are shown: in colour, or between marks."""
-
-    style: str
-    opening: str
-    closing: str
-    meaning: str
-
-
-LOOKS: dict[Provenance, Look] = {
-    "aligned": Look("green", "", "", "drafted, and what the target itself would have written"),
-    "judged": Look("bold yellow", "⟦", "⟧", "drafted, accepted by the judge (or a gate) alone"),
-    "target": Look("cyan", "‹", "›", "written by the target"),
-}
-
-
-def console(*, stderr: bool = False) -> Console:
-    """A console on the present stdout or stderr."""
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
-
-
-def has_colour(out: Console) -> bool:
-    return out.color_system is not None and not out.no_color
-
-
-Runs: TypeAlias = list[tuple[str, str]]
-"""Pieces of text, each with rich's name for its style; "" is none."""
-
-
-def write(out: Console, runs: Runs, *, end: str = "\n") -> None:
-    """Text that is not ours. rich makes spaces of tabs and drops carriage returns: right on a
-    terminal; elsewhere the text goes out as it is."""
-    if out.is_terminal:
-        from rich.text import Text
-
-        out.print(Text.assemble(*runs), soft_wrap=True, end=end)
-        return
-    out.file.write("".join(text for text, _ in runs) + end)
-    out.file.flush()
-
-
-class Painter:
+class TokenPainter:
     """Turns an answer's tokens into coloured text as they stream in.
 
-    The text is the decoder's (stop strings cut, unfinished characters held back); the tokens only
-    say who owns each of its characters.
+    The text is the decoder's: stop strings are cut, unfinished characters are held back. The tokens
+    only say who owns each of its characters.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, colour: bool) -> None:
-        self._pieces = TextStream(tokenizer)
-        self._colour = colour
+        self._stream = TextStream(tokenizer)
+        self._painter = terminal.Painter(colour=colour)
         self._owners: list[Provenance] = []  # of the characters decoded but not yet shown
-        self._last: Provenance | None = None
+        self._last: Provenance = "target"
 
     def paint(self, tokens: Iterable[Token], text: str) -> Runs:
-        """`tokens` came in and `text` may be shown now: its coloured form."""
+        """The coloured form of `text`, which may be shown now that `tokens` have come in."""
         for token in tokens:
-            self._owners += [token.provenance] * len(self._pieces.push(token.id))
+            self._owners += [token.provenance] * len(self._stream.push(token.id))
         owners, self._owners = self._owners[: len(text)], self._owners[len(text) :]
-        # Flushed text may outrun the pieces: an unfinished character at the very end.
-        owners += [owners[-1] if owners else self._last or "target"] * (len(text) - len(owners))
-        painted: Runs = []
+        self._last = owners[-1] if owners else self._last
+        # Flushed text may be longer than the pieces: an unfinished character at the very end.
+        owners += [self._last] * (len(text) - len(owners))
+        pieces = list[tuple[str | None, str]]()
         start = 0
         for owner, run in groupby(owners):
             end = start + len(list(run))
-            if not self._colour and owner != self._last:
-                painted += [*self.close(), (LOOKS[owner].opening, "")]
-            painted.append((text[start:end], LOOKS[owner].style if self._colour else ""))
-            self._last, start = owner, end
-        return painted
+            pieces.append((owner, text[start:end]))
+            start = end
+        return self._painter.paint(pieces)
 
     def close(self) -> Runs:
-        """The mark that ends the answer, where one is open."""
-        mark = "" if self._colour or self._last is None else LOOKS[self._last].closing
-        self._last = None
-        return [(mark, "")]
+        """The mark that ends the answer, if one is open."""
+        return self._painter.close()
 
 
 def print_result(out: Console, result: Result, tokenizer: Tokenizer) -> None:
     """A whole answer, coloured."""
-    painter = Painter(tokenizer, colour=has_colour(out))
+    painter = TokenPainter(tokenizer, colour=has_colour(out))
     pairs = zip(result.token_ids, result.provenance, strict=True)
     tokens = (Token(token, whence, None) for token, whence in pairs)
     write(out, [*painter.paint(tokens, result.text), *painter.close()])
 
 
-def print_legend(out: Console) -> None:
-    from rich.text import Text
-
-    colour = has_colour(out)
-    for name, look in LOOKS.items():
-        sample = name if colour else f"{look.opening}{name}{look.closing}"
-        line = Text("  ").append(f"{sample:<10}", look.style if colour else "")
-        out.print(line.append(look.meaning), soft_wrap=True)
-
-
 def speed_line(tokens: int, seconds: float, records: Sequence[AcceptanceRecord]) -> str:
-    """The line under an answer, or under a batch of them: wall time, prefill included."""
-    total = AcceptanceRecord()
-    for record in records:
-        total.merge(record)
-    parts = [f"{tokens} tokens", f"{tokens / max(seconds, 1e-9):.1f} tok/s"]
-    if total.num_draft_tokens:
-        parts.append(f"acceptance length {total.mean_acceptance_length:.2f}")
-        parts.append(f"{total.num_judged_tokens} judged")
-    return ", ".join(parts)
+    """The line under an answer, or under a batch; see `judge_client.terminal.speed_line`."""
+    return terminal.speed_line(tokens, seconds, [record.to_dict() for record in records])
 
 
 def converse(pipeline: Pipeline) -> None:
     """Chat on stdin and stdout until /quit or the end of input."""
     out = console()
-    print_legend(out)
-    history: list[dict[str, str]] = []
-    while True:
+
+    def send(history: list[dict[str, str]]) -> str:
         try:
-            text = input("\n> ").strip()
-            check_unicode("prompt", text)
-        except (EOFError, KeyboardInterrupt):
-            out.print()
-            return
+            check_unicode("prompt", history[-1]["content"])
         except UserError as error:
-            out.print(f"{error}", soft_wrap=True)
-            continue
-        if text == "/quit":
-            return
-        if text == "/new":
-            history.clear()
-        elif text:
-            history.append({"role": "user", "content": text})
-            try:
-                answer = _turn(pipeline, history, out)
-            except UserError as error:  # the conversation no longer fits the context
-                history.pop()
-                out.print(f"{error}; /new starts over", soft_wrap=True)
-            else:
-                history.append({"role": "assistant", "content": answer})
+            raise terminal.TurnRefused(str(error)) from None
+        try:
+            return _turn(pipeline, history, out)
+        except UserError as error:  # the conversation no longer fits the context
+            raise terminal.TurnRefused(f"{error}; /new starts over") from None
+
+    terminal.converse(out, send)
 
 
 def _turn(pipeline: Pipeline, history: Sequence[dict[str, str]], out: Console) -> str:
-    """Stream one answer and return it; Ctrl-C cuts it short, and then it is what was shown."""
+    """Stream one answer and return it. Ctrl-C cuts it short, and it is then what was shown."""
     deployment, decoder = pipeline.deployment, pipeline.decoder
     began = time.perf_counter()
     number = decoder.add(
@@ -185,7 +109,7 @@ def _turn(pipeline: Pipeline, history: Sequence[dict[str, str]], out: Console) -
             acceptance=deployment.default_acceptance(),
         )
     )
-    painter = Painter(pipeline.tokenizer, colour=has_colour(out))
+    painter = TokenPainter(pipeline.tokenizer, colour=has_colour(out))
     finished = False
     try:
         while not finished:
@@ -253,14 +177,14 @@ def print_report(out: Console, report: dict[str, Any]) -> None:
     out.print(f"{source['cpu']}, GPU {source['gpu']}, commit {source['git_sha']}, {source['date']}")
 
 
-class Step(Protocol):
-    """Says how far some work is; `note` is shown behind the numbers."""
+class ProgressStep(Protocol):
+    """Takes how far some work is; `note` is shown after the numbers."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Step]:
+def progress(what: str) -> Iterator[ProgressStep]:
     """On stderr: a bar that vanishes when done; where that is no terminal, a line now and then."""
     err = console(stderr=True)
     if not err.is_terminal:

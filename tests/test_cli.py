@@ -243,7 +243,6 @@ def test_every_command_closes_what_it_loaded(
         (("generate", "--prompt", "word " * 300), 2),
         (("chat",), 0),
         (("bench", "--rules", "none", "--max-tokens", "4", "--prompts", prompts), 0),
-        (("bench-worker", "--prompts", prompts), 0),
     ):
         closed.clear()
         done = run(*arguments, "--config", pair / "deployment.yaml", stdin="")

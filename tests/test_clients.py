@@ -6,7 +6,6 @@ import io
 import json
 import math
 import os
-import pkgutil
 import socket
 import subprocess
 import sys
@@ -19,24 +18,24 @@ from rich.console import Console
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
-import clients
-from clients import terminal
-from clients.client import check_url
-from clients.generate import document
-from clients.wire import (
+from judge_client import terminal
+from judge_client.commands.answer import speed_line
+from judge_client.commands.generate import document
+from judge_client.connection import check_address
+from judge_client.errors import JudgeClientError, plain
+from judge_client.wire import (
     Answer,
     Chunk,
-    JudgeClientError,
-    Request,
-    Token,
+    GeneratedToken,
+    GenerateRequest,
+    infer_message,
     infer_request,
-    plain,
-    read_response,
+    read_chunk,
+    read_outputs,
     stop_request,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = [module.name for module in pkgutil.iter_modules(clients.__path__, "clients.")]
 NUMPY = {"BOOL": np.bool_, "INT32": np.int32, "UINT64": np.uint64, "FP32": np.float32}
 
 
@@ -69,23 +68,13 @@ def response(*, final: bool = False, error: str = "", **outputs: tuple[str, list
     return made
 
 
-def test_the_clients_import_nothing_of_the_library() -> None:
-    """With the library and its heavy packages barred, every module still imports."""
-    assert "clients.soak" in MODULES
-    assert "clients.bench_server" in MODULES
-    code = f"""
-import importlib, sys
-for name in ("judge_decoding", "torch", "transformers", "pydantic", "yaml", "psutil", "mpi4py"):
-    sys.modules[name] = None
-for name in {MODULES!r}:
-    importlib.import_module(name)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def read_response(message: Any) -> tuple[Chunk | None, bool]:
+    outputs, final = read_outputs(message)
+    return (None if outputs is None else read_chunk(outputs)), final
 
 
 def test_a_plain_request_sends_its_text_and_nothing_it_was_not_given() -> None:
-    message = infer_request(Request("Zürich"), "id-1", stream=False)
+    message = infer_request(GenerateRequest("Zürich"), "id-1", stream=False)
     assert (message.model_name, message.id) == ("ensemble", "id-1")
     assert message.parameters["triton_enable_empty_final_response"].bool_param
     assert tensors(message) == {
@@ -101,7 +90,7 @@ def test_a_plain_request_sends_its_text_and_nothing_it_was_not_given() -> None:
 
 
 def test_every_field_has_its_tensor() -> None:
-    request = Request(
+    request = GenerateRequest(
         "x",
         chat=True,
         max_tokens=7,
@@ -151,14 +140,21 @@ def test_every_field_has_its_tensor() -> None:
 
 def test_a_conversation_travels_as_json_beside_an_empty_text() -> None:
     messages = [{"role": "user", "content": "Grüezi"}, {"role": "assistant", "content": "Hi"}]
-    sent = tensors(infer_request(Request(messages=messages), "1", stream=True))
+    sent = tensors(infer_request(GenerateRequest(messages=messages), "1", stream=True))
     assert json.loads(sent["messages"][1][0]) == messages
     assert sent["text_input"] == ("BYTES", [b""])
 
 
 def test_one_stop_string_may_be_given_alone() -> None:
-    sent = tensors(infer_request(Request("x", stop="END"), "1", stream=True))
+    sent = tensors(infer_request(GenerateRequest("x", stop="END"), "1", stream=True))
     assert sent["stop_words"] == ("BYTES", [b"END"])
+
+
+def test_a_message_for_another_model_names_its_outputs() -> None:
+    message = infer_message("core", "a", {"input_ids": ("INT32", [5, 6])}, ["output_ids"])
+    assert (message.model_name, message.id) == ("core", "a")
+    assert tensors(message) == {"input_ids": ("INT32", [5, 6])}
+    assert [output.name for output in message.outputs] == ["output_ids"]
 
 
 def test_a_stop_request_reuses_the_id() -> None:
@@ -170,17 +166,20 @@ def test_a_stop_request_reuses_the_id() -> None:
 @pytest.mark.parametrize(
     ("request_", "complaint"),
     [
-        (Request("x", max_tokens=2**31), "max_tokens: 2147483648 is not a value of type INT32"),
-        (Request("x", max_tokens=1.5), "max_tokens: 1.5 is not a value of type INT32"),  # type: ignore[arg-type]
-        (Request("x", max_tokens=True), "max_tokens: True is not a value of type INT32"),
-        (Request("x", seed=-1), "seed: -1 is not a value of type UINT64"),
-        (Request("x", seed=2**64), f"seed: {2**64} is not a value of type UINT64"),
-        (Request("x", chat=1), "chat: 1 is not a value of type BOOL"),  # type: ignore[arg-type]
-        (Request("\udcff"), "text_input: it is not valid UTF-8"),
-        (Request("x", stop=["a", "\udcff"]), "stop_words: it is not valid UTF-8"),
+        (
+            GenerateRequest("x", max_tokens=2**31),
+            "max_tokens: 2147483648 is not a value of type INT32",
+        ),
+        (GenerateRequest("x", max_tokens=1.5), "max_tokens: 1.5 is not a value of type INT32"),  # type: ignore[arg-type]
+        (GenerateRequest("x", max_tokens=True), "max_tokens: True is not a value of type INT32"),
+        (GenerateRequest("x", seed=-1), "seed: -1 is not a value of type UINT64"),
+        (GenerateRequest("x", seed=2**64), f"seed: {2**64} is not a value of type UINT64"),
+        (GenerateRequest("x", chat=1), "chat: 1 is not a value of type BOOL"),  # type: ignore[arg-type]
+        (GenerateRequest("\udcff"), "text_input: it is not valid UTF-8"),
+        (GenerateRequest("x", stop=["a", "\udcff"]), "stop_words: it is not valid UTF-8"),
     ],
 )
-def test_what_a_tensor_cannot_hold_is_refused(request_: Request, complaint: str) -> None:
+def test_what_a_tensor_cannot_hold_is_refused(request_: GenerateRequest, complaint: str) -> None:
     with pytest.raises(JudgeClientError) as caught:
         infer_request(request_, "1", stream=True)
     assert str(caught.value) == complaint
@@ -188,7 +187,9 @@ def test_what_a_tensor_cannot_hold_is_refused(request_: Request, complaint: str)
 
 def test_what_only_the_server_can_judge_is_sent() -> None:
     sent = tensors(
-        infer_request(Request(b"\xff", max_tokens=-3, temperature=math.nan), "1", stream=True)
+        infer_request(
+            GenerateRequest(b"\xff", max_tokens=-3, temperature=math.nan), "1", stream=True
+        )
     )
     assert sent["text_input"] == ("BYTES", [b"\xff"])
     assert sent["max_tokens"] == ("INT32", [-3])
@@ -211,7 +212,7 @@ def test_a_response_with_everything() -> None:
             speculative_decoding=("BYTES", [json.dumps(record)]),
         )
     )
-    tokens = [Token(11, "n", "judged", 0.5), Token(12, "é", "target", None)]
+    tokens = [GeneratedToken(11, "n", "judged", 0.5), GeneratedToken(12, "é", "target", None)]
     assert final
     assert chunk == Chunk("né", tokens, 5, 9, "length", record)
 
@@ -249,61 +250,65 @@ def test_triton_names_are_taken_off_a_message() -> None:
 
 def test_an_answer_is_the_sum_of_its_chunks() -> None:
     answer = Answer()
-    answer.add(Chunk("a", [Token(1, "a", "target", None)], 4, 1, None, None))
+    answer.add(Chunk("a", [GeneratedToken(1, "a", "target", None)], 4, 1, None, None))
     answer.add(Chunk("", [], None, None, None, None))
-    answer.add(Chunk("bc", [Token(2, "bc", "aligned", None)], 4, 2, "stop", {"num_spec_steps": 1}))
-    tokens = [Token(1, "a", "target", None), Token(2, "bc", "aligned", None)]
+    answer.add(
+        Chunk("bc", [GeneratedToken(2, "bc", "aligned", None)], 4, 2, "stop", {"num_spec_steps": 1})
+    )
+    tokens = [GeneratedToken(1, "a", "target", None), GeneratedToken(2, "bc", "aligned", None)]
     assert answer == Answer("abc", tokens, 4, 2, "stop", {"num_spec_steps": 1})
 
 
-def chunk(*pieces: tuple[str, str], text: str | None = None) -> Chunk:
-    tokens = [Token(None, piece, origin, None) for piece, origin in pieces]
-    whole = "".join(piece for piece, _ in pieces) if text is None else text
-    return Chunk(whole, tokens, None, None, None, None)
+def pieces(*tokens: tuple[str, str], text: str | None = None) -> list[tuple[str | None, str]]:
+    """What a chunk of these (text, provenance) gives the painter."""
+    made = [GeneratedToken(None, piece, origin, None) for piece, origin in tokens]
+    whole = "".join(piece for piece, _ in tokens) if text is None else text
+    return terminal.pieces(Chunk(whole, made, None, None, None, None))
+
+
+def plain_text(runs: terminal.Runs) -> str:
+    return "".join(text for text, _ in runs)
 
 
 def test_without_colour_every_run_stands_between_marks() -> None:
     painter = terminal.Painter(colour=False)
     first = painter.paint(
-        chunk(("a", "aligned"), ("b", "judged"), ("", "aligned"), ("c", "target"))
+        pieces(("a", "aligned"), ("b", "judged"), ("", "aligned"), ("c", "target"))
     )
-    second = painter.paint(chunk(("d", "target"), ("e", "aligned"), ("f", "target")))
-    assert first.plain + second.plain + painter.close().plain == "a⟦b⟧‹cd›e‹f›"
-    assert painter.close().plain == ""
+    second = painter.paint(pieces(("d", "target"), ("e", "aligned"), ("f", "target")))
+    assert plain_text(first + second + painter.close()) == "a⟦b⟧‹cd›e‹f›"
+    assert plain_text(painter.close()) == ""
 
 
 def test_an_answer_goes_into_a_pipe_as_it_is() -> None:
     """A Makefile lost its tabs: rich makes spaces of them."""
     out = Console(file=io.StringIO(), width=20)
-    terminal.write(out, terminal.Painter(colour=False).paint(chunk(text="all:\n\techo hi" * 2)))
+    painted = terminal.Painter(colour=False).paint(pieces(text="all:\n\techo hi" * 2))
+    terminal.write(out, painted, end="")
     assert isinstance(out.file, io.StringIO) and out.file.getvalue() == "all:\n\techo hi" * 2
 
 
 def test_with_colour_every_run_has_a_style() -> None:
-    painted = terminal.Painter(colour=True).paint(chunk(("a", "aligned"), ("b", "judged")))
-    assert painted.plain == "ab"
-    assert [(s.start, s.end, s.style) for s in painted.spans] == [
-        (0, 1, "green"),
-        (1, 2, "bold yellow"),
-    ]
+    painter = terminal.Painter(colour=True)
+    painted = painter.paint(pieces(("a", "aligned"), ("b", "judged")))
+    assert painted == [("a", "green"), ("b", "bold yellow")]
+    assert plain_text(painter.close()) == ""
 
 
 def test_text_of_a_server_that_does_not_say_is_plain() -> None:
-    assert terminal.Painter(colour=False).paint(chunk(text="so")).plain == "so"
+    assert plain_text(terminal.Painter(colour=False).paint(pieces(text="so"))) == "so"
 
 
 def test_the_line_under_an_answer() -> None:
     record = {"num_spec_steps": 2, "num_accepted_draft_tokens": 3, "num_judged_tokens": 1}
     drafted = Answer(num_output_tokens=5, record=record)
     plain_one = Answer(num_output_tokens=5, finish_reason="cancelled")
-    assert terminal.speed_line([drafted], 2.0) == (
-        "5 tokens, 2.5 tok/s, acceptance length 2.50, 1 judged"
-    )
-    assert terminal.speed_line([plain_one], 2.0) == "5 tokens, 2.5 tok/s, cancelled"
+    assert speed_line([drafted], 2.0) == ("5 tokens, 2.5 tok/s, acceptance length 2.50, 1 judged")
+    assert speed_line([plain_one], 2.0) == "5 tokens, 2.5 tok/s, cancelled"
 
 
 def test_the_document_is_the_librarys_shape() -> None:
-    tokens = [Token(1, "a", "target", None), Token(2, "b", "judged", 0.5)]
+    tokens = [GeneratedToken(1, "a", "target", None), GeneratedToken(2, "b", "judged", 0.5)]
     answer = Answer("ab", tokens, 3, 2, "length", {"num_spec_steps": 1})
     assert document(["p", "never asked"], [answer], 0.5) == {
         "results": [
@@ -332,7 +337,7 @@ def test_the_legend_names_all_three(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8001", "localhost:1", "[::1]:8001", "a-b.c:65535"])
 def test_addresses(url: str) -> None:
-    assert check_url(url) == url
+    assert check_address(url) == url
 
 
 @pytest.mark.parametrize(
@@ -340,7 +345,7 @@ def test_addresses(url: str) -> None:
 )
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(JudgeClientError, match="url: "):
-        check_url(url)
+        check_address(url)
 
 
 def closed_port() -> int:
@@ -377,3 +382,27 @@ def test_a_users_mistake_is_one_line(module: str, arguments: list[str], complain
     assert complaint in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"{module}: ")
+
+
+def test_a_conversation_keeps_only_the_turns_that_were_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A refused turn is told and forgotten; /new starts over; the end of input ends it."""
+    typed = iter(["one", "", "too long", "two", "/new", "three"])
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    asked: list[list[str]] = []
+
+    def send(history: list[dict[str, str]]) -> str:
+        asked.append([turn["content"] for turn in history])
+        if history[-1]["content"] == "too long":
+            raise terminal.TurnRefused("it does not fit; /new starts over")
+        if history[-1]["content"] == "three":
+            raise KeyboardInterrupt
+        return history[-1]["content"].upper()
+
+    out = Console(file=io.StringIO(), width=80)
+    with pytest.raises(KeyboardInterrupt):
+        terminal.converse(out, send)
+    assert asked == [["one"], ["one", "ONE", "too long"], ["one", "ONE", "two"], ["three"]]
+    assert isinstance(out.file, io.StringIO)
+    assert out.file.getvalue().endswith("it does not fit; /new starts over\n")

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
+import grpc
 import pytest
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from clients import probe, server
-from clients.access import TOKEN, Access
-from clients.client import CONTROL_S, REACH_S, JudgeClient, cancel_time
-from clients.wire import JudgeClientError, ServerBusy, ServerStopping, refusal
+from judge_client.aio import AsyncJudgeClient
+from judge_client.client import JudgeClient
+from judge_client.commands import probe
+from judge_client.connection import TOKEN, Access
+from judge_client.errors import JudgeClientError, ServerBusy, ServerStopping, refusal
+from judge_client.exchange import CONTROL_S, REACH_S, cancel_time
+from judge_client.metrics import ALIVE, RUNNING, read_metrics
 from tests.triton_world import Trap
 
 
@@ -28,14 +35,16 @@ def test_a_token_is_the_first_line_as_the_server_reads_it(
     monkeypatch.delenv("JUDGE_TOKEN", raising=False)
     if how == "variable":
         monkeypatch.setenv("JUDGE_TOKEN", token)
-    access = Access(None, token if how == "argument" else None)
+    access = Access(None, token) if how == "argument" else Access.from_environment()
     assert access.metadata("é") == [(TOKEN, "abcd-0123")]
 
 
 @pytest.mark.parametrize("token", [None, "", "\n", "  "])
 def test_no_token_sends_none(monkeypatch: pytest.MonkeyPatch, token: str | None) -> None:
-    monkeypatch.delenv("JUDGE_TOKEN", raising=False)
-    assert Access(None, token).metadata("é") == []
+    monkeypatch.setenv("JUDGE_TOKEN", "of-the-environment")
+    assert Access(None, token).metadata("é") == []  # what is given counts, not the environment
+    monkeypatch.setenv("JUDGE_TOKEN", token or "")
+    assert Access.from_environment().metadata("é") == []
 
 
 @pytest.mark.parametrize(("token", "place", "shown"), [("ab\tcd", 3, r"'\t'"), ("ü", 1, r"'\xfc'")])
@@ -84,14 +93,27 @@ def test_what_may_run_still_is_cancelled_after_a_call_failed() -> None:
     assert cancel_time(Failed("UNIMPLEMENTED"), started=True) == 0
 
 
-class Stub:
-    """A server's answers to cancellations, one error message ("": none) after the other."""
+class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Answers each call with the next of `messages`, an error ("": none)."""
 
-    def __init__(self, *messages: str) -> None:
-        self.messages = list(messages)
+    def __init__(self) -> None:
+        self.messages: list[str] = []
 
-    def ModelStreamInfer(self, requests: Any, **_: Any) -> list[Any]:
-        return [service_pb2.ModelStreamInferResponse(error_message=self.messages.pop(0))]
+    def ModelStreamInfer(self, requests: Any, _: Any) -> Iterator[Any]:
+        for _request in requests:
+            message = self.messages.pop(0)
+            yield service_pb2.ModelStreamInferResponse(error_message=message)
+
+
+@pytest.fixture
+def inference() -> Iterator[tuple[Inference, str]]:
+    """A gRPC server of this process, and its HOST:PORT."""
+    servicer, server = Inference(), grpc.server(ThreadPoolExecutor(2))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield servicer, f"127.0.0.1:{port}"
+    server.stop(None).wait()
 
 
 BUSY = (
@@ -100,19 +122,39 @@ BUSY = (
 )
 
 
-def test_a_cancellation_that_is_refused_for_now_is_sent_again() -> None:
+def test_a_cancellation_that_is_refused_for_now_is_sent_again(
+    inference: tuple[Inference, str],
+) -> None:
     """Its answer was not read: whatever the server said, it counted as done."""
-    with JudgeClient("127.0.0.1:1") as client:
-        client._stub = stub = Stub(BUSY, BUSY, "", "never asked for")
+    server, url = inference
+    with JudgeClient(url) as client:
+        server.messages = [BUSY, BUSY, "", "never asked for"]
         client.cancel("mine")
-        assert stub.messages == ["never asked for"]
-        client._stub = Stub("stop: give it the request id of the request to cancel")
+        assert server.messages == ["never asked for"]
+        server.messages = ["stop: give it the request id of the request to cancel"]
         with pytest.raises(JudgeClientError, match=r"^stop: give it the request id"):
             client.cancel("")
-        client._stub = stub = Stub(*[BUSY] * 9)
+    with JudgeClient(url, control_s=0.5) as hasty:
+        server.messages = [BUSY] * 9
         with pytest.raises(ServerBusy):
-            client._cancel("mine", 0.5)
-        assert 5 < len(stub.messages) < 9  # every 0.2 s, for half a second
+            hasty.cancel("mine")
+        assert 5 < len(server.messages) < 9  # every 0.2 s, for half a second
+
+
+def test_both_clients_cancel_alike(inference: tuple[Inference, str]) -> None:
+    server, url = inference
+
+    async def cancel() -> None:
+        async with AsyncJudgeClient(url, control_s=0.5) as client:
+            server.messages = [BUSY, "", "never asked for"]
+            await client.cancel("mine")
+            assert server.messages == ["never asked for"]
+            server.messages = [BUSY] * 9
+            with pytest.raises(ServerBusy):
+                await client.cancel("mine")
+            assert 5 < len(server.messages) < 9
+
+    asyncio.run(cancel())
 
 
 class Metrics(BaseHTTPRequestHandler):
@@ -121,7 +163,7 @@ class Metrics(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
-        for name, value in ((probe.RUNNING, 1), (probe.ALIVE, time.time())):
+        for name, value in ((RUNNING, 1), (ALIVE, time.time())):
             self.wfile.write(f'{name}{{deployment="d"}} {value}\n'.encode())
 
     def log_message(self, *_: object) -> None:
@@ -139,6 +181,6 @@ def test_metrics_are_read_past_the_proxies_of_the_environment(
         threading.Thread(target=endpoint.serve_forever, daemon=True).start()
         address = f"127.0.0.1:{endpoint.server_port}"
         assert probe.is_busy(address)
-        assert server.read_metrics(f"http://{address}/metrics")[probe.RUNNING] == 1
+        assert read_metrics(f"http://{address}/metrics")[RUNNING] == 1
         endpoint.shutdown()
     assert trap.heard == []

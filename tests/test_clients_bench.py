@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,10 +15,16 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from clients import bench_server, server, soak
-from clients.bench_server import Sample
-from clients.wire import Answer, Chunk, JudgeClientError, Request, Token
+from clients import server
+from clients.load import bench_server, mixed_requests, soak
+from clients.load.bench_server import InProcess, Sample
+from clients.load.command import run
+from clients.load.memory import growth
+from judge_client.metrics import parse_metrics
+from judge_client.wire import Answer, Chunk, GeneratedToken, GenerateRequest
 from judge_decoding.cli import app
+from judge_decoding.config import load_deployment
+from judge_decoding.pipeline import load_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,12 +45,10 @@ def deployment(
     return path
 
 
-def test_the_in_process_side_answers_block_by_block(deployment: Path, tmp_path: Path) -> None:
+def test_the_in_process_side_answers_block_by_block(deployment: Path) -> None:
     """The same text as `judge-decoding generate`, in order, from one process."""
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
-    with bench_server.in_process(deployment, prompts) as local:
-        assert local.prompts == ["one", "two"]
+    with closing(load_pipeline(load_deployment(deployment))) as pipeline:
+        local = InProcess(pipeline)
         assert local.provenance["rule"] == "strict"
         assert local.provenance["deployment"] == "tiny"
         samples = local.answers(["two", "one"], 9) + local.answers(["one"], 9)
@@ -56,12 +61,24 @@ def test_the_in_process_side_answers_block_by_block(deployment: Path, tmp_path: 
     assert all(0 < one.first_s <= one.seconds for one in samples)
 
 
-def test_the_in_process_sides_complaint_is_passed_on(deployment: Path) -> None:
-    with (
-        pytest.raises(JudgeClientError, match=r"^config: no file /nowhere\.yaml$"),
-        bench_server.in_process(Path("/nowhere.yaml"), None),
-    ):
-        pass
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--config", "/nowhere.yaml"], "config: no file /nowhere.yaml"),
+        (["--config", "x", "--prompts", "/nowhere"], "prompts: cannot read /nowhere "),
+    ],
+)
+def test_the_librarys_complaint_is_one_line(
+    arguments: list[str],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench_server", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run(bench_server.bench, "bench_server")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"bench_server: {complaint}")
 
 
 def test_the_figures_of_a_benchmark() -> None:
@@ -144,7 +161,7 @@ def test_memory_growth_is_measured_after_warm_up() -> None:
         memory(92, a=51, b=125),
         memory(100, a=51, b=125),
     ]
-    grown = soak.growth(samples)
+    grown = growth(samples)
     assert grown["warm_up_s"] == 20
     assert (grown["warm_mb"], grown["end_mb"]) == (175, 176)
     assert grown["growth_percent"] == pytest.approx(100 / 175)
@@ -162,7 +179,7 @@ def test_memory_growth_is_measured_after_warm_up() -> None:
 
 def test_a_process_that_came_or_went_is_named() -> None:
     samples = [memory(0, a=1), memory(25, a=1, b=1), memory(100, b=1)]
-    assert soak.growth(samples)["changed"] == ["a", "b"]
+    assert growth(samples)["changed"] == ["a", "b"]
 
 
 def test_each_bound_is_judged_for_itself() -> None:
@@ -175,10 +192,10 @@ def test_each_bound_is_judged_for_itself() -> None:
     assert held(0, 0, -5.0) == [True, True, True]
 
 
-ASKED = Request("x", max_tokens=3, provenance=True, record=True)
+ASKED = GenerateRequest("x", max_tokens=3, provenance=True, record=True)
 GOOD: dict[str, Any] = {
     "text": "ab",
-    "tokens": [Token(1, "a", "target", None), Token(2, "b", "target", None)],
+    "tokens": [GeneratedToken(1, "a", "target", None), GeneratedToken(2, "b", "target", None)],
     "num_output_tokens": 2,
     "finish_reason": "stop",
     "record": {"num_spec_steps": 0},
@@ -186,7 +203,7 @@ GOOD: dict[str, Any] = {
 
 
 def test_a_good_answer_passes() -> None:
-    soak.check(ASKED, Answer(**GOOD))
+    mixed_requests.check(ASKED, Answer(**GOOD))
 
 
 @pytest.mark.parametrize(
@@ -202,16 +219,16 @@ def test_a_good_answer_passes() -> None:
     ],
 )
 def test_a_wrong_answer_is_found(change: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(soak.Wrong, match=complaint):
-        soak.check(ASKED, Answer(**(GOOD | change)))
+    with pytest.raises(mixed_requests.Wrong, match=complaint):
+        mixed_requests.check(ASKED, Answer(**(GOOD | change)))
 
 
 def test_the_load_is_good_and_repeatable() -> None:
     rules = ["none", "strict", "rejection"]
-    drawn = [soak.draw(Random(5), rules) for _ in range(2)]
+    drawn = [mixed_requests.draw(Random(5), rules) for _ in range(2)]
     assert drawn[0] == drawn[1]
     random = Random(1)
-    many = [soak.draw(random, rules) for _ in range(300)]
+    many = [mixed_requests.draw(random, rules) for _ in range(300)]
     assert {request.rule for request in many} == set(rules)
     assert all(request.temperature == 0.0 for request in many if request.rule == "strict")
     assert {request.messages is None for request in many} == {True, False}
@@ -223,7 +240,7 @@ def test_metrics_are_summed_over_their_labels() -> None:
         "# HELP a_total things\n# TYPE a_total counter\n"
         'a_total{x="1",y="} z"} 2\na_total{x="2"} 3.5\nb 1e3\n\n'
     )
-    assert server.parse_metrics(text) == {"a_total": 5.5, "b": 1000.0}
+    assert parse_metrics(text) == {"a_total": 5.5, "b": 1000.0}
 
 
 def test_a_process_tree_is_found_whole(tmp_path: Path) -> None:
@@ -255,7 +272,7 @@ def test_free_ports_differ() -> None:
 
 def test_a_server_that_does_not_start_is_one_line() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "clients.soak", "--config", "/nowhere.yaml"],
+        [sys.executable, "-m", "clients.load.soak", "--config", "/nowhere.yaml"],
         cwd=ROOT,
         capture_output=True,
         text=True,

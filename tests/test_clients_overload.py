@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
-import pytest
-import yaml
-
-from clients import bench_metrics, overload
-from clients.overload import Outcome, Phase
-from clients.wire import JudgeClientError, ServerBusy, refusal
+from clients.load import overload
+from clients.load.overload import Phase, RequestOutcome
+from judge_client.errors import JudgeClientError, ServerBusy, refusal
 
 
 def test_a_refusal_carries_its_advice() -> None:
@@ -24,12 +20,12 @@ def test_a_refusal_carries_its_advice() -> None:
     assert type(refusal("prompt: it is empty")) is JudgeClientError
 
 
-def answer(sent: float, *arrivals: tuple[float, int], reason: str = "length") -> Outcome:
-    return Outcome(sent, arrivals[0][0], arrivals[-1][0], list(arrivals), reason)
+def answer(sent: float, *arrivals: tuple[float, int], reason: str = "length") -> RequestOutcome:
+    return RequestOutcome(sent, arrivals[0][0], arrivals[-1][0], list(arrivals), reason)
 
 
-def refused(sent: float, end: float) -> Outcome:
-    return Outcome(sent, end=end, reason="refused")
+def refused(sent: float, end: float) -> RequestOutcome:
+    return RequestOutcome(sent, end=end, reason="refused")
 
 
 def test_goodput_counts_what_came_within_the_phase_of_answers_that_came_to_their_end() -> None:
@@ -74,9 +70,9 @@ def test_each_bound_is_judged_for_itself() -> None:
 
 
 def test_arrivals_are_at_random_and_do_not_wait_for_answers() -> None:
-    class Slow(overload.Load):
-        async def ask(self) -> Outcome:
-            outcome = Outcome(0.0)
+    class Slow(overload.OverloadClients):
+        async def ask(self) -> RequestOutcome:
+            outcome = RequestOutcome(0.0)
             self.everything.append(outcome)
             await asyncio.sleep(60)
             return outcome
@@ -94,25 +90,3 @@ def test_arrivals_are_at_random_and_do_not_wait_for_answers() -> None:
     while (at := at + random.expovariate(1000.0)) < 0.2:
         expected += 1
     assert asyncio.run(go()) == expected
-
-
-def test_a_deployment_file_is_copied_with_its_paths(tmp_path: Path) -> None:
-    source = tmp_path / "configs" / "a.yaml"
-    source.parent.mkdir()
-    document = {
-        "name": "a",
-        "target": {"model": "cache:big"},
-        "draft": {"model": "../models/small"},
-        "judge": {"path": "judge.safetensors", "threshold": 0.5},
-        "server": {"max_queue": 3},
-    }
-    source.write_text(yaml.safe_dump(document))
-    made = yaml.safe_load(bench_metrics.variant(source, tmp_path, metrics=False).read_text())
-    assert made == document | {
-        "draft": {"model": str(tmp_path / "models" / "small")},
-        "judge": {"path": str(source.parent / "judge.safetensors"), "threshold": 0.5},
-        "server": {"max_queue": 3, "metrics": False},
-    }
-    source.write_text("[1, 2]")
-    with pytest.raises(JudgeClientError, match="it is no deployment file"):
-        bench_metrics.variant(source, tmp_path, metrics=True)

@@ -27,10 +27,14 @@ from typing import Any
 import pytest
 import yaml
 
-from clients import overload, server, soak
-from clients.async_client import AsyncJudgeClient
-from clients.client import JudgeClient
-from clients.wire import Answer, JudgeClientError, Request, ServerBusy
+from clients import server
+from clients.load import mixed_requests, overload, soak
+from judge_client.aio import AsyncJudgeClient
+from judge_client.client import JudgeClient
+from judge_client.errors import JudgeClientError, ServerBusy
+from judge_client.metrics import read_metrics, read_page
+from judge_client.wire import Answer, GenerateRequest
+from judge_decoding import provenance
 from judge_decoding.config import load_deployment
 from judge_decoding.decoding import Result
 from judge_decoding.engine.base import Sampling
@@ -43,7 +47,7 @@ pytestmark = pytest.mark.servers
 
 ROOT = Path(__file__).resolve().parents[1]
 WAIT_S = 120.0
-LONG = Request("On and on", rule="none", max_tokens=7900, ignore_eos=True)
+LONG = GenerateRequest("On and on", rule="none", max_tokens=7900, ignore_eos=True)
 """Takes seconds: one token a round."""
 
 
@@ -73,7 +77,7 @@ def deployment(
 
 
 @pytest.fixture(scope="module")
-def running(deployment: Path) -> Iterator[server.Server]:
+def running(deployment: Path) -> Iterator[server.ServerProcess]:
     with server.serving(deployment) as started:
         yield started
 
@@ -84,12 +88,12 @@ def pipeline(deployment: Path) -> Pipeline:
 
 
 @pytest.fixture
-def client(running: server.Server) -> Iterator[JudgeClient]:
+def client(running: server.ServerProcess) -> Iterator[JudgeClient]:
     with JudgeClient(running.url, timeout=WAIT_S) as made:
         yield made
 
 
-def in_process(pipeline: Pipeline, request: Request) -> Result:
+def in_process(pipeline: Pipeline, request: GenerateRequest) -> Result:
     """What the loop answers to the same request."""
     tokenizer, text = pipeline.tokenizer, request.prompt
     assert isinstance(text, str)
@@ -133,9 +137,9 @@ def assert_same(answer: Answer, expected: Result) -> None:
     assert answer.record == expected.record.to_dict()
 
 
-def finished(running: server.Server, reason: str) -> int:
+def finished(running: server.ServerProcess, reason: str) -> int:
     """Requests that ended for this reason so far, as the server counts them."""
-    text = server.read_page(running.metrics_url, fresh=True)
+    text = read_page(running.metrics_url, fresh=True)
     name = "judge_decoding_request_success_total"
     found = re.search(rf'^{name}{{.*"{reason}".*}} (\S+)$', text, re.M)
     assert found is not None
@@ -149,9 +153,9 @@ def until(true: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def until_idle(running: server.Server) -> None:
+def until_idle(running: server.ServerProcess) -> None:
     def idle() -> bool:
-        metrics = server.read_metrics(running.metrics_url, fresh=True)
+        metrics = read_metrics(running.metrics_url, fresh=True)
         return all(metrics[name] == 0 for name in soak.BUSY)
 
     until(idle, "sequences are active still")
@@ -160,15 +164,21 @@ def until_idle(running: server.Server) -> None:
 RULES = ["none", "strict", "rejection", "judge"]
 EVERYTHING = {"provenance": True, "judge_scores": True, "record": True}
 REQUESTS = [
-    Request("The sea", max_tokens=40, **EVERYTHING),
-    Request("What is it?", chat=True, max_tokens=33, rule="strict", **EVERYTHING),
-    Request("The sea", max_tokens=25, rule="none", **EVERYTHING),
-    Request("The sea", max_tokens=40, rule="judge", threshold=1.0, **EVERYTHING),
-    Request("The sea", max_tokens=40, rule="judge", threshold=0.1, max_draft_len=2, **EVERYTHING),
-    Request("a b c", max_tokens=30, rule="rejection", temperature=0.8, seed=2**40, **EVERYTHING),
-    Request("a b c", max_tokens=30, rule="none", temperature=1.2, top_k=9, top_p=0.9, **EVERYTHING),
-    Request("x", max_tokens=50, stop=("e", "qq"), ignore_eos=True, **EVERYTHING),
-    Request(
+    GenerateRequest("The sea", max_tokens=40, **EVERYTHING),
+    GenerateRequest("What is it?", chat=True, max_tokens=33, rule="strict", **EVERYTHING),
+    GenerateRequest("The sea", max_tokens=25, rule="none", **EVERYTHING),
+    GenerateRequest("The sea", max_tokens=40, rule="judge", threshold=1.0, **EVERYTHING),
+    GenerateRequest(
+        "The sea", max_tokens=40, rule="judge", threshold=0.1, max_draft_len=2, **EVERYTHING
+    ),
+    GenerateRequest(
+        "a b c", max_tokens=30, rule="rejection", temperature=0.8, seed=2**40, **EVERYTHING
+    ),
+    GenerateRequest(
+        "a b c", max_tokens=30, rule="none", temperature=1.2, top_k=9, top_p=0.9, **EVERYTHING
+    ),
+    GenerateRequest("x", max_tokens=50, stop=("e", "qq"), ignore_eos=True, **EVERYTHING),
+    GenerateRequest(
         messages=[
             {"role": "user", "content": "Hi"},
             {"role": "assistant", "content": "Grüezi"},
@@ -182,7 +192,7 @@ REQUESTS = [
 
 @pytest.mark.parametrize("request_", REQUESTS)
 def test_whole_and_streamed_answers_are_the_loops(
-    client: JudgeClient, pipeline: Pipeline, request_: Request
+    client: JudgeClient, pipeline: Pipeline, request_: GenerateRequest
 ) -> None:
     expected = in_process(pipeline, request_)
     assert_same(client.generate(request_), expected)
@@ -197,7 +207,7 @@ def test_whole_and_streamed_answers_are_the_loops(
 
 
 def test_nothing_more_comes_than_was_asked_for(client: JudgeClient) -> None:
-    (chunk,) = client.stream(Request("The sea", max_tokens=1))
+    (chunk,) = client.stream(GenerateRequest("The sea", max_tokens=1))
     assert (chunk.tokens, chunk.record) == ([], None)
     assert (chunk.num_output_tokens, chunk.finish_reason) == (1, "length")
 
@@ -209,11 +219,13 @@ def test_one_client_serves_many_threads(client: JudgeClient, pipeline: Pipeline)
         assert_same(answer, in_process(pipeline, request))
 
 
-def test_sixteen_streams_of_one_event_loop(running: server.Server, pipeline: Pipeline) -> None:
+def test_sixteen_streams_of_one_event_loop(
+    running: server.ServerProcess, pipeline: Pipeline
+) -> None:
     """Four times as many as there are slots; each is the loop's answer alone."""
     requests = [replace(REQUESTS[i % len(REQUESTS)], max_tokens=20 + i) for i in range(16)]
 
-    async def stream(client: AsyncJudgeClient, request: Request) -> Answer:
+    async def stream(client: AsyncJudgeClient, request: GenerateRequest) -> Answer:
         answer = Answer()
         async for chunk in client.stream(request):
             answer.add(chunk)
@@ -227,7 +239,7 @@ def test_sixteen_streams_of_one_event_loop(running: server.Server, pipeline: Pip
         assert_same(answer, in_process(pipeline, request))
 
 
-def test_a_cancelled_stream_says_so(running: server.Server, client: JudgeClient) -> None:
+def test_a_cancelled_stream_says_so(running: server.ServerProcess, client: JudgeClient) -> None:
     before, answer = finished(running, "cancelled"), Answer()
     for number, chunk in enumerate(client.stream(LONG, request_id="mine")):
         answer.add(chunk)
@@ -241,10 +253,10 @@ def test_a_cancelled_stream_says_so(running: server.Server, client: JudgeClient)
 
 def test_cancelling_what_does_not_run_does_nothing(client: JudgeClient) -> None:
     client.cancel("nobody")
-    assert client.generate(Request("x", max_tokens=2)).num_output_tokens == 2
+    assert client.generate(GenerateRequest("x", max_tokens=2)).num_output_tokens == 2
 
 
-def test_leaving_a_stream_cancels_it(running: server.Server, client: JudgeClient) -> None:
+def test_leaving_a_stream_cancels_it(running: server.ServerProcess, client: JudgeClient) -> None:
     before = finished(running, "cancelled")
     for _ in client.stream(LONG):
         break
@@ -252,7 +264,7 @@ def test_leaving_a_stream_cancels_it(running: server.Server, client: JudgeClient
     until_idle(running)
 
 
-def test_a_time_out_cancels(running: server.Server, client: JudgeClient) -> None:
+def test_a_time_out_cancels(running: server.ServerProcess, client: JudgeClient) -> None:
     before = finished(running, "cancelled")
     with JudgeClient(running.url, timeout=1) as hasty:
         hasty.check()  # connected: what takes long is the answer
@@ -263,16 +275,16 @@ def test_a_time_out_cancels(running: server.Server, client: JudgeClient) -> None
     until_idle(running)
 
 
-async def becomes(running: server.Server, count: int) -> None:
+async def becomes(running: server.ServerProcess, count: int) -> None:
     """So many requests run."""
     while True:
-        page = await asyncio.to_thread(server.read_metrics, running.metrics_url)
+        page = await asyncio.to_thread(read_metrics, running.metrics_url)
         if page["judge_decoding_num_requests_running"] == count:
             return
         await asyncio.sleep(0.05)
 
 
-def test_leaving_or_cancelling_a_task_cancels(running: server.Server) -> None:
+def test_leaving_or_cancelling_a_task_cancels(running: server.ServerProcess) -> None:
     async def leave() -> None:
         async with AsyncJudgeClient(running.url, timeout=WAIT_S) as client:
             stream = client.stream(LONG)
@@ -291,7 +303,7 @@ def test_leaving_or_cancelling_a_task_cancels(running: server.Server) -> None:
     until_idle(running)
 
 
-def test_a_lost_connection_cancels_once_there_is_another(running: server.Server) -> None:
+def test_a_lost_connection_cancels_once_there_is_another(running: server.ServerProcess) -> None:
     """Whether the server is there nobody knows: the answer ran to its end, for nobody."""
     before = finished(running, "cancelled")
     with Proxy(int(running.url.rpartition(":")[2])) as proxy:
@@ -319,10 +331,12 @@ def test_a_lost_connection_cancels_once_there_is_another(running: server.Server)
     until_idle(running)
 
 
-def test_prompts_of_a_megabyte_stop_nobody(running: server.Server, client: JudgeClient) -> None:
+def test_prompts_of_a_megabyte_stop_nobody(
+    running: server.ServerProcess, client: JudgeClient
+) -> None:
     """Each was tokenized to its end before it was refused, and any number waited: requests, probes
     and cancels of others took as long as all of them."""
-    huge = Request("'" * 999_000, max_tokens=4)
+    huge = GenerateRequest("'" * 999_000, max_tokens=4)
     too_long = "prompt: more than 8192 tokens do not fit the context of 8192 with an answer; "
     refusals: list[JudgeClientError] = []
 
@@ -340,7 +354,7 @@ def test_prompts_of_a_megabyte_stop_nobody(running: server.Server, client: Judge
         stream.close()  # cancels
         while True:
             try:
-                assert client.generate(Request("x", max_tokens=2)).num_output_tokens == 2
+                assert client.generate(GenerateRequest("x", max_tokens=2)).num_output_tokens == 2
                 break
             except ServerBusy as busy:
                 time.sleep(min(busy.retry_after_s, 1.0))
@@ -354,8 +368,8 @@ def test_prompts_of_a_megabyte_stop_nobody(running: server.Server, client: Judge
     until_idle(running)
 
 
-@pytest.mark.parametrize("bad", soak.BAD, ids=range(len(soak.BAD)))
-def test_a_bad_request_is_refused_in_words(client: JudgeClient, bad: Request) -> None:
+@pytest.mark.parametrize("bad", mixed_requests.BAD, ids=range(len(mixed_requests.BAD)))
+def test_a_bad_request_is_refused_in_words(client: JudgeClient, bad: GenerateRequest) -> None:
     with pytest.raises(JudgeClientError) as caught:
         client.generate(bad)
     assert caught.value.status is None
@@ -364,21 +378,21 @@ def test_a_bad_request_is_refused_in_words(client: JudgeClient, bad: Request) ->
         r"|top_p|max_draft_len)\b",
         str(caught.value),
     )
-    assert client.generate(Request("x", max_tokens=1)).num_output_tokens == 1
+    assert client.generate(GenerateRequest("x", max_tokens=1)).num_output_tokens == 1
 
 
-def test_an_unknown_model_is_one_line(running: server.Server) -> None:
+def test_an_unknown_model_is_one_line(running: server.ServerProcess) -> None:
     with JudgeClient(running.url, model="nothing") as client:
         with pytest.raises(JudgeClientError, match="no model 'nothing' ready"):
             client.check()
         with pytest.raises(JudgeClientError, match="unknown model"):
-            client.generate(Request("x"))
+            client.generate(GenerateRequest("x"))
     done = command("generate", running, "--prompt", "x", "--model", "nothing")
     assert done.returncode == 2
     assert done.stderr == f"generate: {running.url}: the server has no model 'nothing' ready\n"
 
 
-def command(module: str, running: server.Server, *arguments: str) -> Any:
+def command(module: str, running: server.ServerProcess, *arguments: str) -> Any:
     return subprocess.run(
         [sys.executable, "-m", f"clients.{module}", "-u", running.url, *arguments],
         cwd=ROOT,
@@ -389,13 +403,17 @@ def command(module: str, running: server.Server, *arguments: str) -> Any:
 
 
 @pytest.mark.parametrize("how", [[], ["--stream"]])
-def test_the_generate_command(running: server.Server, pipeline: Pipeline, how: list[str]) -> None:
+def test_the_generate_command(
+    running: server.ServerProcess, pipeline: Pipeline, how: list[str]
+) -> None:
     """Marks around every run, and the JSON that says the same."""
     asked = ["--prompt", "The sea", "--no-chat", "--max-tokens", "40", "--threshold", "0.1"]
     done = command("generate", running, *asked, "--json", *how)
     assert (done.returncode, done.stderr) == (0, "")
     shown, last = done.stdout.rstrip("\n").rsplit("\n", 1)
-    expected = in_process(pipeline, Request("The sea", max_tokens=40, rule="judge", threshold=0.1))
+    expected = in_process(
+        pipeline, GenerateRequest("The sea", max_tokens=40, rule="judge", threshold=0.1)
+    )
     (result,) = json.loads(last)["results"]
     assert result["text"] == expected.text
     assert result["token_ids"] == expected.token_ids
@@ -407,14 +425,14 @@ def test_the_generate_command(running: server.Server, pipeline: Pipeline, how: l
     assert f"{len(expected.token_ids)} tokens, " in shown
 
 
-def test_a_refused_command_is_one_line(running: server.Server) -> None:
+def test_a_refused_command_is_one_line(running: server.ServerProcess) -> None:
     done = command("generate", running, "--prompt", "x", "--max-tokens", "0")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("generate: max_tokens: ")
     assert done.stderr.count("\n") == 1
 
 
-def test_ctrl_c_frees_the_slot(running: server.Server) -> None:
+def test_ctrl_c_frees_the_slot(running: server.ServerProcess) -> None:
     before = finished(running, "cancelled")
     asked = [
         "--prompt",
@@ -448,7 +466,7 @@ def test_ctrl_c_frees_the_slot(running: server.Server) -> None:
 class Terminal:
     """A chat on a pseudo-terminal."""
 
-    def __init__(self, running: server.Server, *arguments: str) -> None:
+    def __init__(self, running: server.ServerProcess, *arguments: str) -> None:
         ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "clients.chat", "-u", running.url, *arguments],
@@ -487,7 +505,7 @@ def visible(text: str) -> str:
     return re.sub(r"[^!-~]", "", re.sub(r"\x1b\[[0-9;]*m", "", text))
 
 
-def test_a_chat_on_a_terminal(running: server.Server, pipeline: Pipeline) -> None:
+def test_a_chat_on_a_terminal(running: server.ServerProcess, pipeline: Pipeline) -> None:
     """Two turns in colour, an answer cut by Ctrl-C, a fresh start, /quit."""
     chat = Terminal(running, "--max-tokens", "12", "--rule", "strict")
     legend = chat.wait_for(r"\n> ")
@@ -497,7 +515,9 @@ def test_a_chat_on_a_terminal(running: server.Server, pipeline: Pipeline) -> Non
         chat.type(text)
         shown = chat.wait_for(r"\n> ")
         history.append({"role": "user", "content": text})
-        expected = in_process(pipeline, Request(messages=history, max_tokens=12, rule="strict"))
+        expected = in_process(
+            pipeline, GenerateRequest(messages=history, max_tokens=12, rule="strict")
+        )
         history.append({"role": "assistant", "content": expected.text})
         assert f"{len(expected.token_ids)} tokens, " in shown
         assert visible(expected.text) in visible(shown)
@@ -509,7 +529,7 @@ def test_a_chat_on_a_terminal(running: server.Server, pipeline: Pipeline) -> Non
     chat.close()
 
 
-def test_ctrl_c_in_a_chat_cancels_the_answer_alone(running: server.Server) -> None:
+def test_ctrl_c_in_a_chat_cancels_the_answer_alone(running: server.ServerProcess) -> None:
     before = finished(running, "cancelled")
     chat = Terminal(running, "--max-tokens", "7900", "--rule", "none")
     chat.wait_for(r"\n> ")
@@ -526,20 +546,20 @@ def test_ctrl_c_in_a_chat_cancels_the_answer_alone(running: server.Server) -> No
 
 
 @pytest.mark.parametrize("kind", soak.WEIGHTS)
-def test_every_kind_of_the_soaks_load(running: server.Server, kind: str) -> None:
-    async def once(load: soak.Load) -> None:
+def test_every_kind_of_the_soaks_load(running: server.ServerProcess, kind: str) -> None:
+    async def once(load: soak.SoakClients) -> None:
         async with AsyncJudgeClient(running.url, timeout=WAIT_S) as client:
             for _ in range(3):
-                request = soak.draw(load.random, load.rules)
+                request = mixed_requests.draw(load.random, load.rules)
                 await getattr(load, f"_{kind}")(client, request)
 
-    asyncio.run(once(soak.Load(running.url, RULES, Random(kind))))
+    asyncio.run(once(soak.SoakClients(running.url, RULES, Random(kind))))
     until_idle(running)
 
 
-def test_a_short_soak_leaves_nothing_behind(running: server.Server) -> None:
+def test_a_short_soak_leaves_nothing_behind(running: server.ServerProcess) -> None:
     """How memory grows takes longer to tell."""
-    load = soak.Load(running.url, RULES, Random(0))
+    load = soak.SoakClients(running.url, RULES, Random(0))
     results = asyncio.run(soak.measure(running, load, clients=6, seconds=8.0))
     assert results["first_failures"] == []
     assert (results["failures"], results["stuck"]) == (0, 0)
@@ -548,12 +568,14 @@ def test_a_short_soak_leaves_nothing_behind(running: server.Server) -> None:
     assert len(results["memory"]["processes"]) >= 5  # launcher, Triton, three models
 
 
-def test_an_overload_is_refused_or_answered_and_leaves_nothing(running: server.Server) -> None:
+def test_an_overload_is_refused_or_answered_and_leaves_nothing(
+    running: server.ServerProcess,
+) -> None:
     """4 slots and a queue of 64: of 120 at once some are refused, and all the others answered."""
 
-    async def burst() -> overload.Load:
+    async def burst() -> overload.OverloadClients:
         async with AsyncJudgeClient(running.url) as client:
-            load = overload.Load(client, Random(0), max_tokens=40, deadline_ms=None)
+            load = overload.OverloadClients(client, Random(0), max_tokens=40, deadline_ms=None)
             await asyncio.gather(*(load.ask() for _ in range(120)))
             return load
 
@@ -585,18 +607,18 @@ def test_an_overload_is_refused_or_answered_and_leaves_nothing(running: server.S
     json.dumps(results, allow_nan=False)
     overload.print_report(
         {"max_tokens": 12, "results": results, "bounds": overload.bounds(results)}
-        | {"provenance": soak.provenance()}
+        | {"provenance": provenance.collect()}
     )
     until_idle(running)
 
 
 def test_the_server_benchmark_runs_through(
-    running: server.Server, deployment: Path, tmp_path: Path
+    running: server.ServerProcess, deployment: Path, tmp_path: Path
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(f'{{"prompt": "number {i}"}}\n' for i in range(5)))
     asked = ["--config", str(deployment), "--prompts", str(prompts), "--max-tokens", "8"]
-    done = command("bench_server", running, *asked, "--repeats", "1", "--json")
+    done = command("load.bench_server", running, *asked, "--repeats", "1", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["results"]["same_text"] == 1.0  # float32

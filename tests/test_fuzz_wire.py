@@ -25,7 +25,7 @@ import pytest
 import yaml
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from clients.client import CHANNEL
+from judge_client.connection import CHANNEL
 from tests.conftest import write_judge
 from tests.triton_world import Serving, ask, text, wait_for
 

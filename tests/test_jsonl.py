@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "build"))
 
 import mining_file
 
-from clients.perf import inputs
 from judge_decoding import cli
 from judge_decoding.evaluation import import_questions
 from judge_decoding.evaluation.audit_log import read_log
@@ -38,7 +37,6 @@ def resumed(path: Path, _: Path) -> list[Any]:
 
 READERS: dict[str, tuple[dict[str, Any], Callable[[Path, Path], list[Any]]]] = {
     "cli": ({"prompt": TEXT}, lambda path, _: cli.read_prompts(path)),
-    "perf": ({"prompt": TEXT}, lambda path, _: inputs.read_prompts(path)),
     "task": (ITEM, lambda path, _: read_task(path)),
     "labels": (
         LABELS | {"response_ids": [1], "spans": [], "split": "train"},

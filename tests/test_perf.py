@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from clients.perf import load, plots, report, schedule, sweep, tune
-from clients.perf.analyzer import LIBRARIES, Load, command, complaint, library_path
-from clients.perf.compare import compared
-from clients.perf.compare import read as read_report
-from clients.perf.export import TimedAnswer, Truncated, read_export
-from clients.perf.figures import figures, server_figures, spread
-from clients.perf.inputs import input_data, read_prompts
-from clients.perf.sweep import System, answers_for, rotated
-from clients.wire import JudgeClientError
+from clients.load.command import run
+from clients.load.perf import load, plots, report, schedule, sweep, tune
+from clients.load.perf.analyzer import LIBRARIES, PerfLoad, command, complaint, library_path
+from clients.load.perf.compare import compare, compared
+from clients.load.perf.compare import read as read_report
+from clients.load.perf.export import TimedAnswer, Truncated, read_export
+from clients.load.perf.figures import figures, server_figures, spread
+from clients.load.perf.inputs import input_data
+from clients.load.perf.sweep import SweepSystem, answers_for, rotated
+from judge_client.errors import JudgeClientError
+from judge_decoding.cli import read_prompts
 from judge_decoding.config import load_deployment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,7 +142,7 @@ def test_a_cut_off_run_is_made_again_and_counts_nowhere(
     class Program:
         runs = 0
 
-        def run(self, url: str, inputs: Path, at: Load, count: int, path: Path) -> None:
+        def run(self, url: str, inputs: Path, at: PerfLoad, count: int, path: Path) -> None:
             assert not path.exists()
             assert json.loads(inputs.read_text()) == input_data(["p"], "judge", 9, 2)
             self.runs += 1
@@ -152,15 +153,15 @@ def test_a_cut_off_run_is_made_again_and_counts_nowhere(
         return {"tokens": 69.0 * program.runs}
 
     program = Program()
-    monkeypatch.setattr(sweep.server, "read_metrics", metrics)
+    monkeypatch.setattr(sweep, "read_metrics", metrics)
     made = sweep.Sweep(program, tmp_path, "u", "m", ["p"], 9)  # type: ignore[arg-type]
-    at = Load("concurrency", 1)
-    answers, counted = made._run(System("judge", 2), at, 1)
+    at = PerfLoad("concurrency", 1)
+    answers, counted = made._run(SweepSystem("judge", 2), at, 1)
     assert len(answers) == 1
     assert counted == {"tokens": 69.0}
     assert program.runs == 4
     with pytest.raises(Truncated):
-        made._run(System("judge", 2), at, 1)
+        made._run(SweepSystem("judge", 2), at, 1)
     assert program.runs == 8
 
 
@@ -187,30 +188,13 @@ def test_every_input_is_one_that_the_ensemble_declares() -> None:
     assert all(f'name: "{name}"' in declared for name in row)
 
 
-def test_prompts_are_read_or_refused(tmp_path: Path) -> None:
-    assert len(read_prompts()) == 48
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "one"}\n\n{"prompt": "two", "more": 1}\n')
-    assert read_prompts(path) == ["one", "two"]
-    for text, error in (
-        ("\n", "holds none"),
-        ("{", "line 1 is not JSON"),
-        ('{"prompt": "a"}\n{"text": "b"}', "line 2 must be"),
-    ):
-        path.write_text(text)
-        with pytest.raises(JudgeClientError, match=error):
-            read_prompts(path)
-    with pytest.raises(JudgeClientError, match=r"cannot read /nowhere\.jsonl"):
-        read_prompts(Path("/nowhere.jsonl"))
-
-
 def test_the_command_line_of_a_run() -> None:
     shared = "-m ensemble -i grpc -u h:1 --async --streaming --input-data in.json"
     tail = "--request-count 9 --profile-export-file out.json"
     paths = Path("in.json"), Path("out.json")
-    fixed = command("h:1", paths[0], Load("concurrency", 4), 9, paths[1])
+    fixed = command("h:1", paths[0], PerfLoad("concurrency", 4), 9, paths[1])
     assert " ".join(fixed) == f"{shared} --concurrency-range 4 {tail}"
-    poisson = command("h:1", paths[0], Load("request_rate", 2.5), 9, paths[1])
+    poisson = command("h:1", paths[0], PerfLoad("request_rate", 2.5), 9, paths[1])
     rate = "--request-rate-range 2.5 --request-distribution poisson"
     assert " ".join(poisson) == f"{shared} {rate} {tail}"
 
@@ -237,15 +221,15 @@ def test_the_missing_libraries_are_linked(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_how_many_answers_a_point_takes() -> None:
     warm = [TimedAnswer(0.0, ((1.0, 1),), 2.0, "length")] * 8  # 4 answers a second
-    assert answers_for(Load("concurrency", 8), warm, 10.0) == 40
-    assert answers_for(Load("concurrency", 8), warm, 0.1) == 24
-    assert answers_for(Load("request_rate", 2.5), warm, 10.0) == 25
-    assert answers_for(Load("request_rate", 0.5), warm, 2.0) == 8
-    assert answers_for(Load("request_rate", 19.5), warm, 0.1) == 20
+    assert answers_for(PerfLoad("concurrency", 8), warm, 10.0) == 40
+    assert answers_for(PerfLoad("concurrency", 8), warm, 0.1) == 24
+    assert answers_for(PerfLoad("request_rate", 2.5), warm, 10.0) == 25
+    assert answers_for(PerfLoad("request_rate", 0.5), warm, 2.0) == 8
+    assert answers_for(PerfLoad("request_rate", 19.5), warm, 0.1) == 20
 
 
 def test_systems_take_turns_to_begin() -> None:
-    systems = [System("none"), System("judge", 1), System("judge", 2)]
+    systems = [SweepSystem("none"), SweepSystem("judge", 1), SweepSystem("judge", 2)]
     assert rotated(systems, 4) == [systems[1], systems[2], systems[0]]
     assert [str(one) for one in systems] == ["none", "judge k=1", "judge k=2"]
 
@@ -392,12 +376,9 @@ def test_the_schedule_is_written_in_place(tmp_path: Path) -> None:
 
 def test_the_deployment_that_is_measured_is_the_same_but_for_its_schedule(tmp_path: Path) -> None:
     """Written anywhere, it names the same files."""
-    config = ROOT / "configs/demo.yaml"
-    values = tune.read_config(config)
-    limits = values["limits"] | {"max_sequences": 16}
-    path = tmp_path / "free.yaml"
-    path.write_text(yaml.safe_dump(tune.without_schedule(values, config, 5, limits)))
-    free, usual = load_deployment(path), load_deployment(config)
+    path, usual = tmp_path / "free.yaml", load_deployment(ROOT / "configs/demo.yaml")
+    path.write_text(tune.without_schedule(usual, 5, 16))
+    free = load_deployment(path)
     assert usual.draft_len_schedule
     changed = {"draft_len_schedule": {}, "max_draft_len": 5}
     assert free == usual.model_copy(
@@ -417,7 +398,7 @@ def test_the_deployment_that_is_measured_is_the_same_but_for_its_schedule(tmp_pa
         (["run", "-u", "127.0.0.1:9"], "127.0.0.1:9: no server answers there"),
         (["run", "--out", "/nowhere/x"], "out: no folder /nowhere"),
         (["compare", "/nowhere.json", "/nowhere.json"], "compare: cannot read /nowhere.json"),
-        (["tune", "--config", "/nowhere.yaml"], "config: cannot read /nowhere.yaml"),
+        (["tune", "--config", "/nowhere.yaml"], "config: no file /nowhere.yaml"),
         (["tune", "--active", "9"], "active: 9 is more than limits.max_sequences 8"),
         (["tune", "--write", "--max-draft-len", "4"], "max-draft-len: 4 is above the file's"),
         ([], "Missing command."),
@@ -429,44 +410,17 @@ def test_a_users_mistake_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from clients import terminal
-    from clients.perf.compare import compare
-
     monkeypatch.setattr(sys, "argv", ["perf", *arguments])
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as ended:
-        terminal.run([load.run, compare, tune.tune], "perf")
+        run([load.run, compare, tune.tune], "perf")
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith(f"perf: {error}")
 
 
-@pytest.mark.parametrize(
-    ("text", "error"),
-    [
-        ("- a", "must hold a mapping"),
-        ("{", "cannot read"),
-        ("draft: x", "draft must hold a mapping"),
-        ("limits: [1]", "limits must hold a mapping"),
-    ],
-)
-def test_a_deployment_that_cannot_be_tuned(text: str, error: str, tmp_path: Path) -> None:
-    path = tmp_path / "d.yaml"
-    path.write_text(text)
-    with pytest.raises(JudgeClientError, match=rf"^config: .*{error}"):
-        tune.read_config(path)
-
-
-def test_a_count_of_a_deployment() -> None:
-    assert tune.count({"a": 3}, "a", 8) == 3
-    assert tune.count({}, "a", 8) == 8
-    for value in (0, "x", None):
-        with pytest.raises(JudgeClientError, match=rf"^config: a: {value!r} is no number"):
-            tune.count({"a": value}, "a", 8)
-
-
 def test_the_recipes_are_prepared(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "clients.perf.recipes.prepare", str(tmp_path)],
+        [sys.executable, "-m", "clients.load.perf.recipes.prepare", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -474,4 +428,4 @@ def test_the_recipes_are_prepared(tmp_path: Path) -> None:
     )
     assert done.stdout.strip().endswith(str(tmp_path))
     rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
-    assert [one["text"] for one in rows] == read_prompts()
+    assert [one["text"] for one in rows] == read_prompts(None)

@@ -42,14 +42,14 @@ def deployment(
 
 
 @pytest.fixture(scope="module")
-def running(deployment: Path) -> Iterator[server.Server]:
+def running(deployment: Path) -> Iterator[server.ServerProcess]:
     with server.serving(deployment) as started:
         yield started
 
 
 def perf(*arguments: str | Path, fails: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-m", "clients.perf", *arguments],
+        [sys.executable, "-m", "clients.load.perf", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -64,7 +64,7 @@ def last_line(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return document
 
 
-def test_a_run_counts_what_the_server_counts(running: server.Server, tmp_path: Path) -> None:
+def test_a_run_counts_what_the_server_counts(running: server.ServerProcess, tmp_path: Path) -> None:
     """Every token and every draft; a refused request is a row, not the end of the run."""
     done = perf(
         *("run", "-u", running.url, "--metrics", running.metrics_url, "--json"),

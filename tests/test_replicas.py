@@ -15,9 +15,9 @@ import pytest
 import yaml
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from clients.client import JudgeClient
-from clients.replicas import balancing, find_nginx
-from clients.wire import Request
+from clients.load.replicas import balancing, find_nginx
+from judge_client.client import JudgeClient
+from judge_client.wire import GenerateRequest
 from tests.faults.bench import Watched
 from tests.triton_world import Serving, wait_for
 
@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.servers,
 ]
 
-LONG = Request("A long one", max_tokens=900, ignore_eos=True, rule="none")
+LONG = GenerateRequest("A long one", max_tokens=900, ignore_eos=True, rule="none")
 PROMPTS = [f"Prompt number {i}" for i in range(16)]
 
 
@@ -69,7 +69,7 @@ def listens(port: int) -> bool:
 
 def answer(url: str, prompt: str) -> str:
     with JudgeClient(url, timeout=180) as client:
-        request = Request(prompt, max_tokens=60, ignore_eos=True)
+        request = GenerateRequest(prompt, max_tokens=60, ignore_eos=True)
         return "".join(chunk.text for chunk in client.stream(request))
 
 

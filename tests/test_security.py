@@ -20,9 +20,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from clients.access import TOKEN, Access
-from clients.client import JudgeClient
-from clients.wire import JudgeClientError, Request
+from judge_client.client import JudgeClient
+from judge_client.connection import TOKEN, Access
+from judge_client.errors import JudgeClientError
+from judge_client.wire import GenerateRequest
 from judge_decoding.config import ServerConfig, load_deployment
 from judge_decoding.engine.weights import Tensors
 from judge_decoding.errors import UserError
@@ -99,8 +100,10 @@ def test_tls_and_token_let_in_who_has_both(guarded: Guarded) -> None:
     expected = loop.decoder.generate([LoopRequest(loop.tokenizer.encode(PROMPT), 20)])[0]
     with JudgeClient(guarded.url, timeout=120, access=Access(guarded.ca, SECRET)) as client:
         client.check()
-        assert client.generate(Request(PROMPT, max_tokens=20)).text == expected.text
-        chunks = client.stream(Request(PROMPT, max_tokens=100, ignore_eos=True, rule="none"))
+        assert client.generate(GenerateRequest(PROMPT, max_tokens=20)).text == expected.text
+        chunks = client.stream(
+            GenerateRequest(PROMPT, max_tokens=100, ignore_eos=True, rule="none")
+        )
         next(chunks)
         chunks.close()  # the cancellation is let in too
 
@@ -110,7 +113,7 @@ def test_without_the_token_nothing_but_health_answers(guarded: Guarded, token: s
     with JudgeClient(guarded.url, timeout=120, access=Access(guarded.ca, token)) as client:
         client.check()
         with pytest.raises(JudgeClientError, match="expecting") as refused:
-            client.generate(Request(PROMPT, max_tokens=4))
+            client.generate(GenerateRequest(PROMPT, max_tokens=4))
     assert SECRET not in str(refused.value)
     calls = guarded.stub(guarded.ca)
     for ask in (
@@ -129,7 +132,7 @@ def test_another_root_or_no_tls_does_not_connect(guarded: Guarded) -> None:
             JudgeClient(guarded.url, timeout=5, access=given) as client,
             pytest.raises(JudgeClientError) as failed,
         ):
-            client.generate(Request(PROMPT, max_tokens=4))
+            client.generate(GenerateRequest(PROMPT, max_tokens=4))
         assert failed.value.status == "UNAVAILABLE"
 
 

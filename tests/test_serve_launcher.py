@@ -9,6 +9,8 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -226,8 +228,16 @@ def test_the_launchers_own_calls_take_no_proxy(tmp_path: Path) -> None:
     """With http_proxy set no server got ready, or the proxy was sent the token. The same on a real
     server: tests/test_security.py, tests/test_triton_server.py."""
     tls = {"certificate": tmp_path / "c", "key": tmp_path / "k", "ca": tmp_path / "a"}
+    tls["ca"].write_text("")
+    made: list[Any] = []
+    recorder = SimpleNamespace(
+        insecure_channel=lambda url, options: made.append(options),
+        secure_channel=lambda url, credentials, options: made.append(options),
+    )
     for server in (ServerConfig(), ServerConfig(tls=tls)):
-        assert ("grpc.enable_http_proxy", 0) in access.grpc_options(server)["channel_args"]
+        access.client_access(server).channel(recorder, "127.0.0.1:1")
+    assert all(("grpc.enable_http_proxy", 0) in options for options in made)
+    assert made[1][-1] == ("grpc.ssl_target_name_override", "localhost")
 
 
 @pytest.mark.parametrize(

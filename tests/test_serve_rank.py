@@ -13,15 +13,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clients.client import JudgeClient
-from clients.wire import JudgeClientError, Request, ServerStopping
+from judge_client.client import JudgeClient
+from judge_client.errors import JudgeClientError, ServerStopping
+from judge_client.wire import GenerateRequest
 from judge_decoding.ranks import mpiexec
 from tests.triton_world import LIMIT_S, free_ports, wait_for
 
 pytestmark = pytest.mark.servers
 
 RANK = Path(__file__).parent.parent / "deploy" / "rank.sh"
-LONG = Request("On and on", max_tokens=900, ignore_eos=True, rule="none")
+LONG = GenerateRequest("On and on", max_tokens=900, ignore_eos=True, rule="none")
 FAILING = """
 import runpy
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_an_engine_that_fails_ends_the_server(
     (tmp_path / "metrics.py").write_text(FAILING.format(trigger=tmp_path / "fail"))
     with rank.run("bash", str(RANK), SLURM_PROCID="0") as process:
         with JudgeClient(rank.url, timeout=LIMIT_S) as client:
-            assert client.generate(Request("Hi", max_tokens=4, ignore_eos=True)).text
+            assert client.generate(GenerateRequest("Hi", max_tokens=4, ignore_eos=True)).text
             (tmp_path / "fail").touch()
             failure = r"^engine: it failed \(RuntimeError: out of memory\)$"
             with pytest.raises(JudgeClientError, match=failure):
@@ -137,7 +138,9 @@ def test_a_world_of_ranks_that_mpiexec_started_drains(
         os.kill(rank_0(world.pid), signal.SIGTERM)
         wait_for(lambda: list(rank.temporary.glob("*/drain")), "the drain")
         with pytest.raises(ServerStopping) as refused:
-            wait_for(lambda: client.generate(Request("Hi", max_tokens=1)) is None, "the refusal")
+            wait_for(
+                lambda: client.generate(GenerateRequest("Hi", max_tokens=1)) is None, "the refusal"
+            )
         assert (refused.value.status, str(refused.value)) == (
             "UNAVAILABLE",
             "server: it is shutting down",

@@ -18,9 +18,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
-from clients.client import JudgeClient
-from clients.wire import Request as ClientRequest
-from clients.wire import ServerBusy, infer_request
+from judge_client.client import JudgeClient
+from judge_client.errors import ServerBusy
+from judge_client.wire import GenerateRequest, infer_request
 from judge_decoding.config import load_deployment
 from judge_decoding.decoding import Result
 from judge_decoding.engine.base import Sampling
@@ -364,10 +364,10 @@ def test_a_full_queue_refuses_with_advice_in_every_protocol(server: Serving) -> 
             deque(endless, maxlen=0)
         overfill()
         with pytest.raises(ServerBusy, match=message) as busy:
-            client.generate(ClientRequest("Hi"))
+            client.generate(GenerateRequest("Hi"))
         assert busy.value.queued == 16 and busy.value.retry_after_s >= 0.1
         overfill()
-        asked = infer_request(ClientRequest("Hi"), "x", stream=False)
+        asked = infer_request(GenerateRequest("Hi"), "x", stream=False)
         with pytest.raises(grpc.RpcError) as status:
             list(client._stub.ModelStreamInfer(iter([asked]), metadata=metadata))
         assert status.value.code() == grpc.StatusCode.UNAVAILABLE
@@ -399,7 +399,7 @@ def test_a_deadline_ends_an_answer_with_what_it_has(server: Serving, loop: Pipel
         for _ in range(4 + 4):
             stream.send(text_input="Hi", request_id="many", **LONG)
         stream.next()
-        answer = client.generate(ClientRequest("Hi", max_tokens=900, deadline_ms=1))
+        answer = client.generate(GenerateRequest("Hi", max_tokens=900, deadline_ms=1))
         assert (answer.finish_reason, answer.num_output_tokens, answer.text) == ("deadline", 0, "")
         stream.send(text_input="", stop=True, request_id="many")
         wait_for(lambda: server.metric("num_requests_running") == 0, "the loop to empty")
@@ -552,7 +552,7 @@ def test_nobody_writes_into_anothers_text(server: Serving) -> None:
     gaps = [abs(a - b) for i, a in enumerate(numbers) for b in numbers[:i]]
     assert min(gaps) > 1000  # of 62 random bits each
 
-    victim = ClientRequest("Victim", max_tokens=300, ignore_eos=True, rule="none", stop=["zzzz"])
+    victim = GenerateRequest("Victim", max_tokens=300, ignore_eos=True, rule="none", stop=["zzzz"])
     with JudgeClient(server.url, timeout=120) as client:
         expected = client.generate(victim).text
         chunks = client.stream(victim, request_id="victim")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tritonclient import grpc
 
-from clients.server import read_page
+from judge_client.metrics import read_page
 from judge_decoding.ranks import run_folder
 
 LIMIT_S = 180.0

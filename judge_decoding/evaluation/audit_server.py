@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from queue import Empty, Queue
+from collections.abc import Sequence
 from typing import Any
 
+from judge_client.client import JudgeClient
+from judge_client.connection import check_address
+from judge_client.errors import JudgeClientError
+from judge_client.metrics import RUNNING, WAITING, read_metrics
+from judge_client.wire import Outputs, infer_message
 from judge_decoding.config import ServerConfig
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.audit import Rule
@@ -14,12 +18,11 @@ from judge_decoding.serving import access
 
 MODEL = "judge_decoding"
 """The core model: token ids in, token ids out; no text in between that could differ."""
-BUSY = ("judge_decoding_num_requests_running", "judge_decoding_num_requests_waiting")
 TIMEOUT_S = 300.0
-"""For one answer."""
+"""Seconds for one answer."""
 
 
-class Server:
+class AuditedServer:
     """A connection; close it, or use it in a `with`.
 
     url      HOST:PORT of the gRPC endpoint
@@ -28,71 +31,51 @@ class Server:
     """
 
     def __init__(self, url: str, metrics: str, server: ServerConfig, rule: Rule = "strict") -> None:
+        allowed = access.client_access(server)
         try:
-            from tritonclient import grpc
+            check_address(metrics, "metrics")
+            self._client = JudgeClient(url, model=MODEL, timeout=TIMEOUT_S, access=allowed)
         except ImportError:
             raise UserError("audit: -u needs tritonclient; pip install -e '.[serve]'") from None
-        for what, address in (("url", url), ("metrics", metrics)):
-            if not re.fullmatch(r"[^\s/]+:\d+", address):
-                raise UserError(f"{what}: {address!r} is not HOST:PORT, such as 127.0.0.1:8001")
-        self._grpc = grpc
-        self._url = url
+        except JudgeClientError as error:
+            raise UserError(str(error)) from None
         self._metrics = f"http://{metrics}/metrics"
-        self._headers = access.grpc_headers(server)
         self._rule = rule
-        self._client = grpc.InferenceServerClient(url, **access.grpc_options(server))
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> AuditedServer:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
     def is_idle(self) -> bool:
+        """Whether no request runs or waits. UserError where the metrics do not say."""
         try:
-            with access.DIRECT.open(self._metrics, timeout=10) as page:
-                text = page.read().decode("utf-8")
+            values = read_metrics(self._metrics)
         except OSError as error:
             raise UserError(f"audit: no metrics at {self._metrics} ({error})") from None
-        busy = 0.0
-        for name in BUSY:
-            values = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
-            if not values:
+        for name in (RUNNING, WAITING):
+            if name not in values:
                 raise UserError(f"audit: {self._metrics} has no {name}; is it this server's?")
-            busy += sum(map(float, values))
-        return busy == 0
+        return values[RUNNING] + values[WAITING] == 0
 
     def decode(self, logged: Logged) -> list[int]:
-        """UserError where the server does not answer, or refuses."""
-        import numpy as np
-        from tritonclient.utils import InferenceServerException
-
-        values = [
-            ("input_ids", "INT32", np.array([logged.prompt_ids], np.int32)),
-            ("max_tokens", "INT32", np.array([[logged.max_tokens]], np.int32)),
-            ("min_tokens", "INT32", np.array([[logged.min_tokens]], np.int32)),
-            ("ignore_eos", "BOOL", np.array([[logged.ignore_eos]])),
-            ("acceptance_rule", "BYTES", np.array([[self._rule.encode()]], object)),
-        ]
+        """The answer's token ids. UserError where the server refuses, or does not answer."""
+        tensors: dict[str, tuple[str, Sequence[Any]]] = {
+            "input_ids": ("INT32", logged.prompt_ids),
+            "max_tokens": ("INT32", [logged.max_tokens]),
+            "min_tokens": ("INT32", [logged.min_tokens]),
+            "ignore_eos": ("BOOL", [logged.ignore_eos]),
+            "acceptance_rule": ("BYTES", [self._rule]),
+        }
         if logged.stop_words:
-            stops = [[word.encode() for word in logged.stop_words]]
-            values.append(("stop_words", "BYTES", np.array(stops, object)))
-        inputs = []
-        for name, kind, array in values:
-            tensor = self._grpc.InferInput(name, list(array.shape), kind)
-            tensor.set_data_from_numpy(array)
-            inputs.append(tensor)
-        answers: Queue[tuple[Any, Any]] = Queue()
-        self._client.start_stream(
-            lambda result, error: answers.put((result, error)), headers=self._headers
-        )
+            tensors["stop_words"] = ("BYTES", logged.stop_words)
+        message = infer_message(MODEL, "audit", tensors, ["output_ids"])
         try:
-            self._client.async_stream_infer(MODEL, inputs, request_id="audit")
-            result, error = answers.get(timeout=TIMEOUT_S)
-        except (InferenceServerException, Empty) as problem:
-            raise UserError(f"audit: {self._url}: {problem or 'no answer in time'}") from None
-        finally:
-            self._client.stop_stream(cancel_requests=True)
-        if error is not None:
-            raise UserError(f"audit: {self._url}: {error}")
-        return [int(token) for token in result.as_numpy("output_ids").reshape(-1)]
+            return self._client.infer(message, _output_ids)
+        except JudgeClientError as error:
+            raise UserError(f"audit: {error}") from None
+
+
+def _output_ids(outputs: Outputs) -> list[int]:
+    return [int(token) for token in outputs.array("output_ids")]

@@ -117,7 +117,7 @@ def audit(
     from judge_decoding.evaluation import audit as auditing
     from judge_decoding.evaluation import show
     from judge_decoding.evaluation.audit_log import read_log
-    from judge_decoding.evaluation.audit_server import Server
+    from judge_decoding.evaluation.audit_server import AuditedServer
     from judge_decoding.pipeline import load_pipeline
     from judge_decoding.text import Tokenizer
 
@@ -138,7 +138,8 @@ def audit(
         if url is not None:
             host = url.rpartition(":")[0]
             where = metrics or f"{host}:{deployment.server.metrics_port}"
-            deployed = stack.enter_context(Server(url, where, deployment.server, rule))  # type: ignore[arg-type]
+            audited = AuditedServer(url, where, deployment.server, rule)  # type: ignore[arg-type]
+            deployed = stack.enter_context(audited)
             tokenizer = Tokenizer(deployment.target.model)
         else:
             pipeline = stack.enter_context(closing(load_pipeline(deployment)))

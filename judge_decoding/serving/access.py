@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import secrets
 import string
-from typing import Any
-from urllib.request import ProxyHandler, build_opener
 
+from judge_client.connection import Access
 from judge_decoding.config import ServerConfig
 from judge_decoding.errors import UserError
 
@@ -20,10 +19,7 @@ ADMINISTRATION = ("shared-memory", "model-repository", "trace", "logging")
 USE = ("inference", "metadata", "model-config", "statistics")
 """For whoever has the token, where there is one."""
 TOKEN = "judge-token"
-"""The HTTP header; in gRPC metadata it is `triton-grpc-protocol-judge-token`."""
-GRPC_TOKEN = f"triton-grpc-protocol-{TOKEN}"
-DIRECT = build_opener(ProxyHandler({}))
-"""HTTP to a server of this host: past the proxies of the environment, which would get the token."""
+"""The HTTP header; for gRPC it is `judge_client.connection.TOKEN`."""
 _SAFE = frozenset(string.ascii_letters + string.digits + "-._~+/=")
 
 
@@ -75,18 +71,8 @@ def http_headers(server: ServerConfig) -> dict[str, str]:
     return {TOKEN: value} if value else {}
 
 
-def grpc_headers(server: ServerConfig) -> dict[str, str]:
-    value = token(server)
-    return {GRPC_TOKEN: value} if value else {}
-
-
-def grpc_options(server: ServerConfig) -> dict[str, Any]:
-    """tritonclient's options for a connection to this server by its address: past proxies too."""
-    direct = ("grpc.enable_http_proxy", 0)
+def client_access(server: ServerConfig) -> Access:
+    """TLS and token for our own calls to this server; nothing comes from the environment."""
     if server.tls is None:
-        return {"channel_args": [direct]}
-    return {
-        "ssl": True,
-        "root_certificates": str(server.tls.ca),
-        "channel_args": [direct, ("grpc.ssl_target_name_override", server.tls.name)],
-    }
+        return Access(token=token(server))
+    return Access(server.tls.ca, token(server), server_name=server.tls.name)

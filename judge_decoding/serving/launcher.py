@@ -25,6 +25,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from judge_client.connection import DIRECT
 from judge_decoding.config import Deployment, ServerConfig
 from judge_decoding.errors import UserError
 from judge_decoding.ranks import mpiexec, run_folder
@@ -293,7 +294,7 @@ class Server:
         body = json.dumps({"id": "drain", "text_input": "", "stop": True}).encode()
         request = urllib.request.Request(url, body, access.http_headers(server))
         try:
-            access.DIRECT.open(request, timeout=STOP_MARGIN_S).close()
+            DIRECT.open(request, timeout=STOP_MARGIN_S).close()
         except OSError as error:
             _say(f"the server does not answer while it drains ({error})")
 

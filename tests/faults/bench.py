@@ -16,15 +16,17 @@ from typing import Any
 
 import yaml
 
-from clients.client import JudgeClient
-from clients.server import descendants, parse_metrics
-from clients.wire import Answer, JudgeClientError, Request
+from clients.server import descendants
+from judge_client.client import JudgeClient
+from judge_client.errors import JudgeClientError
+from judge_client.metrics import parse_metrics
+from judge_client.wire import Answer, GenerateRequest
 from tests.conftest import LLAMA31_ROPE, perturb, write_judge, write_llama, write_tokenizer
 from tests.triton_world import COMMAND, Serving, free_ports, wait_for
 
 PATIENCE_S = 120.0
-LONG = Request("A long answer, please", max_tokens=900, ignore_eos=True)
-SHORT = Request("A short answer, please", max_tokens=24, ignore_eos=True)
+LONG = GenerateRequest("A long answer, please", max_tokens=900, ignore_eos=True)
+SHORT = GenerateRequest("A short answer, please", max_tokens=24, ignore_eos=True)
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ class Watched(threading.Thread):
     """A client's stream in a thread of its own, noted to its end."""
 
     def __init__(
-        self, url: str, request: Request = LONG, *, timeout: float | None = PATIENCE_S
+        self, url: str, request: GenerateRequest = LONG, *, timeout: float | None = PATIENCE_S
     ) -> None:
         super().__init__(daemon=True)
         self.url, self.request, self.timeout = url, request, timeout

@@ -16,8 +16,8 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from clients.client import JudgeClient
-from clients.wire import Request
+from judge_client.client import JudgeClient
+from judge_client.wire import GenerateRequest
 from tests.faults.bench import LONG, PATIENCE_S, Bench, Fault, Outcome, Watched, answer, slots
 from tests.triton_world import Serving, wait_for
 
@@ -161,7 +161,7 @@ def slow_reader(bench: Bench) -> Outcome:
     with Proxy(server.ports[1]) as proxy:
         proxy.pause_s = 0.02
         began = time.monotonic()
-        stream = Watched(proxy.url, Request(LONG.prompt, max_tokens=200, ignore_eos=True))
+        stream = Watched(proxy.url, GenerateRequest(LONG.prompt, max_tokens=200, ignore_eos=True))
         stream.running()
         answer(server)  # at full speed, beside it
         assert stream.is_alive()
@@ -226,7 +226,7 @@ def reconnecting(bench: Bench) -> Outcome:
     began = time.monotonic()
     for _ in range(100):
         with JudgeClient(server.url, timeout=PATIENCE_S) as client:
-            stream = client.stream(Request("Hi", max_tokens=50, ignore_eos=True))
+            stream = client.stream(GenerateRequest("Hi", max_tokens=50, ignore_eos=True))
             next(stream)
             stream.close()
     seconds = time.monotonic() - began

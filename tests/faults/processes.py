@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from clients.client import JudgeClient
 from clients.server import descendants
+from judge_client.client import JudgeClient
 from tests.faults.bench import (
     LONG,
     Bench,
