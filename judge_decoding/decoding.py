@@ -102,7 +102,6 @@ class SpeculativeDecoder:
         tokenizer: Tokenizer | None = None,
         max_draft_len: int = 8,
         draft_len_schedule: Mapping[int, int] | None = None,
-        draft_min_prob: float = 0.0,
         prefill_chunk: int = 256,
         check_engine: Callable[[Acceptance, Sampling], None] | None = None,
         run_round: RunRound | None = None,
@@ -110,7 +109,6 @@ class SpeculativeDecoder:
         """drafter             None: every rule but `none` is refused
         tokenizer           needed for text and stop strings; without one, ids alone
         draft_len_schedule  {active sequences up to: draft length}; above the last key it is 0
-        draft_min_prob      a sequence's drafting stops once the draft is less sure than this
         prefill_chunk       tokens of joining prompts, all together, read in one round
         check_engine        UserError for what this target cannot verify with, besides
         run_round           both engine calls of a round in one, where the engines have that
@@ -120,7 +118,6 @@ class SpeculativeDecoder:
         self.tokenizer = tokenizer
         self.max_draft_len = max_draft_len
         self.draft_len_schedule = dict(draft_len_schedule or {})
-        self.draft_min_prob = draft_min_prob
         self.prefill_chunk = prefill_chunk
         self._check_engine = check_engine
         self._run_round = run_round or partial(engine_round.run_round, drafter, target)
@@ -237,7 +234,6 @@ class SpeculativeDecoder:
                         draft_len=length,
                         # `kl` compares the models' own distributions (acceptance.kl).
                         sampling=sampling.unfiltered if rule == "kl" else sampling,
-                        min_prob=self.draft_min_prob,
                         with_probs=not sampling.greedy or rule in PROBABILITY_RULES,
                     )
                 )

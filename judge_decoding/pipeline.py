@@ -63,8 +63,6 @@ def load_pipeline(deployment: Deployment) -> Pipeline:
     target: TorchTarget | RemoteTarget | TrtTarget
     drafter: TorchDrafter | RemoteDrafter | TrtDrafter | None
     if deployment.trtllm is not None and deployment.engine == "trtllm":
-        if deployment.draft_min_prob > 0:
-            raise UserError("draft_min_prob: engine trtllm drafts in one request; set it to 0")
         if deployment.trtllm.mode == "leader":
             if not under_mpiexec():
                 raise UserError("trtllm.mode leader: start this and its ranks with mpirun or srun")
@@ -86,7 +84,6 @@ def load_pipeline(deployment: Deployment) -> Pipeline:
         tokenizer=tokenizer,
         max_draft_len=deployment.max_draft_len,
         draft_len_schedule=deployment.draft_len_schedule,
-        draft_min_prob=deployment.draft_min_prob,
         prefill_chunk=deployment.limits.prefill_chunk,
         check_engine=check_engine,
         run_round=run_round,

@@ -190,8 +190,8 @@ def test_the_trtllm_section(tmp_path: Path) -> None:
             "runs on one node of 8 GPUs, but GPU 8 is on another; use mode leader",
         ),
         (
-            {"trtllm": "{engines: e, gpu: h100, mode: leader, fast_logits: true}"},
-            r"trtllm\.fast_logits needs trtllm\.mode orchestrator",
+            {"trtllm": "{engines: e, gpu: h100, fast_logits: true}"},
+            r"trtllm\.fast_logits: unknown key",
         ),
         (
             {"trtllm": "{engines: e, gpu: h100, max_num_tokens: 64}"},

@@ -325,17 +325,6 @@ def test_a_long_prompt_is_read_in_chunks_and_holds_nobody_up(decoder: Speculativ
     assert (got[slow], got[fast]) == alone
 
 
-def test_an_unsure_draft_stops_early_and_the_output_does_not_change(
-    decoder: SpeculativeDecoder,
-) -> None:
-    p = prompts(1)[0]
-    decoder.draft_min_prob = 0.9
-    result = decoder.generate([request(p)])[0]
-    assert result.token_ids == own(decoder, p)
-    drafted = result.record.num_draft_tokens / result.record.num_spec_steps
-    assert 1 <= drafted < 5
-
-
 def test_synthetic_acceptance_has_the_asked_length(decoder: SpeculativeDecoder) -> None:
     acceptance = Acceptance(rule="synthetic", synthetic_length=3.5)
     results = decoder.generate([Request(p, 100, acceptance) for p in prompts(8)])

@@ -184,17 +184,6 @@ def test_teacher_forcing_is_the_same_in_any_block_size(target: TorchTarget) -> N
             assert torch.allclose(one.float(), other.float(), atol=1e-4, rtol=1e-4)
 
 
-def test_drafting_stops_when_unsure_after_the_doubtful_token(drafter: TorchDrafter) -> None:
-    free = drafter.propose([ProposeRequest(0, 0, PROMPT, 8, with_probs=True)])[0]
-    assert free.probs is not None
-    sure = free.probs.amax(-1)
-    border = float(sure[:6].min()) + 1e-4
-    stop = int((sure < border).nonzero()[0])
-    drafter.release(0)
-    short = drafter.propose([ProposeRequest(0, 0, PROMPT, 8, min_prob=border)])[0]
-    assert short.tokens == free.tokens[: stop + 1]
-
-
 def test_sampling_repeats_with_the_seed_whatever_shares_the_batch(drafter: TorchDrafter) -> None:
     sampling = Sampling(temperature=1.0, seed=5)
     request = ProposeRequest(0, 0, PROMPT, 6, sampling, with_probs=True)

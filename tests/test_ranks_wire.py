@@ -64,7 +64,7 @@ def proposals(draw: Any) -> Proposal:
 
 
 propose_requests = st.builds(
-    ProposeRequest, numbers, sizes, tokens, sizes, samplings, reals, st.booleans()
+    ProposeRequest, numbers, sizes, tokens, sizes, samplings, st.booleans()
 )
 verify_requests = st.builds(
     VerifyRequest, numbers, sizes, tokens, proposals(), samplings, acceptances

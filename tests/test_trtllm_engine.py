@@ -31,7 +31,6 @@ from judge_decoding.engine.executor import (
     Executor,
     ExecutorError,
     executor_config,
-    follow,
     open_executor,
 )
 from judge_decoding.engine.torch_engine import load_drafter, load_target
@@ -40,6 +39,8 @@ from judge_decoding.engine.trtllm_loading import load_engines
 from judge_decoding.errors import UserError
 from judge_decoding.manifest import engine_folder, manifest_for
 from judge_decoding.pipeline import load_pipeline
+from judge_decoding.ranks import codecs, worker
+from judge_decoding.ranks.messages import Error
 from judge_decoding.sequence import Request
 from judge_decoding.text import Tokenizer
 from tests.fakes import executor_fake as fake
@@ -442,15 +443,10 @@ def sampled(distribution: list[float]) -> fake.Model:
 P, Q = [0.1, 0.2, 0.3, 0.4], [0.4, 0.1, 0.3, 0.2]
 
 
-def sampling_pair(**draft_config: Any) -> tuple[TrtDrafter, TrtTarget]:
+def sampling_pair() -> tuple[TrtDrafter, TrtTarget]:
     bounds = {"vocab_size": 4, "max_context": 64, "max_sequences": 8}
-    fast = draft_config.get("fast_logits", False)
-    drafter = TrtDrafter(
-        wrapped(opened("draft", sampled(Q), **draft_config)), fast_logits=fast, **bounds
-    )
-    target = TrtTarget(
-        wrapped(opened("target", sampled(P))), end_ids=(), fast_logits=fast, **bounds
-    )
+    drafter = TrtDrafter(wrapped(opened("draft", sampled(Q))), **bounds)
+    target = TrtTarget(wrapped(opened("target", sampled(P))), end_ids=(), **bounds)
     return drafter, target
 
 
@@ -517,21 +513,6 @@ def test_greedy_drafts_ask_for_no_distributions() -> None:
     drafter, _ = sampling_pair()
     assert propose(drafter, Sampling()).probs is None
     assert not fake.Executor.opened[0].requests[0].output_config.return_generation_logits
-
-
-def test_fast_logits_hand_over_where_the_distributions_are() -> None:
-    drafter, target = sampling_pair(fast_logits=True)
-    sampling, rule = Sampling(temperature=1.0), Acceptance("rejection")
-    proposal = propose(drafter, sampling)
-    target.verify([VerifyRequest(0, 0, [1], proposal, sampling, rule)])
-    draft = fake.Executor.opened[1].requests[0].external_draft_tokens_config
-    assert draft is not None
-    assert draft.fast_logits is True
-    assert torch.equal(draft.logits, fake.FastLogitsInfo().to_tensor())
-    for bad in (Sampling(0.7), Sampling(1.0, top_k=5), Sampling(1.0, top_p=0.9)):
-        with pytest.raises(UserError, match="fast_logits"):
-            target.check(rule, bad)
-    target.check(rule, Sampling())
 
 
 def test_numbers_of_sequences_may_come_in_any_order() -> None:
@@ -627,18 +608,33 @@ def test_a_mismatch_is_refused_before_anything_is_loaded(
         load_engines(d)  # the fake holds no models
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"trtllm": {"mode": "leader"}}, "start this and its ranks with mpirun"),
-        ({"draft_min_prob": 0.2}, "draft_min_prob: engine trtllm drafts in one request"),
-    ],
-)
-def test_what_one_process_cannot_run_is_refused(
-    tmp_path: Path, tiny_target: Path, tiny_draft: Path, changes: dict[str, Any], message: str
+def test_leader_mode_is_refused_in_one_process(
+    tmp_path: Path, tiny_target: Path, tiny_draft: Path
 ) -> None:
-    with pytest.raises(UserError, match=message):
-        load_pipeline(deployment(tmp_path, tiny_target, tiny_draft, **changes))
+    with pytest.raises(UserError, match="start this and its ranks with mpirun"):
+        load_pipeline(deployment(tmp_path, tiny_target, tiny_draft, trtllm={"mode": "leader"}))
+
+
+def test_a_rank_beside_an_orchestrator_is_refused(
+    tmp_path: Path, tiny_target: Path, tiny_draft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[bytes] = []
+    comm = SimpleNamespace(
+        rank=3,
+        size=4,
+        send=lambda rank, data, *_: sent.append(data),
+        receive=lambda *_, **__: None,
+    )
+    monkeypatch.setattr("judge_decoding.ranks.comm.Comm", lambda _: comm)
+    config = tmp_path / "deployment.yaml"
+    d = deployment(tmp_path, tiny_target, tiny_draft)
+    config.write_text(yaml.safe_dump(d.model_dump(mode="json", exclude_none=True)))
+    monkeypatch.setattr(sys, "argv", ["worker", "--config", str(config)])
+    assert worker.main() == 2
+    (message,) = (codecs.decode(data)[0] for data in sent)
+    assert isinstance(message, Error)
+    assert message.kind == "UserError"
+    assert "spawns its ranks itself; start one process alone" in message.text
 
 
 @pytest.mark.slow
@@ -703,8 +699,8 @@ def test_a_missing_plugin_is_named(
         open_executor(d, "target")
 
 
-def parallel(d: Deployment, role: Any, rank: int = 0) -> fake.ParallelConfig:
-    config = executor_config(fake, d, role, rank=rank)
+def parallel(d: Deployment, role: Any) -> fake.ParallelConfig:
+    config = executor_config(fake, d, role)
     assert config.parallel_config is not None
     return config.parallel_config  # type: ignore[no-any-return]
 
@@ -740,28 +736,3 @@ def test_leader_mode_gives_each_executor_its_ranks_of_the_world(
     assert parallel(d, "draft") == fake.ParallelConfig(mpi, mode, [0], [1], num_nodes=1)
     expected = fake.ParallelConfig(mpi, mode, [0, 1, 2, 3], list(range(2, 10)), num_nodes=2)
     assert parallel(d, "target") == expected
-
-
-def test_fast_logits_run_on_ranks_that_mpirun_has_started(
-    tmp_path: Path, tiny_target: Path, tiny_draft: Path
-) -> None:
-    d = deployment(tmp_path, tiny_target, tiny_draft, trtllm={"fast_logits": True})
-    assert executor_config(fake, d, "draft").spec_dec_config.fast_logits
-    for rank, devices in ((0, None), (2, [1, 2])):
-        found = parallel(d, "target", rank)
-        assert found.communication_mode is fake.CommunicationMode.ORCHESTRATOR
-        assert (found.device_ids, found.participant_ids) == (devices, [2, 3])
-        assert found.orchestrator_config == fake.OrchestratorConfig(rank == 0, "", None, False)
-
-
-def test_a_rank_of_an_orchestrator_follows_it(
-    tmp_path: Path, tiny_target: Path, tiny_draft: Path, tensorrt_llm: None
-) -> None:
-    fake.Executor.models["target"] = fake.Model(count_up)
-    d = deployment(tmp_path, tiny_target, tiny_draft, trtllm={"fast_logits": True})
-    follow(d, 3)
-    (handle,) = fake.Executor.opened
-    assert handle.closed
-    assert handle.config.parallel_config.participant_ids == [2, 3]
-    with pytest.raises(UserError, match="spawns its ranks itself; start one process alone"):
-        follow(deployment(tmp_path, tiny_target, tiny_draft), 3)

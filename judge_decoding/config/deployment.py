@@ -47,7 +47,6 @@ class Deployment(Strict):
     acceptance: AcceptanceConfig = AcceptanceConfig()
     max_draft_len: int = Field(default=8, ge=0, le=128)
     draft_len_schedule: dict[int, int] = Field(default_factory=dict)
-    draft_min_prob: float = Field(default=0.0, ge=0, lt=1)
     limits: Limits = Limits()
     ranks: RanksConfig | None = None
     """None: one process runs both models."""

@@ -51,8 +51,6 @@ class TrtLlmConfig(Strict):
                     a round takes several passes (`judge-decoding plan` says how many)
     mode            `orchestrator`: one process spawns the ranks of both models (one node only);
                     `leader`: mpirun starts every rank
-    fast_logits     draft distributions go GPU to GPU; they are used by rule `rejection` alone,
-                    and need mode `orchestrator` with ranks that mpirun has started
     plugin          the judge's plugin library (plugins/judge_accept); loaded before any engine
     """
 
@@ -65,7 +63,6 @@ class TrtLlmConfig(Strict):
     logits_dtype: Literal["float32", "float16"] = "float32"
     max_num_tokens: int = Field(default=8192, ge=64)
     mode: Literal["orchestrator", "leader"] = "orchestrator"
-    fast_logits: bool = False
     plugin: ModelPath = Path("/opt/judge-decoding/lib/libjudge_accept_plugin.so")
 
 
@@ -127,5 +124,3 @@ def check_trtllm(deployment: Deployment) -> None:
             f"trtllm.mode orchestrator runs on one node of {build.gpus_per_node} GPUs, but "
             f"GPU {max(gpus)} is on another; use mode leader"
         )
-    if build.fast_logits and build.mode != "orchestrator":
-        raise ValueError("trtllm.fast_logits needs trtllm.mode orchestrator")

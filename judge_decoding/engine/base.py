@@ -82,9 +82,8 @@ class Acceptance:
 class ProposeRequest:
     """Ask for `draft_len` tokens after the sequence's text.
 
-    keep       positions of the draft's cache that still hold (0 for a new sequence)
-    tokens     the text after those positions, at least one token
-    min_prob   stop early once the draft's own probability of its choice falls below this
+    keep    positions of the draft's cache that still hold (0 for a new sequence)
+    tokens  the text after those positions, at least one token
     """
 
     sequence: int
@@ -92,7 +91,6 @@ class ProposeRequest:
     tokens: Sequence[int]
     draft_len: int
     sampling: Sampling = field(default_factory=Sampling)
-    min_prob: float = 0.0
     with_probs: bool = False
 
 

@@ -3,11 +3,10 @@
     orchestrator  this process spawns the ranks of both models (MPI_Comm_spawn, one node)
     leader        mpirun has started every rank of `ranks.layout`; each opens its group's executor,
                   only the first of a group may enqueue, the others follow it
-    fast logits   orchestrator over ranks that mpirun has started (`follow`)
 
 Sources, NVIDIA/TensorRT-LLM as read near v1.2.1: cpp/tensorrt_llm/nanobind/executor/executor.cpp
 @1dd50d0 and executorConfig.cpp @008b2b8 (names), tensorrt_llm/runtime/model_runner_cpp.py @0383291
-(spawning), examples/cpp/executor/executorExampleFastLogits.cpp (ranks started beforehand).
+(spawning).
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ def open_executor(deployment: Deployment, role: Role, *, rank: int = 0) -> Execu
             ctypes.CDLL(str(plugin), ctypes.RTLD_GLOBAL)
         except OSError as error:
             raise UserError(f"trtllm.plugin: {plugin} does not load ({error})") from None
-    config = executor_config(api, deployment, role, rank=rank)
+    config = executor_config(api, deployment, role)
     try:
         handle = api.Executor(folder, api.ModelType.DECODER_ONLY, config)
     except RuntimeError as error:
@@ -130,20 +129,7 @@ def _check_threads() -> None:
         )
 
 
-def follow(deployment: Deployment, rank: int) -> None:
-    """The life of a rank that mpirun has started for an orchestrator (fast logits): open its part
-    of an executor, and return when rank 0 has closed it."""
-    assert deployment.trtllm is not None
-    if not deployment.trtllm.fast_logits:
-        raise UserError(
-            "trtllm.mode orchestrator: it spawns its ranks itself; start one process alone"
-        )
-    role = Layout.of(deployment).place(rank).role
-    assert role != "leader"
-    open_executor(deployment, role, rank=rank).close()
-
-
-def executor_config(api: Any, deployment: Deployment, role: Role, *, rank: int = 0) -> Any:
+def executor_config(api: Any, deployment: Deployment, role: Role) -> Any:
     """Its ExecutorConfig. Block reuse is on: external drafts need it, and `keep` relies on it.
 
     Chunked context is off. A round's request is a context request with its whole prefix, of which
@@ -165,14 +151,14 @@ def executor_config(api: Any, deployment: Deployment, role: Role, *, rank: int =
         kv_cache_config=api.KvCacheConfig(
             enable_block_reuse=True, free_gpu_memory_fraction=fraction
         ),
-        parallel_config=_parallel_config(api, deployment, role, rank),
-        spec_dec_config=api.SpeculativeDecodingConfig(build.fast_logits),
+        parallel_config=_parallel_config(api, deployment, role),
+        spec_dec_config=api.SpeculativeDecodingConfig(False),
         gather_generation_logits=drafts,
         additional_model_outputs=scores,
     )
 
 
-def _parallel_config(api: Any, deployment: Deployment, role: Role, rank: int) -> Any:
+def _parallel_config(api: Any, deployment: Deployment, role: Role) -> Any:
     assert deployment.trtllm is not None and deployment.ranks is not None
     build = deployment.trtllm
     devices = [gpu for gpu in getattr(deployment.ranks, role).devices if gpu != "cpu"]
@@ -180,20 +166,11 @@ def _parallel_config(api: Any, deployment: Deployment, role: Role, rank: int) ->
     local = [gpu % build.gpus_per_node for gpu in devices]
     if nodes > 1:  # the runtime wants one node's, and takes rank % gpus_per_node of them
         local = sorted(set(local))
-    participants = list(getattr(Layout.of(deployment), role))
     mpi, modes = api.CommunicationType.MPI, api.CommunicationMode
     if build.mode == "leader":
+        participants = list(getattr(Layout.of(deployment), role))
         return api.ParallelConfig(
             mpi, modes.LEADER, device_ids=local, participant_ids=participants, num_nodes=nodes
-        )
-    if build.fast_logits:
-        orchestrator = api.OrchestratorConfig(rank == 0, "", None, False)
-        return api.ParallelConfig(
-            mpi,
-            modes.ORCHESTRATOR,
-            device_ids=local if rank else None,
-            participant_ids=participants,
-            orchestrator_config=orchestrator,
         )
     package = Path(str(importlib.import_module("tensorrt_llm").__file__)).parent
     worker = package / "bin" / "executorWorker"

@@ -144,12 +144,12 @@ class TorchDrafter(TorchEngine):
             logits = self.model.logits(self.model.final_norm(hidden))
             columns = greedy(logits).tolist()
             self.clock.forward += time.perf_counter() - started
-            # 2. Choose, and go on with those that want more and are still sure.
+            # 2. Choose, and go on with those that want more.
             going = []
             for row, i in enumerate(active):
                 request = requests[i]
-                column, p = columns[row], None
-                if request.with_probs or request.min_prob > 0 or not request.sampling.greedy:
+                column = columns[row]
+                if request.with_probs or not request.sampling.greedy:
                     p = probabilities(logits[row], request.sampling)
                     if not request.sampling.greedy:
                         generator = self._generator(
@@ -162,9 +162,7 @@ class TorchDrafter(TorchEngine):
                 end = parts[i][1] + len(parts[i][2])
                 parts[i] = (request.sequence, end, [token])
                 tokens[i].append(token)
-                # The doubtful token itself is still proposed: it is paid for.
-                doubtful = p is not None and float(p[column]) < request.min_prob
-                if len(tokens[i]) < request.draft_len and not doubtful:
+                if len(tokens[i]) < request.draft_len:
                     going.append(i)
             active = going
         return [

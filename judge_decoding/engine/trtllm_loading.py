@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -73,13 +72,8 @@ class Follower:
 
 def engine_check(deployment: Deployment) -> Callable[[Acceptance, Sampling], None]:
     """`TrtTarget.check` for a process that does not hold the target."""
-    assert deployment.trtllm is not None
     manifest = EngineManifest.load(engine_folder(deployment, "target"))
-    return partial(
-        check_request,
-        threshold=_threshold(deployment, manifest),
-        fast_logits=deployment.trtllm.fast_logits,
-    )
+    return partial(check_request, threshold=_threshold(deployment, manifest))
 
 
 def compiled_judge(deployment: Deployment) -> Judge | None:
@@ -115,11 +109,9 @@ def load_target(deployment: Deployment, manifest: EngineManifest, *, rank: int =
     )
 
 
-def _bounds(deployment: Deployment, manifest: EngineManifest) -> dict[str, Any]:
-    assert deployment.trtllm is not None
+def _bounds(deployment: Deployment, manifest: EngineManifest) -> dict[str, int]:
     return {
         "vocab_size": manifest.vocab_size,
         "max_context": deployment.limits.max_context,
         "max_sequences": deployment.limits.max_sequences,
-        "fast_logits": deployment.trtllm.fast_logits,
     }

@@ -25,7 +25,7 @@ from judge_decoding.ranks.wire import Reader, WireError, Writer
 _PAIR = struct.Struct("<qq")
 _CLOCK = struct.Struct("<dd")
 _SAMPLING = struct.Struct("<dqdQ")
-_PROPOSE = struct.Struct("<qqqd?")
+_PROPOSE = struct.Struct("<qqq?")
 _PROPOSAL = struct.Struct("<??QQ")
 _ACCEPTANCE = struct.Struct("<B?dqdddddqd?")
 
@@ -91,17 +91,15 @@ def read_clock(data: Reader) -> EngineClock:
 
 
 def write_propose_request(out: Writer, value: ProposeRequest) -> None:
-    out.record(
-        _PROPOSE, value.sequence, value.keep, value.draft_len, value.min_prob, value.with_probs
-    )
+    out.record(_PROPOSE, value.sequence, value.keep, value.draft_len, value.with_probs)
     _write_sampling(out, value.sampling)
     out.array(value.tokens, "<i4")
 
 
 def read_propose_request(data: Reader) -> ProposeRequest:
-    sequence, keep, draft_len, min_prob, with_probs = data.record(_PROPOSE)
+    sequence, keep, draft_len, with_probs = data.record(_PROPOSE)
     sampling, tokens = _read_sampling(data), data.integers()
-    return ProposeRequest(sequence, keep, tokens, draft_len, sampling, min_prob, with_probs)
+    return ProposeRequest(sequence, keep, tokens, draft_len, sampling, with_probs)
 
 
 def write_verify_request(out: Writer, value: VerifyRequest) -> None:

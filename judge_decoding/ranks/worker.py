@@ -76,11 +76,10 @@ def main() -> int:
         announce(str(place))
         build = deployment.trtllm if deployment.engine == "trtllm" else None
         if build is not None and build.mode == "orchestrator":
-            from judge_decoding.engine.executor import follow
-
-            follow(deployment, comm.rank)
-        else:
-            _work(comm, place, deployment)
+            raise UserError(
+                "trtllm.mode orchestrator: it spawns its ranks itself; start one process alone"
+            )
+        _work(comm, place, deployment)
     except Exception as error:
         _last_words(comm, error)
         return 2 if isinstance(error, UserError) else 1
