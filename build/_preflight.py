@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from judge_decoding.config import Deployment
+from judge_decoding.config.layout import MODELS, Model
 from judge_decoding.engine.weights import (
     LlamaConfig,
     fingerprint,
@@ -16,7 +16,7 @@ from judge_decoding.engine.weights import (
 )
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
-from judge_decoding.manifest import Role, engine_config, model_folder, rank_group, sections
+from judge_decoding.manifest import engine_config, model_folder, rank_group, sections
 from judge_decoding.pipeline import check_vocabulary
 from judge_decoding.trtllm_stack import CONTAINER, SM
 
@@ -48,11 +48,11 @@ def size(config: LlamaConfig, *, quantization: str, tp: int) -> Size:
     return Size(rank, rank * tp)
 
 
-def sizes(deployment: Deployment, role: Role) -> Size:
+def sizes(deployment: Deployment, model: Model) -> Size:
     return size(
-        read_config(model_folder(deployment, role)),
-        quantization=engine_config(deployment, role).quantization,
-        tp=rank_group(deployment, role).tp,
+        read_config(model_folder(deployment, model)),
+        quantization=engine_config(deployment, model).quantization,
+        tp=rank_group(deployment, model).tp,
     )
 
 
@@ -143,14 +143,13 @@ def check_gpus(deployment: Deployment, *, wanted: int) -> None:
 
 def check_memory(deployment: Deployment, memory: int) -> None:
     """The weights of every rank on one GPU, and something to run in, within `memory` bytes."""
-    roles: Sequence[Role] = ("draft", "target")
-    groups = {role: rank_group(deployment, role).devices for role in roles}
-    taken = {role: sizes(deployment, role).rank for role in roles}
+    groups = {model: rank_group(deployment, model).devices for model in MODELS}
+    taken = {model: sizes(deployment, model).rank for model in MODELS}
     for gpu in sorted({*groups["draft"], *groups["target"]}, key=str):
-        on_it = [role for role in roles if gpu in groups[role]]
-        needed = sum(taken[role] for role in on_it) + SPARE
+        on_it = [model for model in MODELS if gpu in groups[model]]
+        needed = sum(taken[model] for model in on_it) + SPARE
         if needed > memory:
-            parts = " and ".join(f"{role} {taken[role] / GIB:.1f} GiB" for role in on_it)
+            parts = " and ".join(f"{model} {taken[model] / GIB:.1f} GiB" for model in on_it)
             raise UserError(
                 f"GPU {gpu} has {memory / GIB:.1f} GiB, but holds {parts} of weights and needs "
                 f"{SPARE / GIB:.0f} GiB beside; use quantization fp8 or more GPUs (ranks.*.tp)"

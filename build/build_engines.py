@@ -27,16 +27,16 @@ from _preflight import (
     sizes,
 )
 from _steps import Step, describe, partial, run_steps
-from convert_checkpoint import checkpoint_folder, is_ready, roles
+from convert_checkpoint import checkpoint_folder, is_ready, models
 from judge_build import VARIABLE, JudgeBuild
 
 from judge_decoding.config import Deployment, load_deployment
+from judge_decoding.config.layout import Model
 from judge_decoding.engine.weights import read_config
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
 from judge_decoding.manifest import (
     MANIFEST,
-    Role,
     check_engine,
     engine_config,
     engine_files,
@@ -59,7 +59,7 @@ class Engine:
     """One engine to build: `deployment` is what it serves, baseline variants differ in its rule."""
 
     name: str
-    role: Role
+    model: Model
     deployment: Deployment
 
     @property
@@ -68,18 +68,18 @@ class Engine:
 
     @property
     def judged(self) -> bool:
-        return self.role == "target" and self.deployment.acceptance.rule == "judge"
+        return self.model == "target" and self.deployment.acceptance.rule == "judge"
 
     @property
     def processes(self) -> int:
         """That build it at the same time, each on a GPU of its own."""
-        tp = rank_group(self.deployment, self.role).tp
+        tp = rank_group(self.deployment, self.model).tp
         return min(tp, sections(self.deployment).gpus_per_node)
 
 
 def engines(deployment: Deployment, only: str, baseline: bool) -> list[Engine]:
     """Draft and target, and the two that show what the plugin does and does not change."""
-    found = [Engine(role, role, deployment) for role in roles(only)]
+    found = [Engine(model, model, deployment) for model in models(only)]
     if baseline:
         if deployment.acceptance.rule != "judge" or deployment.judge is None:
             raise UserError(
@@ -104,7 +104,7 @@ def command(engine: Engine, checkpoint: Path, output: Path) -> tuple[str, ...]:
     """
     deployment = engine.deployment
     build, limits = sections(deployment), deployment.limits
-    part = engine_config(deployment, engine.role)
+    part = engine_config(deployment, engine.model)
     timing = build.engines / "timing.cache"
     options = [
         f"--checkpoint_dir={checkpoint}",
@@ -122,7 +122,7 @@ def command(engine: Engine, checkpoint: Path, output: Path) -> tuple[str, ...]:
         f"--output_timing_cache={timing}",
         "--workers=1",
     ]
-    if engine.role == "target":
+    if engine.model == "target":
         options += [
             "--speculative_decoding_mode=draft_tokens_external",
             f"--max_draft_len={deployment.max_draft_len}",
@@ -160,15 +160,15 @@ def step(engine: Engine, runtime: Runtime | None) -> Step:
 
     def finish(half: Path) -> None:
         assert runtime is not None
-        manifest_for(engine.deployment, engine.role, runtime).save(half)
+        manifest_for(engine.deployment, engine.model, runtime).save(half)
 
     return Step(
         name=f"build {engine.name}",
         command=command(
-            engine, checkpoint_folder(engine.deployment, engine.role), partial(engine.folder)
+            engine, checkpoint_folder(engine.deployment, engine.model), partial(engine.folder)
         ),
         output=engine.folder,
-        files=(*engine_files(rank_group(engine.deployment, engine.role).tp), MANIFEST),
+        files=(*engine_files(rank_group(engine.deployment, engine.model).tp), MANIFEST),
         log=build.engines / "logs" / f"build-{engine.name}.log",
         env={VARIABLE: str(file)} if engine.judged else {},
         writes={file: judge_build(engine).model_dump_json(indent=2)} if engine.judged else {},
@@ -200,7 +200,7 @@ def main(
         runtime = this_runtime()
         there = [e for e in wanted if not again and e.folder.is_dir()]
         for engine in there:
-            check_engine(engine.deployment, engine.role, runtime, engine.folder)
+            check_engine(engine.deployment, engine.model, runtime, engine.folder)
             print(f"engine: {engine.folder} is ready")
         todo = [engine for engine in wanted if engine not in there]
         if todo:
@@ -213,9 +213,9 @@ def main(
 
 def preflight(deployment: Deployment, todo: list[Engine], calibration: str) -> None:
     for engine in todo:
-        if not is_ready(deployment, engine.role, calibration):
+        if not is_ready(deployment, engine.model, calibration):
             raise UserError(
-                f"checkpoint: no {checkpoint_folder(deployment, engine.role)}; run "
+                f"checkpoint: no {checkpoint_folder(deployment, engine.model)}; run "
                 "build/convert_checkpoint.py with this config first"
             )
     processes = max(engine.processes for engine in todo)
@@ -224,7 +224,7 @@ def preflight(deployment: Deployment, todo: list[Engine], calibration: str) -> N
         check_tool("mpirun")
     check_plugin(deployment)
     check_gpus(deployment, wanted=processes)
-    total = sum(sizes(deployment, engine.role).total for engine in todo)
+    total = sum(sizes(deployment, engine.model).total for engine in todo)
     check_disk(sections(deployment).engines, total, "the engines")
 
 

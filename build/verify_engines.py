@@ -134,7 +134,7 @@ def main(
     try:
         deployment = load_deployment(config)
         checked = engines(deployment, "both", baseline)
-        steps = [step(e, examples) for e in checked if e.role == "target" and not manifests_only]
+        steps = [step(e, examples) for e in checked if e.model == "target" and not manifests_only]
         if not manifests_only:
             check_one_node(deployment)
         if dry_run:
@@ -143,7 +143,7 @@ def main(
             return
         runtime = this_runtime()
         for engine in checked:
-            check_engine(engine.deployment, engine.role, runtime, engine.folder)
+            check_engine(engine.deployment, engine.model, runtime, engine.folder)
             print(f"engine: {engine.folder} fits this deployment and machine")
         if manifests_only:
             return
@@ -151,7 +151,7 @@ def main(
         run_steps(steps)
         rows = {
             e.name: read_tokens(s.output)
-            for e, s in zip([e for e in checked if e.role == "target"], steps, strict=True)
+            for e, s in zip([e for e in checked if e.model == "target"], steps, strict=True)
         }
         lines, passed = report(rows)
     except UserError as error:

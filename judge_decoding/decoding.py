@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from judge_decoding.config import scheduled
 from judge_decoding.engine import round as engine_round
 from judge_decoding.engine.base import (
     NO_DRAFT,
@@ -33,6 +32,7 @@ from judge_decoding.engine.base import (
     Target,
     Verdict,
     VerifyRequest,
+    scheduled,
 )
 from judge_decoding.engine.round import RunRound
 from judge_decoding.errors import UserError

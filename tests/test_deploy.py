@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 from judge_decoding import cli
 from judge_decoding.config import TrtLlmConfig, load_deployment
-from judge_decoding.ranks.layout import Layout
+from judge_decoding.config.layout import Layout
 from judge_decoding.serving import mpi
 from judge_decoding.trtllm_stack import CONTAINER
 

@@ -16,11 +16,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from judge_decoding.config import load_deployment
+from judge_decoding.config.layout import Layout
 from judge_decoding.engine.tensor_parallel import Shard
 from judge_decoding.engine.weights import read_config
 from judge_decoding.errors import UserError
 from judge_decoding.pipeline import load_pipeline
-from judge_decoding.ranks.layout import Layout
 from tests.conftest import perturb, write_judge, write_llama, write_tokenizer
 from tests.rank_scripts.generate import run
 from tests.rank_world import ROOT, World

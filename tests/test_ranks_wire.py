@@ -13,6 +13,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from judge_decoding.config.layout import MODELS
 from judge_decoding.engine.base import (
     RULES,
     Acceptance,
@@ -25,7 +26,6 @@ from judge_decoding.engine.base import (
 )
 from judge_decoding.ranks import codecs, wire
 from judge_decoding.ranks import messages as m
-from judge_decoding.ranks.layout import MODELS
 
 tokens = st.lists(st.integers(0, 2**31 - 1), max_size=20)
 numbers = st.integers(-1, 2**40)

@@ -110,6 +110,18 @@ class Proposal(NamedTuple):
 NO_DRAFT = Proposal([])
 
 
+def scheduled(schedule: Mapping[int, int], active: int, longest: int) -> int:
+    """The draft length for `active` sequences, at most `longest` tokens.
+
+    schedule  {active sequences up to: draft length}: the smallest key that `active` does not
+              exceed counts, above all keys the length is 0; an empty schedule leaves `longest`
+    """
+    if not schedule:
+        return longest
+    limits = [limit for limit in schedule if active <= limit]
+    return min(longest, schedule[min(limits)]) if limits else 0
+
+
 @dataclass(frozen=True)
 class VerifyRequest:
     """Read `tokens` + `draft.tokens` in one pass and say what is accepted.

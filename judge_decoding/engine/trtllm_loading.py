@@ -12,6 +12,7 @@ from functools import partial
 import torch
 
 from judge_decoding.config import Deployment
+from judge_decoding.config.layout import Model
 from judge_decoding.engine.base import Acceptance, EngineClock, Sampling
 from judge_decoding.engine.executor import Executor, open_executor
 from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
@@ -19,7 +20,7 @@ from judge_decoding.engine.trtllm_rules import check_request
 from judge_decoding.engine.weights import read_config
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
-from judge_decoding.manifest import EngineManifest, Role, check_engine, engine_folder
+from judge_decoding.manifest import EngineManifest, check_engine, engine_folder
 from judge_decoding.trtllm_stack import this_runtime
 
 
@@ -39,14 +40,14 @@ def load_engines(deployment: Deployment) -> tuple[TrtDrafter, TrtTarget]:
 
 
 def load_rank(
-    deployment: Deployment, role: Role, index: int, rank: int
+    deployment: Deployment, model: Model, index: int, rank: int
 ) -> tuple[TrtDrafter | TrtTarget | Follower, str]:
     """What a group's `index`-th rank holds in trtllm.mode leader, and the model's fingerprint."""
-    manifest = check_engine(deployment, role, this_runtime())
+    manifest = check_engine(deployment, model, this_runtime())
     engine: TrtDrafter | TrtTarget | Follower
     if index > 0:
-        engine = Follower(open_executor(deployment, role, rank=rank), deployment, manifest)
-    elif role == "draft":
+        engine = Follower(open_executor(deployment, model, rank=rank), deployment, manifest)
+    elif model == "draft":
         engine = load_drafter(deployment, manifest, rank=rank)
     else:
         engine = load_target(deployment, manifest, rank=rank)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
+from judge_decoding.config.layout import MODELS, Model
 from judge_decoding.engine.base import EngineClock
-from judge_decoding.ranks.layout import MODELS, Model
 from judge_decoding.ranks.messages import (
     CheckIntegrity,
     Digest,

@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
+from judge_decoding.config.layout import Layout
 from judge_decoding.ranks import codecs, messages
 from judge_decoding.ranks.bell import Bell
-from judge_decoding.ranks.layout import Layout
 from judge_decoding.ranks.messages import Message
 from judge_decoding.ranks.wire import MAX_BYTES, WireError
 

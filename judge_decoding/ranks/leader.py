@@ -15,6 +15,7 @@ from functools import partial
 from typing import NoReturn, TypeVar
 
 from judge_decoding.config import Deployment
+from judge_decoding.config.layout import Layout, Model, config_hash
 from judge_decoding.engine.base import (
     EngineClock,
     Proposal,
@@ -29,7 +30,6 @@ from judge_decoding.judge import Judge
 from judge_decoding.ranks import codecs
 from judge_decoding.ranks import messages as m
 from judge_decoding.ranks.comm import Comm, RankTimeout
-from judge_decoding.ranks.layout import Layout, Model, config_hash
 from judge_decoding.ranks.wire import WireError
 from judge_decoding.serving import environment
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from judge_decoding.config.layout import Model
 from judge_decoding.engine.base import (
     EngineClock,
     Proposal,
@@ -20,7 +21,6 @@ from judge_decoding.engine.base import (
     Verdict,
     VerifyRequest,
 )
-from judge_decoding.ranks.layout import Model
 
 
 @dataclass(frozen=True)

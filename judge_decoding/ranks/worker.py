@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from judge_decoding.config import Deployment, RanksConfig
+    from judge_decoding.config.layout import Model, Place
     from judge_decoding.engine.base import ProposeRequest, VerifyRequest
     from judge_decoding.engine.round import Proposer
     from judge_decoding.engine.torch_engine import TorchDrafter, TorchTarget
     from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
     from judge_decoding.engine.trtllm_loading import Follower
     from judge_decoding.ranks.comm import Comm
-    from judge_decoding.ranks.layout import Model, Place
     from judge_decoding.ranks.messages import CheckIntegrity, Message, Prefill, Release
 
     Part = TorchDrafter | TorchTarget | TrtDrafter | TrtTarget | Follower
@@ -52,9 +52,9 @@ def main() -> int:
     arguments = parser.parse_args()
     set_environment()
     from judge_decoding.config import load_deployment
+    from judge_decoding.config.layout import Layout
     from judge_decoding.errors import UserError
     from judge_decoding.ranks.comm import Comm
-    from judge_decoding.ranks.layout import Layout
     from judge_decoding.serving.environment import announce
 
     try:
@@ -97,9 +97,9 @@ class _Held(NamedTuple):
 def _work(comm: Comm, place: Place, deployment: Deployment) -> None:
     import torch
 
+    from judge_decoding.config.layout import config_hash
     from judge_decoding.ranks import codecs, messages
     from judge_decoding.ranks.comm import SPIN_S
-    from judge_decoding.ranks.layout import config_hash
 
     ranks = deployment.ranks
     assert ranks is not None

@@ -26,8 +26,8 @@ from functools import partial
 from pathlib import Path
 
 from judge_decoding.config import Deployment, ServerConfig
+from judge_decoding.config.layout import Layout
 from judge_decoding.errors import UserError
-from judge_decoding.ranks.layout import Layout
 from judge_decoding.serving import access, environment, mpi
 from judge_decoding.serving.processes import Deaths, become_child, is_running, session
 from judge_decoding.serving.shared_memory import Segments
