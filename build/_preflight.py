@@ -6,18 +6,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from judge_decoding.checkpoint import LlamaConfig
 from judge_decoding.config import Deployment
+from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.config.layout import MODELS, Model
-from judge_decoding.engine.weights import (
-    LlamaConfig,
-    fingerprint,
-    read_config,
-    tokenizer_hash,
-)
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
-from judge_decoding.manifest import engine_config, model_folder, rank_group, sections
-from judge_decoding.pipeline import check_vocabulary
+from judge_decoding.manifest import engine_config, rank_group, sections
 from judge_decoding.trtllm_stack import CONTAINER, SM
 
 GIB = 1024**3
@@ -50,29 +45,26 @@ def size(config: LlamaConfig, *, quantization: str, tp: int) -> Size:
 
 def sizes(deployment: Deployment, model: Model) -> Size:
     return size(
-        read_config(model_folder(deployment, model)),
+        Checkpoints.of(deployment)[model].config,
         quantization=engine_config(deployment, model).quantization,
         tp=rank_group(deployment, model).tp,
     )
 
 
-def check_models(deployment: Deployment) -> None:
+def check_models(deployment: Deployment, checkpoints: Checkpoints) -> None:
     """Both models there and whole, one vocabulary, the judge this target's."""
     sections(deployment)
-    check_vocabulary(deployment)
-    draft = model_folder(deployment, "draft")
-    if shared := read_config(draft).shared_with_target:
+    checkpoints.check_vocabulary()
+    draft, target = checkpoints["draft"], checkpoints.target
+    if shared := draft.config.shared_with_target:
         raise UserError(
-            f"draft: {draft} borrows {shared[0]} from its target; TensorRT-LLM needs a whole "
-            "checkpoint: save the draft with all of its tensors"
+            f"draft: {draft.folder} borrows {shared[0]} from its target; TensorRT-LLM needs a "
+            "whole checkpoint: save the draft with all of its tensors"
         )
-    target = model_folder(deployment, "target")
-    identity = fingerprint(target)
-    fingerprint(draft)
+    draft.fingerprint, target.fingerprint  # noqa: B018 - a missing or damaged shard is an error
     if deployment.acceptance.rule == "judge":
         assert deployment.judge is not None
-        judge = Judge.load(deployment.judge.path)
-        judge.check_target(identity, tokenizer_hash(target), read_config(target).hidden_size)
+        Judge.load(deployment.judge.path).check_target(target)
 
 
 def check_plugin(deployment: Deployment) -> None:

@@ -31,8 +31,8 @@ from convert_checkpoint import checkpoint_folder, is_ready, models
 from judge_build import VARIABLE, JudgeBuild
 
 from judge_decoding.config import Deployment, load_deployment
+from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.config.layout import Model
-from judge_decoding.engine.weights import read_config
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
 from judge_decoding.manifest import (
@@ -41,7 +41,6 @@ from judge_decoding.manifest import (
     engine_config,
     engine_files,
     manifest_for,
-    model_folder,
     rank_group,
     sections,
     wanted_threshold,
@@ -136,11 +135,11 @@ def command(engine: Engine, checkpoint: Path, output: Path) -> tuple[str, ...]:
     return (*mpirun, "trtllm-build", *options)
 
 
-def judge_build(engine: Engine) -> JudgeBuild:
+def judge_build(engine: Engine, checkpoints: Checkpoints) -> JudgeBuild:
     deployment = engine.deployment
     assert deployment.judge is not None
     build = sections(deployment)
-    config = read_config(model_folder(deployment, "target"))
+    config = checkpoints.target.config
     return JudgeBuild(
         judge=deployment.judge.path,
         plugin=build.plugin,
@@ -153,14 +152,14 @@ def judge_build(engine: Engine) -> JudgeBuild:
     )
 
 
-def step(engine: Engine, runtime: Runtime | None) -> Step:
+def step(engine: Engine, checkpoints: Checkpoints, runtime: Runtime | None) -> Step:
     """runtime: what the manifest names; None in a dry run, which makes none."""
     build = sections(engine.deployment)
     file = build.engines / f"{engine.name}.judge.json"
 
     def finish(half: Path) -> None:
         assert runtime is not None
-        manifest_for(engine.deployment, engine.model, runtime).save(half)
+        manifest_for(engine.deployment, engine.model, checkpoints, runtime).save(half)
 
     return Step(
         name=f"build {engine.name}",
@@ -171,7 +170,9 @@ def step(engine: Engine, runtime: Runtime | None) -> Step:
         files=(*engine_files(rank_group(engine.deployment, engine.model).tp), MANIFEST),
         log=build.engines / "logs" / f"build-{engine.name}.log",
         env={VARIABLE: str(file)} if engine.judged else {},
-        writes={file: judge_build(engine).model_dump_json(indent=2)} if engine.judged else {},
+        writes={file: judge_build(engine, checkpoints).model_dump_json(indent=2)}
+        if engine.judged
+        else {},
         finish=finish,
     )
 
@@ -190,30 +191,33 @@ def main(
 ) -> None:
     try:
         deployment = load_deployment(config)
-        check_models(deployment)
+        checkpoints = Checkpoints.of(deployment)
+        check_models(deployment, checkpoints)
         wanted = engines(deployment, only, baseline)
         if dry_run:
             there = [e for e in wanted if not again and e.folder.is_dir()]
-            steps = [step(engine, None) for engine in wanted if engine not in there]
+            steps = [step(engine, checkpoints, None) for engine in wanted if engine not in there]
             print(describe(steps, [engine.folder for engine in there]))
             return
         runtime = this_runtime()
         there = [e for e in wanted if not again and e.folder.is_dir()]
         for engine in there:
-            check_engine(engine.deployment, engine.model, runtime, engine.folder)
+            check_engine(engine.deployment, engine.model, checkpoints, runtime, engine.folder)
             print(f"engine: {engine.folder} is ready")
         todo = [engine for engine in wanted if engine not in there]
         if todo:
-            preflight(deployment, todo, calibration)
-            run_steps([step(engine, runtime) for engine in todo])
+            preflight(deployment, checkpoints, todo, calibration)
+            run_steps([step(engine, checkpoints, runtime) for engine in todo])
     except UserError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
 
 
-def preflight(deployment: Deployment, todo: list[Engine], calibration: str) -> None:
+def preflight(
+    deployment: Deployment, checkpoints: Checkpoints, todo: list[Engine], calibration: str
+) -> None:
     for engine in todo:
-        if not is_ready(deployment, engine.model, calibration):
+        if not is_ready(deployment, engine.model, checkpoints, calibration):
             raise UserError(
                 f"checkpoint: no {checkpoint_folder(deployment, engine.model)}; run "
                 "build/convert_checkpoint.py with this config first"

@@ -28,12 +28,11 @@ from _preflight import (
 from _steps import Step, describe, partial, run_steps
 
 from judge_decoding.config import Deployment, load_deployment
+from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.config.layout import Model
-from judge_decoding.engine.weights import fingerprint
 from judge_decoding.errors import UserError
 from judge_decoding.manifest import (
     engine_config,
-    model_folder,
     rank_group,
     sections,
 )
@@ -67,11 +66,13 @@ def checkpoint_files(deployment: Deployment, model: Model) -> list[str]:
     return ["config.json", *(f"rank{rank}.safetensors" for rank in ranks)]
 
 
-def source(deployment: Deployment, model: Model, calibration: str) -> dict[str, object]:
-    """Identity of a checkpoint."""
+def source(
+    deployment: Deployment, model: Model, checkpoints: Checkpoints, calibration: str
+) -> dict[str, object]:
+    """Identity of a TensorRT-LLM checkpoint."""
     part = engine_config(deployment, model)
     found: dict[str, object] = {
-        "model_fingerprint": fingerprint(model_folder(deployment, model)),
+        "model_fingerprint": checkpoints[model].fingerprint,
         "dtype": deployment.dtype,
         "tp": rank_group(deployment, model).tp,
         "quantization": part.quantization,
@@ -82,12 +83,14 @@ def source(deployment: Deployment, model: Model, calibration: str) -> dict[str, 
     return found
 
 
-def is_ready(deployment: Deployment, model: Model, calibration: str) -> bool:
+def is_ready(
+    deployment: Deployment, model: Model, checkpoints: Checkpoints, calibration: str
+) -> bool:
     """Whether the checkpoint is there, whole; UserError where it is of something else."""
     folder = checkpoint_folder(deployment, model)
     if not folder.is_dir():
         return False
-    wanted = source(deployment, model, calibration)
+    wanted = source(deployment, model, checkpoints, calibration)
     try:
         has = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -120,7 +123,7 @@ def command(deployment: Deployment, model: Model, output: Path, given: Options) 
     """The script and its options."""
     part = engine_config(deployment, model)
     common = [
-        f"--model_dir={model_folder(deployment, model)}",
+        f"--model_dir={Checkpoints.of(deployment)[model].folder}",
         f"--output_dir={output}",
         f"--dtype={deployment.dtype}",
         f"--tp_size={rank_group(deployment, model).tp}",
@@ -138,9 +141,11 @@ def command(deployment: Deployment, model: Model, output: Path, given: Options) 
     return (sys.executable, str(quantizer(given.examples)), *common, *options)
 
 
-def step(deployment: Deployment, model: Model, given: Options) -> Step:
+def step(deployment: Deployment, model: Model, checkpoints: Checkpoints, given: Options) -> Step:
     folder = checkpoint_folder(deployment, model)
-    identity = json.dumps(source(deployment, model, given.calibration), indent=2) + "\n"
+    identity = (
+        json.dumps(source(deployment, model, checkpoints, given.calibration), indent=2) + "\n"
+    )
 
     def finish(half: Path) -> None:
         (half / SOURCE).write_text(identity, encoding="utf-8")
@@ -177,11 +182,13 @@ def main(
 ) -> None:
     try:
         deployment = load_deployment(config)
-        check_models(deployment)
+        checkpoints = Checkpoints.of(deployment)
+        check_models(deployment, checkpoints)
         given = Options(examples, calibration, calibration_size, workers)
-        ready = [r for r in models(only) if not again and is_ready(deployment, r, calibration)]
+        kept = [] if again else models(only)
+        ready = [one for one in kept if is_ready(deployment, one, checkpoints, calibration)]
         todo = [model for model in models(only) if model not in ready]
-        steps = [step(deployment, model, given) for model in todo]
+        steps = [step(deployment, model, checkpoints, given) for model in todo]
         done = [checkpoint_folder(deployment, model) for model in ready]
         if dry_run:
             print(describe(steps, done))

@@ -37,6 +37,7 @@ from court_spans import mistake_spans
 from court_split import split_in, split_of
 from mining_engines import batched
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.engine.torch_engine import load_drafter, load_target
 from judge_decoding.errors import UserError
 from judge_decoding.labels import AfterError, LabelRecord, Span, write_labels
@@ -128,10 +129,18 @@ def main(
             fact_records(asked, tokenizer, seed=seed, answers=answers, after_error=choice)
         )
         bounds = {"max_sequences": IN_FLIGHT, "max_context": 512}
-        engine = batched(load_target(folder, dtype=dtype, **bounds)) if sampled or chat else None
+        engine = (
+            batched(load_target(Checkpoint(folder), dtype=dtype, **bounds))
+            if sampled or chat
+            else None
+        )
         drafter = None
         if sampled and draft:
-            drafter = batched(load_drafter(resolve(draft), target=folder, dtype=dtype, **bounds))
+            drafter = batched(
+                load_drafter(
+                    Checkpoint(resolve(draft)), target=Checkpoint(folder), dtype=dtype, **bounds
+                )
+            )
         for number in range(sampled):
             assert engine is not None
             how = {"number": number, "seed": seed, "after_error": choice}

@@ -17,11 +17,12 @@ from target_reader import load_reader
 from torch.nn import functional as F
 
 from judge_decoding.config import Deployment
+from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.engine.base import Drafter, Target
 from judge_decoding.engine.llama import Llama, Segment
 from judge_decoding.engine.torch_engine import TorchEngine, load_drafter
 from judge_decoding.errors import UserError
-from judge_decoding.pipeline import check_vocabulary, load_pipeline
+from judge_decoding.pipeline import load_pipeline
 
 
 class BatchedLlama(Llama):
@@ -116,9 +117,11 @@ def open_engines(deployment: Deployment, in_flight: int, max_context: int) -> En
         pipeline = load_pipeline(deployment)
         assert pipeline.drafter is not None
         return Engines(pipeline.drafter, pipeline.target, None, pipeline.close)
-    check_vocabulary(deployment)
+    checkpoints = Checkpoints.of(deployment)
+    checkpoints.check_vocabulary()
     bounds = {"max_sequences": in_flight, "max_context": max_context}
-    folder = deployment.target.model
-    target = batched(load_reader(folder, dtype=deployment.dtype, **bounds))
-    drafter = load_drafter(deployment.draft.model, target=folder, dtype=deployment.dtype, **bounds)
+    target = batched(load_reader(checkpoints.target, dtype=deployment.dtype, **bounds))
+    drafter = load_drafter(
+        checkpoints["draft"], target=checkpoints.target, dtype=deployment.dtype, **bounds
+    )
     return Engines(batched(drafter), target, target, lambda: None)

@@ -27,8 +27,9 @@ from build_engines import Engine, engines
 from convert_checkpoint import EXAMPLES
 
 from judge_decoding.config import Deployment, load_deployment
+from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.errors import UserError
-from judge_decoding.manifest import check_engine, model_folder, rank_group, sections
+from judge_decoding.manifest import check_engine, rank_group, sections
 from judge_decoding.trtllm_stack import this_runtime
 
 PROMPTS = (
@@ -53,7 +54,7 @@ def command(
     )
     return (
         *("mpirun", "--allow-run-as-root", "-n", "1", sys.executable, str(examples / "run.py")),
-        f"--tokenizer_dir={model_folder(deployment, 'target')}",
+        f"--tokenizer_dir={deployment.target.model}",
         f"--draft_engine_dir={build.engines / 'draft'}",
         f"--engine_dir={target}",
         f"--draft_target_model_config={layout}",
@@ -141,9 +142,9 @@ def main(
             print("\n".join(f"checks   {engine.folder / 'manifest.json'}" for engine in checked))
             print(describe(steps))
             return
-        runtime = this_runtime()
+        runtime, checkpoints = this_runtime(), Checkpoints.of(deployment)
         for engine in checked:
-            check_engine(engine.deployment, engine.model, runtime, engine.folder)
+            check_engine(engine.deployment, engine.model, checkpoints, runtime, engine.folder)
             print(f"engine: {engine.folder} fits this deployment and machine")
         if manifests_only:
             return

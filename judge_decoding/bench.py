@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from judge_decoding import provenance
+from judge_decoding.checkpoint import EMBEDDING, HEAD, Checkpoint
 from judge_decoding.decoding import LoopClock, Result
 from judge_decoding.engine.base import Acceptance, Sampling
-from judge_decoding.engine.weights import EMBEDDING, HEAD, Tensors, read_json
 from judge_decoding.errors import UserError
 from judge_decoding.sequence import AcceptanceRecord, Request
 
@@ -177,8 +177,8 @@ def _assistant(folder: Path, target: Any, dtype: torch.dtype) -> Any:
 
     transformers has no short-list for the LM head, so its draft has the full one.
     """
-    shared = read_json(folder / "config.json").get("shared_with_target", ())
-    tensors, theirs = Tensors(folder), target.state_dict()
+    checkpoint, theirs = Checkpoint(folder), target.state_dict()
+    shared, tensors = checkpoint.config.shared_with_target, checkpoint.tensors
     model = _transformers().LlamaForCausalLM(_transformers().LlamaConfig.from_pretrained(folder))
     state = {}
     for name in model.state_dict():

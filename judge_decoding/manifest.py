@@ -16,8 +16,8 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from judge_decoding.config import Deployment, EngineConfig, RankGroup, TrtLlmConfig
+from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.config.layout import Model
-from judge_decoding.engine.weights import fingerprint, read_config, tokenizer_hash
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
 from judge_decoding.trtllm_stack import (
@@ -96,12 +96,6 @@ def sections(deployment: Deployment) -> TrtLlmConfig:
     return deployment.trtllm
 
 
-def model_folder(deployment: Deployment, model: Model) -> Path:
-    found = deployment.target if model == "target" else deployment.draft
-    assert found is not None  # engine trtllm has a draft
-    return found.model
-
-
 def engine_config(deployment: Deployment, model: Model) -> EngineConfig:
     build = sections(deployment)
     return build.target if model == "target" else build.draft
@@ -117,21 +111,22 @@ def engine_folder(deployment: Deployment, model: Model) -> Path:
     return sections(deployment).engines / model
 
 
-def manifest_for(deployment: Deployment, model: Model, runtime: Runtime) -> EngineManifest:
+def manifest_for(
+    deployment: Deployment, model: Model, checkpoints: Checkpoints, runtime: Runtime
+) -> EngineManifest:
     """What the engine of this deployment has to say when it is built here.
 
-    Reads the model's folder (weights included) and the judge. UserError where judge and target do
-    not belong together.
+    Reads the model's checkpoint (weights included) and the judge. UserError where judge and target
+    do not belong together.
     """
     build, part = sections(deployment), engine_config(deployment, model)
-    folder = model_folder(deployment, model)
-    config = read_config(folder)
-    identity, vocabulary = fingerprint(folder), vocabulary_of(deployment, model)
+    checkpoint = checkpoints[model]
+    config = checkpoint.config
     judge: dict[str, object] = {}
     if model == "target" and deployment.acceptance.rule == "judge":
         assert deployment.judge is not None
         loaded = Judge.load(deployment.judge.path)
-        loaded.check_target(identity, vocabulary, config.hidden_size)
+        loaded.check_target(checkpoint)
         judge = {
             "plugin": f"{PLUGIN_NAME}/{PLUGIN_VERSION}",
             "plugin_abi": PLUGIN_ABI,
@@ -145,7 +140,7 @@ def manifest_for(deployment: Deployment, model: Model, runtime: Runtime) -> Engi
             "tensorrt": runtime.tensorrt,
             "tensorrt_llm": runtime.tensorrt_llm,
             "sm": runtime.sm,
-            "vocabulary": vocabulary,
+            "vocabulary": checkpoints.vocabulary(model),
             "vocab_size": config.vocab_size,
             "hidden_size": config.hidden_size,
             "tp": rank_group(deployment, model).tp,
@@ -156,18 +151,10 @@ def manifest_for(deployment: Deployment, model: Model, runtime: Runtime) -> Engi
             "max_sequences": deployment.limits.max_sequences,
             "max_context": deployment.limits.max_context,
             "max_num_tokens": build.max_num_tokens,
-            "model_fingerprint": identity,
+            "model_fingerprint": checkpoint.fingerprint,
             **judge,
         }
     )
-
-
-def vocabulary_of(deployment: Deployment, model: Model) -> str:
-    """Hash of the tokenizer. A draft's folder may have none: it then speaks the target's."""
-    folder = model_folder(deployment, model)
-    if not (folder / "tokenizer.json").is_file():
-        folder = model_folder(deployment, "target")
-    return tokenizer_hash(folder)
 
 
 def wanted_threshold(deployment: Deployment, judge: Judge) -> float:
@@ -192,12 +179,16 @@ class Mismatch(NamedTuple):
 
 
 def check_engine(
-    deployment: Deployment, model: Model, runtime: Runtime, folder: Path | None = None
+    deployment: Deployment,
+    model: Model,
+    checkpoints: Checkpoints,
+    runtime: Runtime,
+    folder: Path | None = None,
 ) -> EngineManifest:
     """The engine's manifest; UserError naming the first mismatch and its fix.
 
-    The model's folder must hold config.json and tokenizer.json; where its weights are not at hand
-    (a serving machine), the judge's own record of its target stands for them.
+    The model's checkpoint must have config.json and tokenizer.json; where its weights are not at
+    hand (a serving machine), the judge's own record of its target stands for them.
     """
     folder = folder or engine_folder(deployment, model)
     manifest = EngineManifest.load(folder)
@@ -209,7 +200,7 @@ def check_engine(
     for name in engine_files(manifest.tp):
         if not (folder / name).is_file():
             raise UserError(f"engine: {folder} lacks {name}; {_again(model)}")
-    for wrong in mismatches(manifest, deployment, runtime):
+    for wrong in mismatches(manifest, deployment, checkpoints, runtime):
         raise UserError(
             f"engine: {folder} has {wrong.field} {wrong.has}, but {wrong.needs} is needed here; "
             f"{wrong.fix}"
@@ -218,20 +209,20 @@ def check_engine(
 
 
 def mismatches(
-    manifest: EngineManifest, deployment: Deployment, runtime: Runtime
+    manifest: EngineManifest, deployment: Deployment, checkpoints: Checkpoints, runtime: Runtime
 ) -> Iterator[Mismatch]:
     """Everything that forbids loading the engine, in the order in which a person would fix it."""
     model, build = manifest.role, sections(deployment)
     part = engine_config(deployment, model)
-    folder = model_folder(deployment, model)
-    config = read_config(folder)
+    checkpoint = checkpoints[model]
+    config = checkpoint.config
     again = _again(model)
     container = f"build and serve in one container ({CONTAINER}), or {again}"
     exact = [
         ("tensorrt", runtime.tensorrt, container),
         ("tensorrt_llm", runtime.tensorrt_llm, container),
         ("sm", runtime.sm, f"serve on the GPU kind it was built for, or {again}"),
-        ("vocabulary", vocabulary_of(deployment, model), again),
+        ("vocabulary", checkpoints.vocabulary(model), again),
         ("vocab_size", config.vocab_size, again),
         ("hidden_size", config.hidden_size, again),
         (
@@ -243,8 +234,8 @@ def mismatches(
         ("kv_cache_dtype", part.kv_cache_dtype, again),
         ("logits_dtype", build.logits_dtype, again),
     ]
-    if any(folder.glob("*.safetensors")):
-        exact.append(("model_fingerprint", fingerprint(folder), again))
+    if checkpoint.has_weights:
+        exact.append(("model_fingerprint", checkpoint.fingerprint, again))
     for name, needs, fix in exact:
         if (has := getattr(manifest, name)) != needs:
             yield Mismatch(name, has, needs, fix)

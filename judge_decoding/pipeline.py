@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from judge_decoding.config import Deployment
+from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.decoding import SpeculativeDecoder
 from judge_decoding.engine.base import Acceptance, Sampling
 from judge_decoding.engine.loading import deployed_drafter, deployed_judge, deployed_target
@@ -13,7 +14,6 @@ from judge_decoding.engine.round import RunRound
 from judge_decoding.engine.torch_engine import TorchDrafter, TorchTarget
 from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
 from judge_decoding.engine.trtllm_loading import compiled_judge, engine_check, load_engines
-from judge_decoding.engine.weights import read_config, tokenizer_hash
 from judge_decoding.errors import UserError
 from judge_decoding.ranks.comm import start_mpi, under_mpiexec
 from judge_decoding.ranks.leader import Ranks, RemoteDrafter, RemoteTarget, lead
@@ -48,15 +48,15 @@ def load_pipeline(deployment: Deployment) -> Pipeline:
     """
     if deployment.ranks is not None and under_mpiexec():
         start_mpi(deployment)  # first: an error below then ends the ranks that wait for this one
-    config = read_config(deployment.target.model)  # what the engine cannot run is refused first
+    checkpoints = Checkpoints.of(deployment)
+    config = checkpoints.target.config  # what the engine cannot run is refused first
     tokenizer = Tokenizer(deployment.target.model)
     if tokenizer.size > config.vocab_size:
         raise UserError(
             f"tokenizer: {deployment.target.model} has {tokenizer.size} tokens, its model only "
             f"{config.vocab_size}; put the model's own tokenizer.json there"
         )
-    if deployment.draft is not None:
-        check_vocabulary(deployment)
+    checkpoints.check_vocabulary()
     ranks: Ranks | None = None
     check_engine: Callable[[Acceptance, Sampling], None] | None = None
     run_round: RunRound | None = None
@@ -67,17 +67,19 @@ def load_pipeline(deployment: Deployment) -> Pipeline:
             if not under_mpiexec():
                 raise UserError("trtllm.mode leader: start this and its ranks with mpirun or srun")
             check_engine = engine_check(deployment)
-            ranks = lead(deployment, compiled_judge(deployment))
+            ranks = lead(deployment, checkpoints, compiled_judge(deployment))
             target, drafter = ranks.target, ranks.drafter
         else:
-            drafter, target = load_engines(deployment)
+            drafter, target = load_engines(deployment, checkpoints)
             check_engine = target.check
     elif deployment.ranks is not None and under_mpiexec():
-        ranks = lead(deployment, deployed_judge(deployment))
+        judge = deployed_judge(deployment, checkpoints.target)
+        ranks = lead(deployment, checkpoints, judge)
         target, drafter, run_round = ranks.target, ranks.drafter, ranks.run_round
     else:
-        target = deployed_target(deployment, deployed_judge(deployment))
-        drafter = deployed_drafter(deployment)
+        judge = deployed_judge(deployment, checkpoints.target)
+        target = deployed_target(deployment, checkpoints, judge)
+        drafter = deployed_drafter(deployment, checkpoints)
     decoder = SpeculativeDecoder(
         drafter,
         target,
@@ -89,20 +91,3 @@ def load_pipeline(deployment: Deployment) -> Pipeline:
         run_round=run_round,
     )
     return Pipeline(deployment, tokenizer, decoder, target, drafter, ranks)
-
-
-def check_vocabulary(deployment: Deployment) -> None:
-    """UserError unless draft and target mean the same by every token id."""
-    assert deployment.draft is not None
-    draft, target = deployment.draft.model, deployment.target.model
-    sizes = read_config(draft).vocab_size, read_config(target).vocab_size
-    if sizes[0] != sizes[1]:
-        raise UserError(
-            f"draft: {draft} has a vocabulary of {sizes[0]} tokens, the target's is {sizes[1]}; "
-            "draft and target must share one tokenizer"
-        )
-    if (draft / "tokenizer.json").is_file() and tokenizer_hash(draft) != tokenizer_hash(target):
-        raise UserError(
-            f"draft: {draft} has another tokenizer than the target {target}; "
-            "draft and target must share one"
-        )

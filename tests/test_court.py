@@ -24,6 +24,7 @@ import court_sampled  # noqa: E402
 import court_split  # noqa: E402
 from court_facts import DOMAINS, questions  # noqa: E402
 
+from judge_decoding.checkpoint import Checkpoint  # noqa: E402
 from judge_decoding.decoding import SpeculativeDecoder  # noqa: E402
 from judge_decoding.engine.base import Acceptance  # noqa: E402
 from judge_decoding.engine.torch_engine import load_drafter, load_target  # noqa: E402
@@ -380,14 +381,14 @@ def test_both_models_are_asked(asked, tiny_target, tiny_draft):
     """Greedily first: then it is each model's own greedy text, whoever shares its batch."""
     some, tokenizer = asked[:5], Tokenizer(tiny_target)
     limits = {"dtype": "float32", "max_sequences": 3, "max_context": 256}
-    target = load_target(tiny_target, **limits)
-    drafter = load_drafter(tiny_draft, target=tiny_target, **limits)
+    target = load_target(Checkpoint(tiny_target), **limits)
+    drafter = load_drafter(Checkpoint(tiny_draft), target=Checkpoint(tiny_target), **limits)
     told = {
         tiny_target: court_sampled.by_target(some, target, tokenizer, 0, 0, 10),
         tiny_draft: court_sampled.by_draft(some, drafter, (0,), tokenizer, 0, 0, 10),
     }
     for folder, answers in told.items():
-        alone = SpeculativeDecoder(None, load_target(folder, **limits))
+        alone = SpeculativeDecoder(None, load_target(Checkpoint(folder), **limits))
         for question, answer in zip(some, answers, strict=True):
             ids = tokenizer.chat([{"role": "user", "content": question.prompt}])
             [result] = alone.generate([Request(ids, 10, Acceptance("none"))])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.decoding import Result, SpeculativeDecoder
 from judge_decoding.engine import torch_engine
 from judge_decoding.engine.base import (
@@ -32,9 +33,9 @@ LIMITS = {"dtype": "float32", "max_sequences": 8, "max_context": 160, "prefill_c
 
 @pytest.fixture
 def decoder(tiny_target: Path, tiny_draft: Path) -> SpeculativeDecoder:
-    target = load_target(tiny_target, judge=judge(), **LIMITS)
+    target = load_target(Checkpoint(tiny_target), judge=judge(), **LIMITS)
     target.end_ids = ()
-    drafter = load_drafter(tiny_draft, target=tiny_target, **LIMITS)
+    drafter = load_drafter(Checkpoint(tiny_draft), target=Checkpoint(tiny_target), **LIMITS)
     return SpeculativeDecoder(
         drafter, target, tokenizer=Tokenizer(tiny_target), max_draft_len=5, prefill_chunk=16
     )
@@ -430,7 +431,7 @@ def test_one_sequence_too_many_is_refused(decoder: SpeculativeDecoder) -> None:
 
 
 def test_without_a_draft_only_none_runs(tiny_target: Path) -> None:
-    decoder = SpeculativeDecoder(None, load_target(tiny_target, **LIMITS))
+    decoder = SpeculativeDecoder(None, load_target(Checkpoint(tiny_target), **LIMITS))
     assert len(decoder.generate([request([5], "none", 4, ignore_end=True)])[0].token_ids) == 4
     with pytest.raises(UserError, match="no draft"):
         decoder.add(request([5], "strict"))

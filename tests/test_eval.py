@@ -14,6 +14,7 @@ import yaml
 from conftest import write_deployment
 from typer.testing import CliRunner, Result
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.cli import app
 from judge_decoding.config import load_deployment
 from judge_decoding.decoding import SpeculativeDecoder
@@ -149,7 +150,7 @@ def test_the_draft_alone_is_the_draft_as_a_target(
 ) -> None:
     alone = SpeculativeDecoder(
         None,
-        load_target(tiny_draft, dtype="float32", max_sequences=3, max_context=256),
+        load_target(Checkpoint(tiny_draft), dtype="float32", max_sequences=3, max_context=256),
         tokenizer=pipeline.tokenizer,
     )
     requests = [Request(r.prompt_ids, TOKENS, Acceptance("none")) for r in found.requests]

@@ -35,6 +35,7 @@ from mining_jobs import Job
 from target_reader import ReadRequest, load_reader
 from typer.testing import CliRunner
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import Deployment
 from judge_decoding.decoding import SpeculativeDecoder
 from judge_decoding.engine.base import Acceptance
@@ -112,7 +113,7 @@ def mine(draft: Path, target: Path, method: str, parse=None, settles=False, **ch
 @pytest.fixture(scope="module")
 def own(tiny_target: Path) -> list[list[int]]:
     """The target's own answers, without their end token."""
-    decoder = SpeculativeDecoder(None, load_target(tiny_target, **LIMITS))
+    decoder = SpeculativeDecoder(None, load_target(Checkpoint(tiny_target), **LIMITS))
     found = [decoder.generate([Request(p, TOKENS, Acceptance("none"))])[0] for p in PROMPTS]
     return [[i for i in r.token_ids if i != 0] for r in found]
 
@@ -120,7 +121,7 @@ def own(tiny_target: Path) -> list[list[int]]:
 def strict_greedy(tiny_target: Path, text: list[int], room: int) -> list[int]:
     if room < 1:
         return []
-    decoder = SpeculativeDecoder(None, load_target(tiny_target, **LIMITS))
+    decoder = SpeculativeDecoder(None, load_target(Checkpoint(tiny_target), **LIMITS))
     [result] = decoder.generate([Request(text, room, Acceptance("none"))])
     return [i for i in result.token_ids if i != 0]
 
@@ -185,7 +186,7 @@ def test_every_prompt_in_flight_is_in_every_pass_of_the_target(tiny_target, tiny
 
 def test_attention_over_all_sequences_is_attention_over_each(tiny_target, tiny_draft):
     """Rows of one, of several, and of a whole prompt, in one pass, slots out of order."""
-    plain = load_target(tiny_target, dtype="float32", max_sequences=4, max_context=64)
+    plain = load_target(Checkpoint(tiny_target), dtype="float32", max_sequences=4, max_context=64)
     batched = engines(tiny_draft, tiny_target, 4).target
     assert type(batched.model) is mining_engines.BatchedLlama
     passes = [
@@ -215,7 +216,7 @@ def test_the_likelihood_score_is_that_of_a_fresh_pass(tiny_target, tiny_draft, o
     """Nothing kept (tau out of reach): each score is a difference of two whole readings."""
     mined = mine(tiny_draft, tiny_target, "judge_likelihood", tau=1e9)
     assert [m.response for _, m in mined] == own
-    reader = load_reader(tiny_target, **LIMITS)
+    reader = load_reader(Checkpoint(tiny_target), **LIMITS)
 
     def read(text, begin):
         [found] = reader.likelihood([ReadRequest(0, 0, text)])

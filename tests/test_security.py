@@ -23,8 +23,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from clients.access import TOKEN, Access
 from clients.client import JudgeClient
 from clients.wire import JudgeClientError, Request
+from judge_decoding.checkpoint import Tensors
 from judge_decoding.config import ServerConfig, load_deployment
-from judge_decoding.engine.weights import Tensors
 from judge_decoding.errors import UserError
 from judge_decoding.pipeline import load_pipeline
 from judge_decoding.sequence import Request as LoopRequest

@@ -18,7 +18,9 @@ import pytest
 import torch
 import yaml
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import Deployment, JudgeConfig
+from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.decoding import Result, SpeculativeDecoder
 from judge_decoding.engine.base import (
     Acceptance,
@@ -304,8 +306,8 @@ def tiny_decoder(
     tiny_target: Path, tiny_draft: Path, threshold: float, end_ids: tuple[int, ...] = ()
 ) -> SpeculativeDecoder:
     fake.Executor.plugin = plugin(threshold, end_ids)
-    big = TinyLlama(load_target(tiny_target, judge=judge(), **LIMITS))
-    small = TinyLlama(load_target(tiny_draft, **LIMITS))
+    big = TinyLlama(load_target(Checkpoint(tiny_target), judge=judge(), **LIMITS))
+    small = TinyLlama(load_target(Checkpoint(tiny_draft), **LIMITS))
     target = TrtTarget(
         wrapped(opened("target", big)),
         end_ids=end_ids,
@@ -321,9 +323,13 @@ def tiny_decoder(
 def torch_decoder(
     tiny_target: Path, tiny_draft: Path, end_ids: tuple[int, ...] = ()
 ) -> SpeculativeDecoder:
-    target = load_target(tiny_target, judge=judge(), **LIMITS)
+    target = load_target(Checkpoint(tiny_target), judge=judge(), **LIMITS)
     target.end_ids = end_ids
-    return loop(load_drafter(tiny_draft, target=tiny_target, **LIMITS), target, tiny_target)
+    return loop(
+        load_drafter(Checkpoint(tiny_draft), target=Checkpoint(tiny_target), **LIMITS),
+        target,
+        tiny_target,
+    )
 
 
 def loop(drafter: Any, target: Any, folder: Path) -> SpeculativeDecoder:
@@ -557,7 +563,7 @@ def write_engines(d: Deployment) -> None:
     for role in ("draft", "target"):
         folder = engine_folder(d, role)
         folder.mkdir(parents=True)
-        manifest = manifest_for(d, role, RUNTIME)
+        manifest = manifest_for(d, role, Checkpoints.of(d), RUNTIME)
         manifest.save(folder)
         for name in ("config.json", *(f"rank{i}.engine" for i in range(manifest.tp))):
             (folder / name).write_text("{}")
@@ -568,8 +574,8 @@ def test_a_deployment_loads_and_answers(
 ) -> None:
     d = deployment(tmp_path, tiny_target, tiny_draft)
     write_engines(d)
-    fake.Executor.models["draft"] = TinyLlama(load_target(tiny_draft, **LIMITS))
-    fake.Executor.models["target"] = TinyLlama(load_target(tiny_target, **LIMITS))
+    fake.Executor.models["draft"] = TinyLlama(load_target(Checkpoint(tiny_draft), **LIMITS))
+    fake.Executor.models["target"] = TinyLlama(load_target(Checkpoint(tiny_target), **LIMITS))
     pipeline = load_pipeline(d)
     assert [h.model for h in fake.Executor.opened] == [
         fake.Executor.models["draft"],
@@ -592,20 +598,20 @@ def test_a_mismatch_is_refused_before_anything_is_loaded(
 ) -> None:
     d = deployment(tmp_path, tiny_target, tiny_draft)
     with pytest.raises(UserError, match=r"manifest.json; build it with build/build_engines.py"):
-        load_engines(d)
+        load_engines(d, Checkpoints.of(d))
     write_engines(d)
     longer = deployment(tmp_path, tiny_target, tiny_draft, max_draft_len=6)
     with pytest.raises(UserError, match="max_draft_len 5, but 6 is needed"):
-        load_engines(longer)
-    manifest = manifest_for(d, "target", RUNTIME)
+        load_engines(longer, Checkpoints.of(longer))
+    manifest = manifest_for(d, "target", Checkpoints.of(d), RUNTIME)
     other = manifest.model_copy(update={"tensorrt": "10.13.3"})
     other.save(engine_folder(d, "target"))
     with pytest.raises(UserError, match=r"tensorrt 10.13.3, but 10.14.1 is needed"):
-        load_engines(d)
+        load_engines(d, Checkpoints.of(d))
     assert not fake.Executor.opened
     manifest.save(engine_folder(d, "target"))
     with pytest.raises(UserError, match=r"engines/draft does not load \(\[TensorRT-LLM\]"):
-        load_engines(d)  # the fake holds no models
+        load_engines(d, Checkpoints.of(d))  # the fake holds no models
 
 
 def test_leader_mode_is_refused_in_one_process(
@@ -682,8 +688,9 @@ def test_an_mpi_of_one_thread_at_a_time_is_refused(
 def test_without_tensorrt_llm_the_message_names_the_container(
     tmp_path: Path, tiny_target: Path, tiny_draft: Path
 ) -> None:
+    d = deployment(tmp_path, tiny_target, tiny_draft)
     with pytest.raises(UserError, match=r"not installed here; run inside the container nvcr.io"):
-        load_engines(deployment(tmp_path, tiny_target, tiny_draft))
+        load_engines(d, Checkpoints.of(d))
 
 
 def test_a_missing_plugin_is_named(

@@ -6,51 +6,53 @@ one (`load_rank`), and rank 0's loop asks the first of each group.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 
 from judge_decoding.config import Deployment
+from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.config.layout import Model
 from judge_decoding.engine.base import Acceptance, EngineClock, Sampling
 from judge_decoding.engine.executor import Executor, open_executor
 from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
 from judge_decoding.engine.trtllm_rules import check_request
-from judge_decoding.engine.weights import read_config
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
 from judge_decoding.manifest import EngineManifest, check_engine, engine_folder
 from judge_decoding.trtllm_stack import this_runtime
 
 
-def load_engines(deployment: Deployment) -> tuple[TrtDrafter, TrtTarget]:
+def load_engines(deployment: Deployment, checkpoints: Checkpoints) -> tuple[TrtDrafter, TrtTarget]:
     """Both engines, for one process that drives them (trtllm.mode orchestrator). Each is checked
     against its manifest before either loads; the draft loads first, as its cache's share assumes.
     """
     runtime = this_runtime()
-    draft = check_engine(deployment, "draft", runtime)
-    target = check_engine(deployment, "target", runtime)
+    draft = check_engine(deployment, "draft", checkpoints, runtime)
+    target = check_engine(deployment, "target", checkpoints, runtime)
     if draft.vocabulary != target.vocabulary:
         raise UserError(
             f"engine: the draft's vocabulary is {draft.vocabulary}, the target's "
             f"{target.vocabulary}; draft and target must share one tokenizer"
         )
-    return load_drafter(deployment, draft), load_target(deployment, target)
+    end_ids = checkpoints.target.config.end_ids
+    return load_drafter(deployment, draft), load_target(deployment, target, end_ids)
 
 
 def load_rank(
-    deployment: Deployment, model: Model, index: int, rank: int
+    deployment: Deployment, checkpoints: Checkpoints, model: Model, index: int, rank: int
 ) -> tuple[TrtDrafter | TrtTarget | Follower, str]:
     """What a group's `index`-th rank holds in trtllm.mode leader, and the model's fingerprint."""
-    manifest = check_engine(deployment, model, this_runtime())
+    manifest = check_engine(deployment, model, checkpoints, this_runtime())
     engine: TrtDrafter | TrtTarget | Follower
     if index > 0:
         engine = Follower(open_executor(deployment, model, rank=rank), deployment, manifest)
     elif model == "draft":
         engine = load_drafter(deployment, manifest, rank=rank)
     else:
-        engine = load_target(deployment, manifest, rank=rank)
+        end_ids = checkpoints.target.config.end_ids
+        engine = load_target(deployment, manifest, end_ids, rank=rank)
     return engine, manifest.model_fingerprint
 
 
@@ -97,11 +99,13 @@ def load_drafter(deployment: Deployment, manifest: EngineManifest, *, rank: int 
     )
 
 
-def load_target(deployment: Deployment, manifest: EngineManifest, *, rank: int = 0) -> TrtTarget:
+def load_target(
+    deployment: Deployment, manifest: EngineManifest, end_ids: Sequence[int], *, rank: int = 0
+) -> TrtTarget:
     """The same for the target, with the judge whose plugin its manifest names."""
     return TrtTarget(
         open_executor(deployment, "target", rank=rank),
-        end_ids=read_config(deployment.target.model).end_ids,
+        end_ids=end_ids,
         judge=compiled_judge(deployment),
         threshold=_threshold(deployment, manifest),
         logits_dtype=getattr(torch, manifest.logits_dtype),

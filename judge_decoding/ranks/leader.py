@@ -15,6 +15,7 @@ from functools import partial
 from typing import NoReturn, TypeVar
 
 from judge_decoding.config import Deployment
+from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.config.layout import Layout, Model, config_hash
 from judge_decoding.engine.base import (
     EngineClock,
@@ -24,7 +25,6 @@ from judge_decoding.engine.base import (
     VerifyRequest,
 )
 from judge_decoding.engine.round import Round, RunRound
-from judge_decoding.engine.weights import fingerprint
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
 from judge_decoding.ranks import codecs
@@ -39,7 +39,7 @@ LAST_WORDS_S = 1.0
 """Before an abort: mpiexec throws away what a rank wrote and it has not passed on yet."""
 
 
-def lead(deployment: Deployment, judge: Judge | None = None) -> Ranks:
+def lead(deployment: Deployment, checkpoints: Checkpoints, judge: Judge | None = None) -> Ranks:
     """Greet the ranks of this MPI world and wait until they have loaded the deployment.
 
     judge  what the target's `judge` shows; the ranks load their own.
@@ -56,7 +56,7 @@ def lead(deployment: Deployment, judge: Judge | None = None) -> Ranks:
             "python -m judge_decoding.ranks.worker --config FILE"
         )
     comm.layout = layout
-    return Ranks(comm, layout, deployment, judge)
+    return Ranks(comm, layout, deployment, checkpoints, judge)
 
 
 class Ranks:
@@ -67,7 +67,12 @@ class Ranks:
     """
 
     def __init__(
-        self, comm: Comm, layout: Layout, deployment: Deployment, judge: Judge | None
+        self,
+        comm: Comm,
+        layout: Layout,
+        deployment: Deployment,
+        checkpoints: Checkpoints,
+        judge: Judge | None,
     ) -> None:
         ranks = deployment.ranks
         assert ranks is not None
@@ -82,7 +87,7 @@ class Ranks:
         self.heard: dict[int, float] = {}
         """Unix time of every other rank's last message."""
         atexit.register(self._at_exit)
-        ready = self._greet(deployment, ranks.startup_timeout_s)
+        ready = self._greet(deployment, checkpoints, ranks.startup_timeout_s)
         self._waiting = False
         everyone = range(layout.size)
         bells = {0: comm.bell} | comm.bells
@@ -204,11 +209,13 @@ class Ranks:
             self.abort(f"{who} failed: {text}", 2 if user else 1)
         self.abort(f"unexpected {m.name(got)} from {self._comm.describe(rank)}")
 
-    def _greet(self, deployment: Deployment, timeout_s: float) -> dict[tuple[int, Model], m.Ready]:
+    def _greet(
+        self, deployment: Deployment, checkpoints: Checkpoints, timeout_s: float
+    ) -> dict[tuple[int, Model], m.Ready]:
         """Every rank's `Hello`, then a `Ready` a model, compared with what this rank has."""
-        models = {"target": fingerprint(deployment.target.model)}
-        if deployment.draft is not None:
-            models["draft"] = fingerprint(deployment.draft.model)
+        models = {"target": checkpoints.target.fingerprint}
+        if checkpoints.draft is not None:
+            models["draft"] = checkpoints.draft.fingerprint
         expected = config_hash(deployment)
         deadline = time.monotonic() + timeout_s
         places = map(self._layout.place, range(1, self._layout.size))

@@ -46,7 +46,7 @@ class Welcome:
 @dataclass(frozen=True)
 class Ready:
     """A rank has loaded its part of one model; `fingerprint` is the whole model's
-    (`weights.fingerprint`)."""
+    (`Checkpoint.fingerprint`)."""
 
     model: Model
     fingerprint: str

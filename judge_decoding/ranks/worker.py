@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from judge_decoding.config import Deployment, RanksConfig
+    from judge_decoding.config.checkpoints import Checkpoints
     from judge_decoding.config.layout import Model, Place
     from judge_decoding.engine.base import ProposeRequest, VerifyRequest
     from judge_decoding.engine.round import Proposer
@@ -97,6 +98,7 @@ class _Held(NamedTuple):
 def _work(comm: Comm, place: Place, deployment: Deployment) -> None:
     import torch
 
+    from judge_decoding.config.checkpoints import Checkpoints
     from judge_decoding.config.layout import config_hash
     from judge_decoding.ranks import codecs, messages
     from judge_decoding.ranks.comm import SPIN_S
@@ -110,8 +112,9 @@ def _work(comm: Comm, place: Place, deployment: Deployment) -> None:
     group = ranks.draft if place.role == "draft" else ranks.target
     torch.set_num_threads(group.threads or max(1, torch.get_num_threads() // group.tp))
     engines: dict[Model, Part] = {}
+    checkpoints = Checkpoints.of(deployment)
     for model in place.models:
-        engine, fingerprint = _load(comm, place, model, deployment)
+        engine, fingerprint = _load(comm, place, model, deployment, checkpoints)
         engines[model] = engine
         ready = messages.Ready(
             model,
@@ -122,6 +125,7 @@ def _work(comm: Comm, place: Place, deployment: Deployment) -> None:
             getattr(engine, "end_ids", ()),
         )
         comm.send(0, codecs.encode(ready), "ready", ranks.timeout_s)
+    del checkpoints  # the files of the weights are closed
     held = _Held(engines, _proposer(comm, engines, ranks))
     alone = deployment.draft is None or ranks.colocate_draft
     spin_s = _BETWEEN_ROUNDS_S if alone else SPIN_S
@@ -131,14 +135,15 @@ def _work(comm: Comm, place: Place, deployment: Deployment) -> None:
             engine.close()  # type: ignore[union-attr]
 
 
-def _load(comm: Comm, place: Place, model: Model, deployment: Deployment) -> tuple[Part, str]:
+def _load(
+    comm: Comm, place: Place, model: Model, deployment: Deployment, checkpoints: Checkpoints
+) -> tuple[Part, str]:
     """This rank's part of a model, and the fingerprint of the whole."""
     if deployment.engine == "trtllm":
         from judge_decoding.engine.trtllm_loading import load_rank
 
-        return load_rank(deployment, model, place.index, place.rank)
+        return load_rank(deployment, checkpoints, model, place.index, place.rank)
     from judge_decoding.engine.loading import deployed_drafter, deployed_judge, deployed_target
-    from judge_decoding.engine.weights import fingerprint
     from judge_decoding.ranks.group import MpiGroup
 
     assert deployment.ranks is not None
@@ -146,12 +151,11 @@ def _load(comm: Comm, place: Place, model: Model, deployment: Deployment) -> tup
     members = comm.layout.draft if model == "draft" else comm.layout.target
     group = MpiGroup(comm, members, _GROUP_SHARE * deployment.ranks.timeout_s)
     if model == "draft":
-        drafter = deployed_drafter(deployment, group)
+        drafter = deployed_drafter(deployment, checkpoints, group)
         assert drafter is not None
-        assert deployment.draft is not None
-        return drafter, fingerprint(deployment.draft.model)
-    target = deployed_target(deployment, deployed_judge(deployment), group)
-    return target, fingerprint(deployment.target.model)
+        return drafter, checkpoints[model].fingerprint
+    judge = deployed_judge(deployment, checkpoints.target)
+    return deployed_target(deployment, checkpoints, judge, group), checkpoints[model].fingerprint
 
 
 def _proposer(comm: Comm, engines: dict[Model, Part], ranks: RanksConfig) -> Proposer | None:
