@@ -11,7 +11,6 @@ from judge_decoding.config import Deployment
 from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.config.layout import MODELS, Model
 from judge_decoding.errors import UserError
-from judge_decoding.judge import Judge
 from judge_decoding.manifest import engine_config, rank_group, sections
 from judge_decoding.trtllm_stack import CONTAINER, SM
 
@@ -63,8 +62,7 @@ def check_models(deployment: Deployment, checkpoints: Checkpoints) -> None:
         )
     draft.fingerprint, target.fingerprint  # noqa: B018 - a missing or damaged shard is an error
     if deployment.acceptance.rule == "judge":
-        assert deployment.judge is not None
-        Judge.load(deployment.judge.path).check_target(target)
+        checkpoints.checked_judge()
 
 
 def check_plugin(deployment: Deployment) -> None:

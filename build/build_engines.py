@@ -34,7 +34,6 @@ from judge_decoding.config import Deployment, load_deployment
 from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.config.layout import Model
 from judge_decoding.errors import UserError
-from judge_decoding.judge import Judge
 from judge_decoding.manifest import (
     MANIFEST,
     check_engine,
@@ -137,13 +136,14 @@ def command(engine: Engine, checkpoint: Path, output: Path) -> tuple[str, ...]:
 
 def judge_build(engine: Engine, checkpoints: Checkpoints) -> JudgeBuild:
     deployment = engine.deployment
-    assert deployment.judge is not None
+    judge = checkpoints.judge
+    assert judge is not None and deployment.judge is not None
     build = sections(deployment)
     config = checkpoints.target.config
     return JudgeBuild(
         judge=deployment.judge.path,
         plugin=build.plugin,
-        threshold=wanted_threshold(deployment, Judge.load(deployment.judge.path)),
+        threshold=wanted_threshold(deployment, judge),
         boost=BOOST[build.logits_dtype],
         vocab_size=config.vocab_size,
         end_ids=config.end_ids,

@@ -41,6 +41,7 @@ from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.decoding import SpeculativeDecoder
 from judge_decoding.engine.base import Acceptance
 from judge_decoding.engine.loading import deployed_drafter, deployed_target
+from judge_decoding.engine.round import Engines
 from judge_decoding.engine.torch_engine import TorchTarget
 from judge_decoding.evaluation.evaluate import evaluate
 from judge_decoding.evaluation.gate import NEVER, choose_threshold
@@ -312,8 +313,8 @@ def main(
     assert small is not None and deployment.judge is not None
     # 1. Labels.
     answers = collect_answers(
-        Writer(SpeculativeDecoder(None, DraftAlone(small, large.end_ids)), tokenizer),
-        Writer(SpeculativeDecoder(None, large), tokenizer),
+        Writer(SpeculativeDecoder(Engines(None, DraftAlone(small, large.end_ids))), tokenizer),
+        Writer(SpeculativeDecoder(Engines(None, large)), tokenizer),
         tokenizer,
         list(itertools.islice(problems(TRAIN_SEED, held_out=False), count)),
         deployment.limits.max_tokens,

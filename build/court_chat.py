@@ -13,6 +13,7 @@ from court_split import split_of
 from judge_decoding.console import progress, track
 from judge_decoding.decoding import SpeculativeDecoder
 from judge_decoding.engine.base import Acceptance, Sampling
+from judge_decoding.engine.round import Engines
 from judge_decoding.engine.torch_engine import TorchTarget
 from judge_decoding.labels import LabelRecord, Span
 from judge_decoding.sequence import Request
@@ -58,7 +59,7 @@ def answer_all(
     max_tokens: int,
 ) -> list[list[int]]:
     """The target's own answers, without their end token."""
-    decoder = SpeculativeDecoder(None, target)
+    decoder = SpeculativeDecoder(Engines(None, target))
     answers: list[list[int]] = [[] for _ in prompts]
     numbers: dict[int, int] = {}
     waiting = list(reversed(range(len(prompts))))

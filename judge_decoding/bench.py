@@ -152,7 +152,7 @@ def _transformers() -> Any:
 
 def load_peers(names: Sequence[str], pipeline: Pipeline) -> list[System]:
     """The named peers on the deployment's own weights, in its dtype."""
-    deployment, end_ids = pipeline.deployment, pipeline.target.end_ids
+    deployment, end_ids = pipeline.deployment, pipeline.engines.target.end_ids
     if not names:
         return []
     dtype, llama = getattr(torch, deployment.dtype), _transformers().LlamaForCausalLM
@@ -214,7 +214,7 @@ def run(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """-> {"results", "ratios", "memory", "provenance"}; `progress` is told (answers done, of)."""
-    deployment, judge = pipeline.deployment, pipeline.target.judge
+    deployment, judge = pipeline.deployment, pipeline.engines.target.judge
     threshold = deployment.default_acceptance().threshold
     if threshold is None and judge is not None:
         threshold = judge.metadata.threshold

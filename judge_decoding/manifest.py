@@ -124,9 +124,8 @@ def manifest_for(
     config = checkpoint.config
     judge: dict[str, object] = {}
     if model == "target" and deployment.acceptance.rule == "judge":
-        assert deployment.judge is not None
-        loaded = Judge.load(deployment.judge.path)
-        loaded.check_target(checkpoint)
+        loaded = checkpoints.checked_judge()
+        assert loaded is not None and deployment.judge is not None
         judge = {
             "plugin": f"{PLUGIN_NAME}/{PLUGIN_VERSION}",
             "plugin_abi": PLUGIN_ABI,
@@ -251,11 +250,11 @@ def mismatches(
         if (has := getattr(manifest, name)) < needs:
             yield Mismatch(name, has, needs, f"lower {key} to {has}, or {again}")
     if model == "target":
-        yield from _judge_mismatches(manifest, deployment, again)
+        yield from _judge_mismatches(manifest, deployment, checkpoints, again)
 
 
 def _judge_mismatches(
-    manifest: EngineManifest, deployment: Deployment, again: str
+    manifest: EngineManifest, deployment: Deployment, checkpoints: Checkpoints, again: str
 ) -> Iterator[Mismatch]:
     rule = deployment.acceptance.rule
     if rule != "judge":
@@ -268,8 +267,8 @@ def _judge_mismatches(
                 f"set acceptance.rule judge, or {again}",
             )
         return
-    assert deployment.judge is not None
-    judge = Judge.load(deployment.judge.path)
+    judge = checkpoints.judge
+    assert judge is not None and deployment.judge is not None
     meta = judge.metadata
     wanted = [
         ("plugin", f"{PLUGIN_NAME}/{PLUGIN_VERSION}", again),

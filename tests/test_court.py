@@ -27,6 +27,7 @@ from court_facts import DOMAINS, questions  # noqa: E402
 from judge_decoding.checkpoint import Checkpoint  # noqa: E402
 from judge_decoding.decoding import SpeculativeDecoder  # noqa: E402
 from judge_decoding.engine.base import Acceptance  # noqa: E402
+from judge_decoding.engine.round import Engines  # noqa: E402
 from judge_decoding.engine.torch_engine import load_drafter, load_target  # noqa: E402
 from judge_decoding.errors import UserError  # noqa: E402
 from judge_decoding.evaluation.task import read_task  # noqa: E402
@@ -388,7 +389,7 @@ def test_both_models_are_asked(asked, tiny_target, tiny_draft):
         tiny_draft: court_sampled.by_draft(some, drafter, (0,), tokenizer, 0, 0, 10),
     }
     for folder, answers in told.items():
-        alone = SpeculativeDecoder(None, load_target(Checkpoint(folder), **limits))
+        alone = SpeculativeDecoder(Engines(None, load_target(Checkpoint(folder), **limits)))
         for question, answer in zip(some, answers, strict=True):
             ids = tokenizer.chat([{"role": "user", "content": question.prompt}])
             [result] = alone.generate([Request(ids, 10, Acceptance("none"))])

@@ -20,6 +20,7 @@ from judge_decoding.engine.base import (
     Verdict,
     VerifyRequest,
 )
+from judge_decoding.engine.round import Engines
 from judge_decoding.engine.torch_engine import load_drafter, load_target
 from judge_decoding.errors import UserError
 from judge_decoding.sampling import probabilities
@@ -37,7 +38,10 @@ def decoder(tiny_target: Path, tiny_draft: Path) -> SpeculativeDecoder:
     target.end_ids = ()
     drafter = load_drafter(Checkpoint(tiny_draft), target=Checkpoint(tiny_target), **LIMITS)
     return SpeculativeDecoder(
-        drafter, target, tokenizer=Tokenizer(tiny_target), max_draft_len=5, prefill_chunk=16
+        Engines(drafter, target),
+        tokenizer=Tokenizer(tiny_target),
+        max_draft_len=5,
+        prefill_chunk=16,
     )
 
 
@@ -431,7 +435,7 @@ def test_one_sequence_too_many_is_refused(decoder: SpeculativeDecoder) -> None:
 
 
 def test_without_a_draft_only_none_runs(tiny_target: Path) -> None:
-    decoder = SpeculativeDecoder(None, load_target(Checkpoint(tiny_target), **LIMITS))
+    decoder = SpeculativeDecoder(Engines(None, load_target(Checkpoint(tiny_target), **LIMITS)))
     assert len(decoder.generate([request([5], "none", 4, ignore_end=True)])[0].token_ids) == 4
     with pytest.raises(UserError, match="no draft"):
         decoder.add(request([5], "strict"))

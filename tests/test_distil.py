@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.decoding import SpeculativeDecoder
 from judge_decoding.engine.base import Acceptance, ProposeRequest
+from judge_decoding.engine.round import Engines
 from judge_decoding.engine.torch_engine import load_drafter, load_target
 from judge_decoding.errors import UserError
 from judge_decoding.sequence import Request
@@ -32,7 +33,7 @@ def test_the_batch_writer_writes_what_the_engine_writes(tiny_target: Path) -> No
     """Left padding, one attention call for all, prompts of different lengths: the same tokens."""
     prompts = [[5, 9, 200], [7] * 20 + [3], [90], list(range(30, 41))]
     written = distil_text.BatchWriter(tiny_target, torch.float32).write(prompts, 24)
-    decoder = SpeculativeDecoder(None, load_target(Checkpoint(tiny_target), **LIMITS))
+    decoder = SpeculativeDecoder(Engines(None, load_target(Checkpoint(tiny_target), **LIMITS)))
     own = decoder.generate([Request(p, 24, Acceptance("none")) for p in prompts])
     assert written == [r.token_ids for r in own]
 

@@ -35,9 +35,10 @@ from judge_decoding.engine.executor import (
     executor_config,
     open_executor,
 )
+from judge_decoding.engine.round import Engines
 from judge_decoding.engine.torch_engine import load_drafter, load_target
 from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
-from judge_decoding.engine.trtllm_loading import load_engines
+from judge_decoding.engine.trtllm_loading import open_trtllm_engines
 from judge_decoding.errors import UserError
 from judge_decoding.manifest import engine_folder, manifest_for
 from judge_decoding.pipeline import load_pipeline
@@ -334,7 +335,7 @@ def torch_decoder(
 
 def loop(drafter: Any, target: Any, folder: Path) -> SpeculativeDecoder:
     return SpeculativeDecoder(
-        drafter, target, tokenizer=Tokenizer(folder), max_draft_len=5, prefill_chunk=16
+        Engines(drafter, target), tokenizer=Tokenizer(folder), max_draft_len=5, prefill_chunk=16
     )
 
 
@@ -598,20 +599,20 @@ def test_a_mismatch_is_refused_before_anything_is_loaded(
 ) -> None:
     d = deployment(tmp_path, tiny_target, tiny_draft)
     with pytest.raises(UserError, match=r"manifest.json; build it with build/build_engines.py"):
-        load_engines(d, Checkpoints.of(d))
+        open_trtllm_engines(d, Checkpoints.of(d))
     write_engines(d)
     longer = deployment(tmp_path, tiny_target, tiny_draft, max_draft_len=6)
     with pytest.raises(UserError, match="max_draft_len 5, but 6 is needed"):
-        load_engines(longer, Checkpoints.of(longer))
+        open_trtllm_engines(longer, Checkpoints.of(longer))
     manifest = manifest_for(d, "target", Checkpoints.of(d), RUNTIME)
     other = manifest.model_copy(update={"tensorrt": "10.13.3"})
     other.save(engine_folder(d, "target"))
     with pytest.raises(UserError, match=r"tensorrt 10.13.3, but 10.14.1 is needed"):
-        load_engines(d, Checkpoints.of(d))
+        open_trtllm_engines(d, Checkpoints.of(d))
     assert not fake.Executor.opened
     manifest.save(engine_folder(d, "target"))
     with pytest.raises(UserError, match=r"engines/draft does not load \(\[TensorRT-LLM\]"):
-        load_engines(d, Checkpoints.of(d))  # the fake holds no models
+        open_trtllm_engines(d, Checkpoints.of(d))  # the fake holds no models
 
 
 def test_leader_mode_is_refused_in_one_process(
@@ -690,7 +691,7 @@ def test_without_tensorrt_llm_the_message_names_the_container(
 ) -> None:
     d = deployment(tmp_path, tiny_target, tiny_draft)
     with pytest.raises(UserError, match=r"not installed here; run inside the container nvcr.io"):
-        load_engines(d, Checkpoints.of(d))
+        open_trtllm_engines(d, Checkpoints.of(d))
 
 
 def test_a_missing_plugin_is_named(

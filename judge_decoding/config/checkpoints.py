@@ -1,28 +1,33 @@
-"""The model folders that a deployment names, as checkpoints."""
+"""The model folders and the judge that a deployment names, read once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config.deployment import Deployment
 from judge_decoding.config.layout import Model
 from judge_decoding.errors import UserError
+from judge_decoding.judge import Judge
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Both models of a deployment; drop the value after loading (`Checkpoint`)."""
+    """Both models of a deployment, and its judge. Drop the value after loading (`Checkpoint`)."""
 
     target: Checkpoint
     draft: Checkpoint | None
+    judge_file: Path | None
 
     @classmethod
     def of(cls, deployment: Deployment) -> Checkpoints:
-        draft = deployment.draft
+        draft, judge = deployment.draft, deployment.judge
         return cls(
             Checkpoint(deployment.target.model),
             None if draft is None else Checkpoint(draft.model),
+            None if judge is None else judge.path,
         )
 
     def __getitem__(self, model: Model) -> Checkpoint:
@@ -30,6 +35,17 @@ class Checkpoints:
         found = self.target if model == "target" else self.draft
         assert found is not None
         return found
+
+    @cached_property
+    def judge(self) -> Judge | None:
+        """Read when it is first asked for; not yet compared with the target."""
+        return None if self.judge_file is None else Judge.load(self.judge_file)
+
+    def checked_judge(self) -> Judge | None:
+        """The judge; UserError unless it was trained on the target."""
+        if self.judge is not None:
+            self.judge.check_target(self.target)
+        return self.judge
 
     def vocabulary(self, model: Model) -> str:
         """Hash of the tokenizer that `model` uses: a draft without one uses its target's."""

@@ -1,10 +1,10 @@
-"""A deployment's PyTorch engines and judge, for whoever holds them: one process, or each rank."""
+"""A deployment's PyTorch engines, for whoever holds them: one process, or each rank."""
 
 from __future__ import annotations
 
-from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import Deployment
 from judge_decoding.config.checkpoints import Checkpoints
+from judge_decoding.engine.round import Engines
 from judge_decoding.engine.tensor_parallel import Group
 from judge_decoding.engine.torch_engine import (
     TorchDrafter,
@@ -15,13 +15,11 @@ from judge_decoding.engine.torch_engine import (
 from judge_decoding.judge import Judge
 
 
-def deployed_judge(deployment: Deployment, target: Checkpoint) -> Judge | None:
-    """The judge, UserError unless it was trained on the deployment's target."""
-    if deployment.judge is None:
-        return None
-    judge = Judge.load(deployment.judge.path)
-    judge.check_target(target)
-    return judge
+def open_torch_engines(deployment: Deployment, checkpoints: Checkpoints) -> Engines:
+    """Both models in this process."""
+    target = deployed_target(deployment, checkpoints, checkpoints.checked_judge())
+    drafter = deployed_drafter(deployment, checkpoints)
+    return Engines(drafter, target)
 
 
 def deployed_target(

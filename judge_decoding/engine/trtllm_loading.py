@@ -1,13 +1,14 @@
 """A deployment's TensorRT-LLM engines, each checked against its manifest before it is loaded.
 
-One process drives both (`load_engines`), or every rank that mpirun has started holds its part of
-one (`load_rank`), and rank 0's loop asks the first of each group.
+One process drives both (`open_trtllm_engines`), or every rank that mpirun has started holds its
+part of one (`load_rank`), and rank 0's loop asks the first of each group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
+from typing import TypeAlias
 
 import torch
 
@@ -16,6 +17,7 @@ from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.config.layout import Model
 from judge_decoding.engine.base import Acceptance, EngineClock, Sampling
 from judge_decoding.engine.executor import Executor, open_executor
+from judge_decoding.engine.round import Engines
 from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
 from judge_decoding.engine.trtllm_rules import check_request
 from judge_decoding.errors import UserError
@@ -24,7 +26,22 @@ from judge_decoding.manifest import EngineManifest, check_engine, engine_folder
 from judge_decoding.trtllm_stack import this_runtime
 
 
-def load_engines(deployment: Deployment, checkpoints: Checkpoints) -> tuple[TrtDrafter, TrtTarget]:
+class TrtEngines(Engines):
+    """Draft and target whose executors this process drives."""
+
+    def __init__(self, drafter: TrtDrafter, target: TrtTarget) -> None:
+        super().__init__(drafter, target)
+        self._drafter, self._target = drafter, target
+
+    def check(self, acceptance: Acceptance, sampling: Sampling) -> None:
+        self._target.check(acceptance, sampling)
+
+    def close(self) -> None:
+        self._drafter.close()
+        self._target.close()
+
+
+def open_trtllm_engines(deployment: Deployment, checkpoints: Checkpoints) -> TrtEngines:
     """Both engines, for one process that drives them (trtllm.mode orchestrator). Each is checked
     against its manifest before either loads; the draft loads first, as its cache's share assumes.
     """
@@ -36,8 +53,8 @@ def load_engines(deployment: Deployment, checkpoints: Checkpoints) -> tuple[TrtD
             f"engine: the draft's vocabulary is {draft.vocabulary}, the target's "
             f"{target.vocabulary}; draft and target must share one tokenizer"
         )
-    end_ids = checkpoints.target.config.end_ids
-    return load_drafter(deployment, draft), load_target(deployment, target, end_ids)
+    drafter = load_drafter(deployment, draft)
+    return TrtEngines(drafter, load_target(deployment, checkpoints, target))
 
 
 def load_rank(
@@ -51,8 +68,7 @@ def load_rank(
     elif model == "draft":
         engine = load_drafter(deployment, manifest, rank=rank)
     else:
-        end_ids = checkpoints.target.config.end_ids
-        engine = load_target(deployment, manifest, end_ids, rank=rank)
+        engine = load_target(deployment, checkpoints, manifest, rank=rank)
     return engine, manifest.model_fingerprint
 
 
@@ -73,17 +89,19 @@ class Follower:
         self._executor.close()
 
 
-def engine_check(deployment: Deployment) -> Callable[[Acceptance, Sampling], None]:
+EngineCheck: TypeAlias = Callable[[Acceptance, Sampling], None]
+"""UserError for what a target's engine cannot verify with."""
+
+
+def engine_check(deployment: Deployment) -> EngineCheck:
     """`TrtTarget.check` for a process that does not hold the target."""
     manifest = EngineManifest.load(engine_folder(deployment, "target"))
     return partial(check_request, threshold=_threshold(deployment, manifest))
 
 
-def compiled_judge(deployment: Deployment) -> Judge | None:
+def compiled_judge(deployment: Deployment, checkpoints: Checkpoints) -> Judge | None:
     """The judge in the target's engine: a plugin is built in for rule judge alone."""
-    if deployment.judge is None or deployment.acceptance.rule != "judge":
-        return None
-    return Judge.load(deployment.judge.path)
+    return checkpoints.judge if deployment.acceptance.rule == "judge" else None
 
 
 def _threshold(deployment: Deployment, manifest: EngineManifest) -> float:
@@ -100,13 +118,13 @@ def load_drafter(deployment: Deployment, manifest: EngineManifest, *, rank: int 
 
 
 def load_target(
-    deployment: Deployment, manifest: EngineManifest, end_ids: Sequence[int], *, rank: int = 0
+    deployment: Deployment, checkpoints: Checkpoints, manifest: EngineManifest, *, rank: int = 0
 ) -> TrtTarget:
     """The same for the target, with the judge whose plugin its manifest names."""
     return TrtTarget(
         open_executor(deployment, "target", rank=rank),
-        end_ids=end_ids,
-        judge=compiled_judge(deployment),
+        end_ids=checkpoints.target.config.end_ids,
+        judge=compiled_judge(deployment, checkpoints),
         threshold=_threshold(deployment, manifest),
         logits_dtype=getattr(torch, manifest.logits_dtype),
         tp=manifest.tp,

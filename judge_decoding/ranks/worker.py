@@ -143,7 +143,7 @@ def _load(
         from judge_decoding.engine.trtllm_loading import load_rank
 
         return load_rank(deployment, checkpoints, model, place.index, place.rank)
-    from judge_decoding.engine.loading import deployed_drafter, deployed_judge, deployed_target
+    from judge_decoding.engine.loading import deployed_drafter, deployed_target
     from judge_decoding.ranks.group import MpiGroup
 
     assert deployment.ranks is not None
@@ -154,7 +154,7 @@ def _load(
         drafter = deployed_drafter(deployment, checkpoints, group)
         assert drafter is not None
         return drafter, checkpoints[model].fingerprint
-    judge = deployed_judge(deployment, checkpoints.target)
+    judge = checkpoints.checked_judge()
     return deployed_target(deployment, checkpoints, judge, group), checkpoints[model].fingerprint
 
 
