@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from judge_decoding.checkpoint import LlamaConfig
 from judge_decoding.config import Deployment
-from judge_decoding.engine.weights import (
-    LlamaConfig,
-    fingerprint,
-    read_config,
-    tokenizer_hash,
-)
+from judge_decoding.config.checkpoints import Checkpoints
+from judge_decoding.config.layout import MODELS, Model
 from judge_decoding.errors import UserError
-from judge_decoding.judge import Judge
-from judge_decoding.manifest import Role, engine_config, model_folder, rank_group, sections
-from judge_decoding.pipeline import check_vocabulary
+from judge_decoding.manifest import engine_config, rank_group, sections
 from judge_decoding.trtllm_stack import CONTAINER, SM
 
 GIB = 1024**3
@@ -48,31 +42,27 @@ def size(config: LlamaConfig, *, quantization: str, tp: int) -> Size:
     return Size(rank, rank * tp)
 
 
-def sizes(deployment: Deployment, role: Role) -> Size:
+def sizes(deployment: Deployment, model: Model) -> Size:
     return size(
-        read_config(model_folder(deployment, role)),
-        quantization=engine_config(deployment, role).quantization,
-        tp=rank_group(deployment, role).tp,
+        Checkpoints.of(deployment)[model].config,
+        quantization=engine_config(deployment, model).quantization,
+        tp=rank_group(deployment, model).tp,
     )
 
 
-def check_models(deployment: Deployment) -> None:
+def check_models(deployment: Deployment, checkpoints: Checkpoints) -> None:
     """Both models there and whole, one vocabulary, the judge this target's."""
     sections(deployment)
-    check_vocabulary(deployment)
-    draft = model_folder(deployment, "draft")
-    if shared := read_config(draft).shared_with_target:
+    checkpoints.check_vocabulary()
+    draft, target = checkpoints["draft"], checkpoints.target
+    if shared := draft.config.shared_with_target:
         raise UserError(
-            f"draft: {draft} borrows {shared[0]} from its target; TensorRT-LLM needs a whole "
-            "checkpoint: save the draft with all of its tensors"
+            f"draft: {draft.folder} borrows {shared[0]} from its target; TensorRT-LLM needs a "
+            "whole checkpoint: save the draft with all of its tensors"
         )
-    target = model_folder(deployment, "target")
-    identity = fingerprint(target)
-    fingerprint(draft)
+    draft.fingerprint, target.fingerprint  # noqa: B018 - a missing or damaged shard is an error
     if deployment.acceptance.rule == "judge":
-        assert deployment.judge is not None
-        judge = Judge.load(deployment.judge.path)
-        judge.check_target(identity, tokenizer_hash(target), read_config(target).hidden_size)
+        checkpoints.checked_judge()
 
 
 def check_plugin(deployment: Deployment) -> None:
@@ -143,14 +133,13 @@ def check_gpus(deployment: Deployment, *, wanted: int) -> None:
 
 def check_memory(deployment: Deployment, memory: int) -> None:
     """The weights of every rank on one GPU, and something to run in, within `memory` bytes."""
-    roles: Sequence[Role] = ("draft", "target")
-    groups = {role: rank_group(deployment, role).devices for role in roles}
-    taken = {role: sizes(deployment, role).rank for role in roles}
+    groups = {model: rank_group(deployment, model).devices for model in MODELS}
+    taken = {model: sizes(deployment, model).rank for model in MODELS}
     for gpu in sorted({*groups["draft"], *groups["target"]}, key=str):
-        on_it = [role for role in roles if gpu in groups[role]]
-        needed = sum(taken[role] for role in on_it) + SPARE
+        on_it = [model for model in MODELS if gpu in groups[model]]
+        needed = sum(taken[model] for model in on_it) + SPARE
         if needed > memory:
-            parts = " and ".join(f"{role} {taken[role] / GIB:.1f} GiB" for role in on_it)
+            parts = " and ".join(f"{model} {taken[model] / GIB:.1f} GiB" for model in on_it)
             raise UserError(
                 f"GPU {gpu} has {memory / GIB:.1f} GiB, but holds {parts} of weights and needs "
                 f"{SPARE / GIB:.0f} GiB beside; use quantization fp8 or more GPUs (ranks.*.tp)"

@@ -27,21 +27,19 @@ from _preflight import (
     sizes,
 )
 from _steps import Step, describe, partial, run_steps
-from convert_checkpoint import checkpoint_folder, is_ready, roles
+from convert_checkpoint import checkpoint_folder, is_ready, models
 from judge_build import VARIABLE, JudgeBuild
 
 from judge_decoding.config import Deployment, load_deployment
-from judge_decoding.engine.weights import read_config
+from judge_decoding.config.checkpoints import Checkpoints
+from judge_decoding.config.layout import Model
 from judge_decoding.errors import UserError
-from judge_decoding.judge import Judge
 from judge_decoding.manifest import (
     MANIFEST,
-    Role,
     check_engine,
     engine_config,
     engine_files,
     manifest_for,
-    model_folder,
     rank_group,
     sections,
     wanted_threshold,
@@ -59,7 +57,7 @@ class Engine:
     """One engine to build: `deployment` is what it serves, baseline variants differ in its rule."""
 
     name: str
-    role: Role
+    model: Model
     deployment: Deployment
 
     @property
@@ -68,18 +66,18 @@ class Engine:
 
     @property
     def judged(self) -> bool:
-        return self.role == "target" and self.deployment.acceptance.rule == "judge"
+        return self.model == "target" and self.deployment.acceptance.rule == "judge"
 
     @property
     def processes(self) -> int:
         """That build it at the same time, each on a GPU of its own."""
-        tp = rank_group(self.deployment, self.role).tp
+        tp = rank_group(self.deployment, self.model).tp
         return min(tp, sections(self.deployment).gpus_per_node)
 
 
 def engines(deployment: Deployment, only: str, baseline: bool) -> list[Engine]:
     """Draft and target, and the two that show what the plugin does and does not change."""
-    found = [Engine(role, role, deployment) for role in roles(only)]
+    found = [Engine(model, model, deployment) for model in models(only)]
     if baseline:
         if deployment.acceptance.rule != "judge" or deployment.judge is None:
             raise UserError(
@@ -104,7 +102,7 @@ def command(engine: Engine, checkpoint: Path, output: Path) -> tuple[str, ...]:
     """
     deployment = engine.deployment
     build, limits = sections(deployment), deployment.limits
-    part = engine_config(deployment, engine.role)
+    part = engine_config(deployment, engine.model)
     timing = build.engines / "timing.cache"
     options = [
         f"--checkpoint_dir={checkpoint}",
@@ -122,7 +120,7 @@ def command(engine: Engine, checkpoint: Path, output: Path) -> tuple[str, ...]:
         f"--output_timing_cache={timing}",
         "--workers=1",
     ]
-    if engine.role == "target":
+    if engine.model == "target":
         options += [
             "--speculative_decoding_mode=draft_tokens_external",
             f"--max_draft_len={deployment.max_draft_len}",
@@ -136,15 +134,16 @@ def command(engine: Engine, checkpoint: Path, output: Path) -> tuple[str, ...]:
     return (*mpirun, "trtllm-build", *options)
 
 
-def judge_build(engine: Engine) -> JudgeBuild:
+def judge_build(engine: Engine, checkpoints: Checkpoints) -> JudgeBuild:
     deployment = engine.deployment
-    assert deployment.judge is not None
+    judge = checkpoints.judge
+    assert judge is not None and deployment.judge is not None
     build = sections(deployment)
-    config = read_config(model_folder(deployment, "target"))
+    config = checkpoints.target.config
     return JudgeBuild(
         judge=deployment.judge.path,
         plugin=build.plugin,
-        threshold=wanted_threshold(deployment, Judge.load(deployment.judge.path)),
+        threshold=wanted_threshold(deployment, judge),
         boost=BOOST[build.logits_dtype],
         vocab_size=config.vocab_size,
         end_ids=config.end_ids,
@@ -153,25 +152,27 @@ def judge_build(engine: Engine) -> JudgeBuild:
     )
 
 
-def step(engine: Engine, runtime: Runtime | None) -> Step:
+def step(engine: Engine, checkpoints: Checkpoints, runtime: Runtime | None) -> Step:
     """runtime: what the manifest names; None in a dry run, which makes none."""
     build = sections(engine.deployment)
     file = build.engines / f"{engine.name}.judge.json"
 
     def finish(half: Path) -> None:
         assert runtime is not None
-        manifest_for(engine.deployment, engine.role, runtime).save(half)
+        manifest_for(engine.deployment, engine.model, checkpoints, runtime).save(half)
 
     return Step(
         name=f"build {engine.name}",
         command=command(
-            engine, checkpoint_folder(engine.deployment, engine.role), partial(engine.folder)
+            engine, checkpoint_folder(engine.deployment, engine.model), partial(engine.folder)
         ),
         output=engine.folder,
-        files=(*engine_files(rank_group(engine.deployment, engine.role).tp), MANIFEST),
+        files=(*engine_files(rank_group(engine.deployment, engine.model).tp), MANIFEST),
         log=build.engines / "logs" / f"build-{engine.name}.log",
         env={VARIABLE: str(file)} if engine.judged else {},
-        writes={file: judge_build(engine).model_dump_json(indent=2)} if engine.judged else {},
+        writes={file: judge_build(engine, checkpoints).model_dump_json(indent=2)}
+        if engine.judged
+        else {},
         finish=finish,
     )
 
@@ -190,32 +191,35 @@ def main(
 ) -> None:
     try:
         deployment = load_deployment(config)
-        check_models(deployment)
+        checkpoints = Checkpoints.of(deployment)
+        check_models(deployment, checkpoints)
         wanted = engines(deployment, only, baseline)
         if dry_run:
             there = [e for e in wanted if not again and e.folder.is_dir()]
-            steps = [step(engine, None) for engine in wanted if engine not in there]
+            steps = [step(engine, checkpoints, None) for engine in wanted if engine not in there]
             print(describe(steps, [engine.folder for engine in there]))
             return
         runtime = this_runtime()
         there = [e for e in wanted if not again and e.folder.is_dir()]
         for engine in there:
-            check_engine(engine.deployment, engine.role, runtime, engine.folder)
+            check_engine(engine.deployment, engine.model, checkpoints, runtime, engine.folder)
             print(f"engine: {engine.folder} is ready")
         todo = [engine for engine in wanted if engine not in there]
         if todo:
-            preflight(deployment, todo, calibration)
-            run_steps([step(engine, runtime) for engine in todo])
+            preflight(deployment, checkpoints, todo, calibration)
+            run_steps([step(engine, checkpoints, runtime) for engine in todo])
     except UserError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
 
 
-def preflight(deployment: Deployment, todo: list[Engine], calibration: str) -> None:
+def preflight(
+    deployment: Deployment, checkpoints: Checkpoints, todo: list[Engine], calibration: str
+) -> None:
     for engine in todo:
-        if not is_ready(deployment, engine.role, calibration):
+        if not is_ready(deployment, engine.model, checkpoints, calibration):
             raise UserError(
-                f"checkpoint: no {checkpoint_folder(deployment, engine.role)}; run "
+                f"checkpoint: no {checkpoint_folder(deployment, engine.model)}; run "
                 "build/convert_checkpoint.py with this config first"
             )
     processes = max(engine.processes for engine in todo)
@@ -224,7 +228,7 @@ def preflight(deployment: Deployment, todo: list[Engine], calibration: str) -> N
         check_tool("mpirun")
     check_plugin(deployment)
     check_gpus(deployment, wanted=processes)
-    total = sum(sizes(deployment, engine.role).total for engine in todo)
+    total = sum(sizes(deployment, engine.model).total for engine in todo)
     check_disk(sections(deployment).engines, total, "the engines")
 
 

@@ -37,11 +37,12 @@ from judge_head import fit
 from numpy.typing import NDArray
 
 from judge_decoding.config import Deployment, load_deployment
+from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.decoding import SpeculativeDecoder
 from judge_decoding.engine.base import Acceptance
 from judge_decoding.engine.loading import deployed_drafter, deployed_target
+from judge_decoding.engine.round import Engines
 from judge_decoding.engine.torch_engine import TorchTarget
-from judge_decoding.engine.weights import fingerprint, tokenizer_hash
 from judge_decoding.evaluation.evaluate import evaluate
 from judge_decoding.evaluation.gate import NEVER, choose_threshold
 from judge_decoding.evaluation.systems import DraftAlone, systems_of
@@ -305,14 +306,15 @@ def main(
     deployment = load_deployment(config)
     if target is not None:
         deployment = deployment.override(target={"model": target})
-    folder = deployment.target.model
-    tokenizer = Tokenizer(folder)
-    large, small = deployed_target(deployment, None), deployed_drafter(deployment)
+    checkpoints = Checkpoints.of(deployment)
+    tokenizer = Tokenizer(deployment.target.model)
+    large = deployed_target(deployment, checkpoints, None)
+    small = deployed_drafter(deployment, checkpoints)
     assert small is not None and deployment.judge is not None
     # 1. Labels.
     answers = collect_answers(
-        Writer(SpeculativeDecoder(None, DraftAlone(small, large.end_ids)), tokenizer),
-        Writer(SpeculativeDecoder(None, large), tokenizer),
+        Writer(SpeculativeDecoder(Engines(None, DraftAlone(small, large.end_ids))), tokenizer),
+        Writer(SpeculativeDecoder(Engines(None, large)), tokenizer),
         tokenizer,
         list(itertools.islice(problems(TRAIN_SEED, held_out=False), count)),
         deployment.limits.max_tokens,
@@ -349,8 +351,8 @@ def main(
         JudgeMetadata(
             feature="pre_norm",
             hidden_size=len(head.weight),
-            target_fingerprint=fingerprint(folder),
-            tokenizer_hash=tokenizer_hash(folder),
+            target_fingerprint=checkpoints.target.fingerprint,
+            tokenizer_hash=checkpoints.target.tokenizer_hash,
             threshold=0.5,
             training_data_hash=labels_hash(records),
             metrics={f"cross_validation_auc_{k}": auc for k, auc in found[strength].items()},

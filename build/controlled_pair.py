@@ -37,10 +37,11 @@ from controlled_task import (
 )
 from torch.nn import functional as F
 
+from judge_decoding.checkpoint import HEAD, Checkpoint
 from judge_decoding.decoding import SpeculativeDecoder
 from judge_decoding.engine.base import Acceptance
+from judge_decoding.engine.round import Engines
 from judge_decoding.engine.torch_engine import load_target
-from judge_decoding.engine.weights import HEAD
 from judge_decoding.sequence import Request
 from judge_decoding.text import Tokenizer
 
@@ -238,9 +239,11 @@ def accuracy(folder: Path, asked: Sequence[Problem]) -> dict[str, float]:
 
     `accuracy` by the final number; `true` the share of answers with nothing false in them.
     """
-    target = load_target(folder, dtype="bfloat16", max_context=CONTEXT, max_sequences=32)
+    target = load_target(
+        Checkpoint(folder), dtype="bfloat16", max_context=CONTEXT, max_sequences=32
+    )
     tokenizer = Tokenizer(folder)
-    decoder = SpeculativeDecoder(None, target, tokenizer=tokenizer)
+    decoder = SpeculativeDecoder(Engines(None, target), tokenizer=tokenizer)
     requests = [
         Request(
             tokenizer.chat([{"role": "user", "content": problem.question}]),

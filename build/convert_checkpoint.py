@@ -28,12 +28,11 @@ from _preflight import (
 from _steps import Step, describe, partial, run_steps
 
 from judge_decoding.config import Deployment, load_deployment
-from judge_decoding.engine.weights import fingerprint
+from judge_decoding.config.checkpoints import Checkpoints
+from judge_decoding.config.layout import Model
 from judge_decoding.errors import UserError
 from judge_decoding.manifest import (
-    Role,
     engine_config,
-    model_folder,
     rank_group,
     sections,
 )
@@ -46,9 +45,9 @@ SOURCE = "source.json"
 """Beside a checkpoint: what it was made from."""
 
 
-def roles(only: str) -> list[Role]:
+def models(only: str) -> list[Model]:
     """What --only names."""
-    found: dict[str, list[Role]] = {
+    found: dict[str, list[Model]] = {
         "draft": ["draft"],
         "target": ["target"],
         "both": ["draft", "target"],
@@ -58,22 +57,24 @@ def roles(only: str) -> list[Role]:
     return found[only]
 
 
-def checkpoint_folder(deployment: Deployment, role: Role) -> Path:
-    return sections(deployment).engines / "checkpoints" / role
+def checkpoint_folder(deployment: Deployment, model: Model) -> Path:
+    return sections(deployment).engines / "checkpoints" / model
 
 
-def checkpoint_files(deployment: Deployment, role: Role) -> list[str]:
-    ranks = range(rank_group(deployment, role).tp)
+def checkpoint_files(deployment: Deployment, model: Model) -> list[str]:
+    ranks = range(rank_group(deployment, model).tp)
     return ["config.json", *(f"rank{rank}.safetensors" for rank in ranks)]
 
 
-def source(deployment: Deployment, role: Role, calibration: str) -> dict[str, object]:
-    """Identity of a checkpoint."""
-    part = engine_config(deployment, role)
+def source(
+    deployment: Deployment, model: Model, checkpoints: Checkpoints, calibration: str
+) -> dict[str, object]:
+    """Identity of a TensorRT-LLM checkpoint."""
+    part = engine_config(deployment, model)
     found: dict[str, object] = {
-        "model_fingerprint": fingerprint(model_folder(deployment, role)),
+        "model_fingerprint": checkpoints[model].fingerprint,
         "dtype": deployment.dtype,
-        "tp": rank_group(deployment, role).tp,
+        "tp": rank_group(deployment, model).tp,
         "quantization": part.quantization,
         "kv_cache_dtype": part.kv_cache_dtype,
     }
@@ -82,12 +83,14 @@ def source(deployment: Deployment, role: Role, calibration: str) -> dict[str, ob
     return found
 
 
-def is_ready(deployment: Deployment, role: Role, calibration: str) -> bool:
+def is_ready(
+    deployment: Deployment, model: Model, checkpoints: Checkpoints, calibration: str
+) -> bool:
     """Whether the checkpoint is there, whole; UserError where it is of something else."""
-    folder = checkpoint_folder(deployment, role)
+    folder = checkpoint_folder(deployment, model)
     if not folder.is_dir():
         return False
-    wanted = source(deployment, role, calibration)
+    wanted = source(deployment, model, checkpoints, calibration)
     try:
         has = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -96,12 +99,12 @@ def is_ready(deployment: Deployment, role: Role, calibration: str) -> bool:
         if has.get(key) != value:
             raise UserError(
                 f"checkpoint: {folder} has {key} {has.get(key)}, but {value} is wanted; remove it, "
-                f"or pass --only {role} --again"
+                f"or pass --only {model} --again"
             )
-    for name in checkpoint_files(deployment, role):
+    for name in checkpoint_files(deployment, model):
         if not (folder / name).is_file():
             raise UserError(
-                f"checkpoint: {folder} lacks {name}; pass --only {role} --again to convert it anew"
+                f"checkpoint: {folder} lacks {name}; pass --only {model} --again to convert it anew"
             )
     return True
 
@@ -116,14 +119,14 @@ class Options:
     workers: int = 1
 
 
-def command(deployment: Deployment, role: Role, output: Path, given: Options) -> tuple[str, ...]:
+def command(deployment: Deployment, model: Model, output: Path, given: Options) -> tuple[str, ...]:
     """The script and its options."""
-    part = engine_config(deployment, role)
+    part = engine_config(deployment, model)
     common = [
-        f"--model_dir={model_folder(deployment, role)}",
+        f"--model_dir={Checkpoints.of(deployment)[model].folder}",
         f"--output_dir={output}",
         f"--dtype={deployment.dtype}",
-        f"--tp_size={rank_group(deployment, role).tp}",
+        f"--tp_size={rank_group(deployment, model).tp}",
     ]
     if part.quantization == "none":
         script = str(converter(given.examples))
@@ -138,19 +141,21 @@ def command(deployment: Deployment, role: Role, output: Path, given: Options) ->
     return (sys.executable, str(quantizer(given.examples)), *common, *options)
 
 
-def step(deployment: Deployment, role: Role, given: Options) -> Step:
-    folder = checkpoint_folder(deployment, role)
-    identity = json.dumps(source(deployment, role, given.calibration), indent=2) + "\n"
+def step(deployment: Deployment, model: Model, checkpoints: Checkpoints, given: Options) -> Step:
+    folder = checkpoint_folder(deployment, model)
+    identity = (
+        json.dumps(source(deployment, model, checkpoints, given.calibration), indent=2) + "\n"
+    )
 
     def finish(half: Path) -> None:
         (half / SOURCE).write_text(identity, encoding="utf-8")
 
     return Step(
-        name=f"convert {role}",
-        command=command(deployment, role, partial(folder), given),
+        name=f"convert {model}",
+        command=command(deployment, model, partial(folder), given),
         output=folder,
-        files=(*checkpoint_files(deployment, role), SOURCE),
-        log=sections(deployment).engines / "logs" / f"convert-{role}.log",
+        files=(*checkpoint_files(deployment, model), SOURCE),
+        log=sections(deployment).engines / "logs" / f"convert-{model}.log",
         finish=finish,
     )
 
@@ -177,12 +182,14 @@ def main(
 ) -> None:
     try:
         deployment = load_deployment(config)
-        check_models(deployment)
+        checkpoints = Checkpoints.of(deployment)
+        check_models(deployment, checkpoints)
         given = Options(examples, calibration, calibration_size, workers)
-        ready = [r for r in roles(only) if not again and is_ready(deployment, r, calibration)]
-        todo = [role for role in roles(only) if role not in ready]
-        steps = [step(deployment, role, given) for role in todo]
-        done = [checkpoint_folder(deployment, role) for role in ready]
+        kept = [] if again else models(only)
+        ready = [one for one in kept if is_ready(deployment, one, checkpoints, calibration)]
+        todo = [model for model in models(only) if model not in ready]
+        steps = [step(deployment, model, checkpoints, given) for model in todo]
+        done = [checkpoint_folder(deployment, model) for model in ready]
         if dry_run:
             print(describe(steps, done))
             return
@@ -196,14 +203,14 @@ def main(
         raise typer.Exit(2) from None
 
 
-def preflight(deployment: Deployment, todo: list[Role], examples: Path) -> None:
+def preflight(deployment: Deployment, todo: list[Model], examples: Path) -> None:
     check_tensorrt_llm()
     build = sections(deployment)
-    for role in todo:
-        plain = engine_config(deployment, role).quantization == "none"
+    for model in todo:
+        plain = engine_config(deployment, model).quantization == "none"
         check_script((converter if plain else quantizer)(examples))
     check_a_gpu()  # of any kind: a checkpoint is not tied to one
-    total = sum(sizes(deployment, role).total for role in todo)
+    total = sum(sizes(deployment, model).total for model in todo)
     check_disk(build.engines, total, "the checkpoints")
 
 

@@ -37,8 +37,8 @@ from distil_data import (
 )
 from torch.nn import functional as F
 
+from judge_decoding.checkpoint import EMBEDDING, HEAD, Checkpoint, read_json
 from judge_decoding.config import cache_folder
-from judge_decoding.engine.weights import EMBEDDING, HEAD, Tensors, read_config, read_json
 from judge_decoding.errors import UserError
 from judge_decoding.text import Tokenizer
 
@@ -62,20 +62,21 @@ class Distiller:
         """layers  the target's, that the student starts from; those of `init`, a draft, if given"""
         from transformers import LlamaConfig, LlamaModel
 
-        tensors = Tensors(target)
-        raw = read_json(target / "config.json")
+        whole = Checkpoint(target)
+        tensors = whole.tensors
         state = {n.removeprefix("model."): tensors.get(n) for n in tensors.names() if n != HEAD}
         config = LlamaConfig.from_pretrained(target)
         self.device = device
         self.teacher = LlamaModel(config).to(torch.bfloat16)
         self.teacher.load_state_dict(state)
         self.teacher.to(device).eval()
-        count = len(layers) if init is None else read_config(init).num_layers
+        begun = None if init is None else Checkpoint(init)
+        count = len(layers) if begun is None else begun.config.num_layers
         config = LlamaConfig.from_pretrained(target, num_hidden_layers=count)
         self.student = LlamaModel(config).float()
         kept = {n: t for n, t in state.items() if not n.startswith("layers.")}
-        if init is not None:
-            trained = Tensors(init)
+        if begun is not None:
+            trained = begun.tensors
             kept |= {
                 n.removeprefix("model."): trained.get(n)
                 for n in trained.names()
@@ -92,7 +93,7 @@ class Distiller:
         self.student.to(device)
         self.student.embed_tokens.weight.requires_grad_(False)
         self.short_list = short_list
-        rows = tensors.get(EMBEDDING if raw.get("tie_word_embeddings") else HEAD)[short_list]
+        rows = tensors.get(EMBEDDING if whole.config.tie_word_embeddings else HEAD)[short_list]
         self.head = rows.to(device, torch.bfloat16)
         self.column = torch.full((config.vocab_size,), -1)
         self.column[short_list] = torch.arange(len(short_list))
@@ -238,11 +239,11 @@ def main(
     folder = target or cache_folder() / "smollm2-135m-instruct"
     torch.manual_seed(seed)
     try:
-        raw = read_json(folder / "config.json")
+        config = Checkpoint(folder).config
         answers, held = split_held_out(
-            load_answers(text, Tokenizer(folder), int(raw["hidden_size"])), seed
+            load_answers(text, Tokenizer(folder), config.hidden_size), seed
         )
-        size = int(raw["vocab_size"])
+        size = config.vocab_size
         short_list = most_frequent(answers, size, min(vocabulary, size))
         sources = [int(i) for i in layers.split(",")]
         distiller = Distiller(folder, sources, short_list, device, init)

@@ -19,9 +19,9 @@ import typer
 from distil_data import Answer, figures, load_answers, split_held_out
 from distil_text import BENCHMARK, BatchWriter, read_text
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import cache_folder
 from judge_decoding.engine.torch_engine import TorchDrafter, load_drafter
-from judge_decoding.engine.weights import read_config
 from judge_decoding.errors import UserError
 from judge_decoding.text import Tokenizer
 
@@ -64,11 +64,12 @@ def main(
 ) -> None:
     """Measure DRAFTS."""
     folder = target or cache_folder() / "smollm2-135m-instruct"
+    checkpoint = Checkpoint(folder)
     try:
         tokenizer = Tokenizer(folder)
         parts: dict[str, list[Answer]] = {}
         if text:
-            width = read_config(folder).hidden_size
+            width = checkpoint.config.hidden_size
             parts = split_held_out(load_answers(text, tokenizer, width), 0)[1]
         if fresh:
             prompts = [row["prompt"] for row in read_text(BENCHMARK)][:fresh]
@@ -76,7 +77,11 @@ def main(
         found = {}
         for draft in drafts:
             drafter = load_drafter(
-                draft, target=folder, dtype=dtype, max_sequences=1, max_context=CONTEXT
+                Checkpoint(draft),
+                target=checkpoint,
+                dtype=dtype,
+                max_sequences=1,
+                max_context=CONTEXT,
             )
             reader = ReadingDrafter(
                 drafter.model, vocab_ids=drafter.vocab_ids, max_sequences=1, max_context=CONTEXT

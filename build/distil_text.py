@@ -31,12 +31,12 @@ import yaml
 from torch.nn import functional as F
 
 import judge_decoding
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import cache_folder
 from judge_decoding.cpu import fast_dtype
 from judge_decoding.engine.base import Sampling
 from judge_decoding.engine.llama import Llama
 from judge_decoding.engine.torch_engine import DTYPES
-from judge_decoding.engine.weights import Tensors, read_config
 from judge_decoding.errors import UserError
 from judge_decoding.sampling import greedy, probabilities
 from judge_decoding.text import Tokenizer
@@ -59,11 +59,10 @@ class BatchWriter:
 
     def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """dtype  None: the one this CPU is fast with"""
-        self.config = read_config(folder)
+        checkpoint = Checkpoint(folder)
+        self.config = checkpoint.config
         context = min(self.config.max_position_embeddings, 2048)
-        self.model = Llama(
-            self.config, Tensors(folder), dtype=dtype or DTYPES[fast_dtype()], context=context
-        )
+        self.model = Llama(checkpoint, dtype=dtype or DTYPES[fast_dtype()], context=context)
         self.end_ids = torch.tensor(self.config.end_ids)
 
     def write(

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from target_reader import ReadRequest, in_span, load_reader, read_states
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.console import track
 from judge_decoding.cpu import fast_dtype
 from judge_decoding.engine.torch_engine import DTYPES
-from judge_decoding.engine.weights import fingerprint, read_config
 from judge_decoding.errors import UserError
 from judge_decoding.labels import AfterError, LabelRecord
 from judge_decoding.text import Tokenizer
@@ -68,19 +68,19 @@ def inference_dtype(asked: str, reader: str) -> str:
     return fast_dtype() if reader == "torch" else "bfloat16"
 
 
-def open_reader(kind: str, folder: Path, dtype: str) -> Any:
+def open_reader(kind: str, target: Checkpoint, dtype: str) -> Any:
     """What answers `states` and `likelihood`."""
     if kind == "transformers":
         from transformers_reader import TransformersReader
 
-        return TransformersReader(folder, dtype)
-    context = min(CONTEXT, read_config(folder).max_position_embeddings)
-    return load_reader(folder, dtype=dtype, max_sequences=1, max_context=context)
+        return TransformersReader(target.folder, dtype)
+    context = min(CONTEXT, target.config.max_position_embeddings)
+    return load_reader(target, dtype=dtype, max_sequences=1, max_context=context)
 
 
 def hidden_of_all(
     files: Mapping[str, Sequence[LabelRecord]],
-    folder: Path,
+    target: Checkpoint,
     cache: Path,
     dtype: str,
     block: int,
@@ -88,12 +88,12 @@ def hidden_of_all(
 ) -> dict[str, dict[str, torch.Tensor]]:
     """`hidden_of` each file. UserError where one labels no token, or holds a text that is too long
     to be read: before the first is read, which takes minutes or hours."""
-    most = read_config(folder).max_position_embeddings
+    most = target.config.max_position_embeddings
     most = min(CONTEXT, most) if reader == "torch" else most
     for name, records in files.items():
-        _check_readable(name, [record for record in records if record.spans], folder, most)
+        _check_readable(name, [record for record in records if record.spans], target.folder, most)
     return {
-        name: hidden_of(records, folder, cache, dtype, block, reader)
+        name: hidden_of(records, target, cache, dtype, block, reader)
         for name, records in files.items()
     }
 
@@ -115,7 +115,7 @@ def _check_readable(name: str, labelled: Sequence[LabelRecord], folder: Path, mo
 
 def hidden_of(
     records: Sequence[LabelRecord],
-    folder: Path,
+    target: Checkpoint,
     cache: Path,
     dtype: str,
     block: int,
@@ -126,32 +126,40 @@ def hidden_of(
     reader  `torch`, the CPU engine, or `transformers`, on the GPUs that there are
     """
     kind = block if reader == "torch" else f"{block} {reader}"
-    path = cache / f"hidden-{_identity(records, folder, dtype, kind)}.safetensors"
+    path = cache / f"hidden-{_identity(records, target, dtype, kind)}.safetensors"
     if path.is_file():
         return load_file(path)
-    hidden = read_states(records, open_reader(reader, folder, dtype), Tokenizer(folder), block)
+    hidden = read_states(
+        records, open_reader(reader, target, dtype), Tokenizer(target.folder), block
+    )
     cache.mkdir(parents=True, exist_ok=True)
     save_file(hidden, path)
     return hidden
 
 
-def _identity(records: Sequence[LabelRecord], folder: Path, dtype: str, kind: int | str) -> str:
+def _identity(
+    records: Sequence[LabelRecord], target: Checkpoint, dtype: str, kind: int | str
+) -> str:
     """Of what is read, where and how; not of its labels."""
     read = [[r.prompt, r.response_ids, in_span(r), *(() if r.chat else ("raw",))] for r in records]
-    identity = json.dumps([read, fingerprint(folder), dtype, kind])
+    identity = json.dumps([read, target.fingerprint, dtype, kind])
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def likelihood_of(
-    records: Sequence[LabelRecord], folder: Path, cache: Path, dtype: str, reader: str = "torch"
+    records: Sequence[LabelRecord],
+    target: Checkpoint,
+    cache: Path,
+    dtype: str,
+    reader: str = "torch",
 ) -> torch.Tensor:
     """float32, a row a token that lies in a span: the target's log-probability of the token, from
     the row before it. Kept in a file of the cache, like the states."""
     kind = "likelihood" if reader == "torch" else f"likelihood {reader}"
-    path = cache / f"likelihood-{_identity(records, folder, dtype, kind)}.safetensors"
+    path = cache / f"likelihood-{_identity(records, target, dtype, kind)}.safetensors"
     if path.is_file():
         return load_file(path)["logprob"]
-    found = read_likelihood(records, open_reader(reader, folder, dtype), Tokenizer(folder))
+    found = read_likelihood(records, open_reader(reader, target, dtype), Tokenizer(target.folder))
     cache.mkdir(parents=True, exist_ok=True)
     save_file({"logprob": found}, path)
     return found

@@ -48,6 +48,7 @@ from judge_recipes import (
 from judge_study_report import draw, tables
 from numpy.typing import NDArray
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.errors import UserError
 from judge_decoding.labels import LabelRecord, file_name, labels_hash, read_labels
 from judge_decoding.provenance import collect
@@ -82,14 +83,12 @@ def main(
         records = {file_name(path): read_labels([path]) for path in files}
         if len(records) < len(files):
             raise UserError("judge_study: two label files have the same name")
-        folder, kept = resolve(target), resolve(cache)
+        model, kept = Checkpoint(resolve(target)), resolve(cache)
         dtype = inference_dtype(dtype, reader)
-        hidden = hidden_of_all(records, folder, kept, dtype, block, reader)
+        hidden = hidden_of_all(records, model, kept, dtype, block, reader)
         parsed = [file_name(path) for path in files[: len(mined)]]
         studied = parsed[0]
-        data = load(
-            records, hidden, {studied: likelihood_of(records[studied], folder, kept, dtype)}
-        )
+        data = load(records, hidden, {studied: likelihood_of(records[studied], model, kept, dtype)})
         if not data.of(studied).any():
             raise UserError(f"judge_study: {files[0]} holds no labelled mismatches")
         other = read_labels([resolve(second)]) if second else None

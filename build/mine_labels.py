@@ -37,9 +37,9 @@ from mining_file import LabelFile
 from mining_jobs import Job, check_jobs, fact_jobs, task_jobs
 from mining_work import Settings, close, mine, mine_share
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import Deployment, load_deployment
 from judge_decoding.console import progress
-from judge_decoding.engine.weights import fingerprint
 from judge_decoding.errors import UserError
 from judge_decoding.labels import LabelRecord, check_growing
 from judge_decoding.ranks.comm import under_mpiexec
@@ -127,7 +127,7 @@ def _identity(config: Deployment, settings: Settings, task: str, split: str) -> 
     own = {"search": "floor", "likelihood": "tau"}[settings.method]
     return {
         "method": settings.method,
-        "target": fingerprint(config.target.model),
+        "target": Checkpoint(config.target.model).fingerprint,
         "draft": _draft_identity(config.draft.model),
         "engine": config.engine,
         "dtype": config.dtype,
@@ -142,7 +142,7 @@ def _identity(config: Deployment, settings: Settings, task: str, split: str) -> 
 
 
 def _draft_identity(folder: Path) -> str:
-    """Of the weights' files, by sizes, beginnings and ends: `fingerprint` takes whole models only,
+    """Of the weights' files, by sizes, beginnings and ends: a fingerprint takes whole models only,
     and a draft may hold a short-list of ids and share tensors."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):

@@ -6,7 +6,7 @@ likelihood  also a `Reader`: what the target makes of given tokens, which no con
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
@@ -17,11 +17,12 @@ from target_reader import load_reader
 from torch.nn import functional as F
 
 from judge_decoding.config import Deployment
-from judge_decoding.engine.base import Drafter, Target
+from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.engine.llama import Llama, Segment
+from judge_decoding.engine.round import Engines
 from judge_decoding.engine.torch_engine import TorchEngine, load_drafter
 from judge_decoding.errors import UserError
-from judge_decoding.pipeline import check_vocabulary, load_pipeline
+from judge_decoding.pipeline import load_pipeline
 
 
 class BatchedLlama(Llama):
@@ -96,16 +97,14 @@ def batched(engine: _Engine) -> _Engine:
 
 
 @dataclass(frozen=True)
-class Engines:
+class MiningEngines:
     """What a deployment is mined with; `reader` None where it gives no likelihoods."""
 
-    drafter: Drafter
-    target: Target
+    engines: Engines
     reader: Reader | None
-    close: Callable[[], None]
 
 
-def open_engines(deployment: Deployment, in_flight: int, max_context: int) -> Engines:
+def open_engines(deployment: Deployment, in_flight: int, max_context: int) -> MiningEngines:
     """Draft and target of a deployment, for `in_flight` sequences. UserError without a draft."""
     if deployment.draft is None:
         raise UserError(f"mine: deployment {deployment.name} needs a draft")
@@ -113,12 +112,12 @@ def open_engines(deployment: Deployment, in_flight: int, max_context: int) -> En
     limits |= {"max_sequences": in_flight, "max_context": max_context}
     deployment = deployment.override(limits=limits)
     if deployment.engine == "trtllm":
-        pipeline = load_pipeline(deployment)
-        assert pipeline.drafter is not None
-        return Engines(pipeline.drafter, pipeline.target, None, pipeline.close)
-    check_vocabulary(deployment)
+        return MiningEngines(load_pipeline(deployment).engines, None)
+    checkpoints = Checkpoints.of(deployment)
+    checkpoints.check_vocabulary()
     bounds = {"max_sequences": in_flight, "max_context": max_context}
-    folder = deployment.target.model
-    target = batched(load_reader(folder, dtype=deployment.dtype, **bounds))
-    drafter = load_drafter(deployment.draft.model, target=folder, dtype=deployment.dtype, **bounds)
-    return Engines(batched(drafter), target, target, lambda: None)
+    target = batched(load_reader(checkpoints.target, dtype=deployment.dtype, **bounds))
+    drafter = load_drafter(
+        checkpoints["draft"], target=checkpoints.target, dtype=deployment.dtype, **bounds
+    )
+    return MiningEngines(Engines(batched(drafter), target), target)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mining import Coroutine, Cost, Mined, Miner, run_all
-from mining_engines import Engines, open_engines
+from mining_engines import MiningEngines, open_engines
 from mining_file import DONE
 from mining_jobs import Job
 
@@ -42,20 +42,22 @@ class Settings:
 
 
 @cache
-def _opened(settings: Settings) -> tuple[Engines, Tokenizer]:
+def _opened(settings: Settings) -> tuple[MiningEngines, Tokenizer]:
     """Loaded once a process, whatever the number of its shares."""
     import torch
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
     deployment = load_deployment(settings.deployment)
-    engines = open_engines(deployment, settings.in_flight, settings.max_context)
-    return engines, Tokenizer(deployment.target.model)
+    opened = open_engines(deployment, settings.in_flight, settings.max_context)
+    return opened, Tokenizer(deployment.target.model)
 
 
 def mine(jobs: Sequence[Job], settings: Settings) -> Iterator[tuple[list[LabelRecord], Cost]]:
     """Each prompt's records as soon as it is done, and what was spent since the one before."""
-    engines, tokenizer = _opened(settings)
+    opened, tokenizer = _opened(settings)
+    engines = opened.engines
+    assert engines.drafter is not None  # `open_engines` refuses a deployment without one
     miner = Miner(
         end_ids=frozenset(engines.target.end_ids),
         decode=tokenizer.decode,
@@ -72,7 +74,7 @@ def mine(jobs: Sequence[Job], settings: Settings) -> Iterator[tuple[list[LabelRe
 
     cost, began = Cost(), time.monotonic()
     for job, mined in run_all(
-        map(start, jobs), engines.drafter, engines.target, engines.reader, cost=cost
+        map(start, jobs), engines.drafter, engines.target, opened.reader, cost=cost
     ):
         cost.prompts = 1
         cost.good = sum(swap.good for swap in mined.swaps)
@@ -95,7 +97,7 @@ def mine_share(jobs: Sequence[Job], settings: Settings) -> tuple[list[LabelRecor
 
 def close(settings: Settings) -> None:
     """End a deployment's executors in good order, where there are any."""
-    _opened(settings)[0].close()
+    _opened(settings)[0].engines.close()
 
 
 def records_of(

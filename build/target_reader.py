@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.console import track
 from judge_decoding.engine.llama import Llama
 from judge_decoding.engine.torch_engine import DTYPES, TorchTarget
-from judge_decoding.engine.weights import Tensors, read_config
 from judge_decoding.labels import LabelRecord
 from judge_decoding.sampling import greedy
 from judge_decoding.text import Tokenizer
@@ -63,8 +62,10 @@ class ReadingTarget(TorchTarget):
         return pre, post, choice
 
 
-def load_reader(folder: Path, *, dtype: str, max_context: int, max_sequences: int) -> ReadingTarget:
-    model = Llama(read_config(folder), Tensors(folder), dtype=DTYPES[dtype], context=max_context)
+def load_reader(
+    checkpoint: Checkpoint, *, dtype: str, max_context: int, max_sequences: int
+) -> ReadingTarget:
+    model = Llama(checkpoint, dtype=DTYPES[dtype], context=max_context)
     return ReadingTarget(model, max_context=max_context, max_sequences=max_sequences)
 
 

@@ -56,7 +56,7 @@ from judge_measures import (
 from judge_report import draw, measures_table, write_card
 from judge_threshold import Calibration, Choice, by_bad_recall, fixed
 
-from judge_decoding.engine.weights import fingerprint, tokenizer_hash
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.systems import parse_numbers
 from judge_decoding.judge import Judge, JudgeMetadata
@@ -119,13 +119,13 @@ def main(
         calibration = None
         if max_quality_drop is not None and deployment is not None and task is not None:
             calibration = Calibration.of(deployment, task, max_quality_drop, batch)
-        folder, dtype = resolve(target), inference_dtype(dtype, reader)
+        model, dtype = Checkpoint(resolve(target)), inference_dtype(dtype, reader)
         paths = [resolve(p) for p in labels or ["cache:mined-facts.jsonl"]]
         reported = [resolve(p) for p in held_out_labels or []]
         read_labels(paths + reported)  # all together: no id twice, no fact in both splits
         records = {path: read_labels([path]) for path in paths + reported}
         named = {str(path): r for path, r in records.items()}
-        hidden = hidden_of_all(named, folder, resolve(cache), dtype, block, reader)
+        hidden = hidden_of_all(named, model, resolve(cache), dtype, block, reader)
 
         def tokens_of(name: str, wanted: Sequence[Path]) -> Tokens:
             return join(
@@ -154,8 +154,8 @@ def main(
             JudgeMetadata(
                 feature=feature,  # type: ignore[arg-type]
                 hidden_size=len(head.weight),
-                target_fingerprint=fingerprint(folder),
-                tokenizer_hash=tokenizer_hash(folder),
+                target_fingerprint=model.fingerprint,
+                tokenizer_hash=model.tokenizer_hash,
                 threshold=1.0,
                 training_data_hash=labels_hash(r for path in paths for r in records[path]),
             ),
@@ -171,7 +171,7 @@ def main(
     except UserError as error:
         raise SystemExit(f"train_judge: {error}") from None
     document = {
-        "target": folder.name,
+        "target": model.folder.name,
         "feature": feature,
         "dtype": dtype,
         "train_on": train_on,

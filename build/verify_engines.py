@@ -27,8 +27,9 @@ from build_engines import Engine, engines
 from convert_checkpoint import EXAMPLES
 
 from judge_decoding.config import Deployment, load_deployment
+from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.errors import UserError
-from judge_decoding.manifest import check_engine, model_folder, rank_group, sections
+from judge_decoding.manifest import check_engine, rank_group, sections
 from judge_decoding.trtllm_stack import this_runtime
 
 PROMPTS = (
@@ -53,7 +54,7 @@ def command(
     )
     return (
         *("mpirun", "--allow-run-as-root", "-n", "1", sys.executable, str(examples / "run.py")),
-        f"--tokenizer_dir={model_folder(deployment, 'target')}",
+        f"--tokenizer_dir={deployment.target.model}",
         f"--draft_engine_dir={build.engines / 'draft'}",
         f"--engine_dir={target}",
         f"--draft_target_model_config={layout}",
@@ -134,16 +135,16 @@ def main(
     try:
         deployment = load_deployment(config)
         checked = engines(deployment, "both", baseline)
-        steps = [step(e, examples) for e in checked if e.role == "target" and not manifests_only]
+        steps = [step(e, examples) for e in checked if e.model == "target" and not manifests_only]
         if not manifests_only:
             check_one_node(deployment)
         if dry_run:
             print("\n".join(f"checks   {engine.folder / 'manifest.json'}" for engine in checked))
             print(describe(steps))
             return
-        runtime = this_runtime()
+        runtime, checkpoints = this_runtime(), Checkpoints.of(deployment)
         for engine in checked:
-            check_engine(engine.deployment, engine.role, runtime, engine.folder)
+            check_engine(engine.deployment, engine.model, checkpoints, runtime, engine.folder)
             print(f"engine: {engine.folder} fits this deployment and machine")
         if manifests_only:
             return
@@ -151,7 +152,7 @@ def main(
         run_steps(steps)
         rows = {
             e.name: read_tokens(s.output)
-            for e, s in zip([e for e in checked if e.role == "target"], steps, strict=True)
+            for e, s in zip([e for e in checked if e.model == "target"], steps, strict=True)
         }
         lines, passed = report(rows)
     except UserError as error:

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from judge_decoding import provenance
+from judge_decoding.checkpoint import EMBEDDING, HEAD, Checkpoint
 from judge_decoding.decoding import LoopClock, Result
 from judge_decoding.engine.base import Acceptance, Sampling
-from judge_decoding.engine.weights import EMBEDDING, HEAD, Tensors, read_json
 from judge_decoding.errors import UserError
 from judge_decoding.sequence import AcceptanceRecord, Request
 
@@ -152,7 +152,7 @@ def _transformers() -> Any:
 
 def load_peers(names: Sequence[str], pipeline: Pipeline) -> list[System]:
     """The named peers on the deployment's own weights, in its dtype."""
-    deployment, end_ids = pipeline.deployment, pipeline.target.end_ids
+    deployment, end_ids = pipeline.deployment, pipeline.engines.target.end_ids
     if not names:
         return []
     dtype, llama = getattr(torch, deployment.dtype), _transformers().LlamaForCausalLM
@@ -177,8 +177,8 @@ def _assistant(folder: Path, target: Any, dtype: torch.dtype) -> Any:
 
     transformers has no short-list for the LM head, so its draft has the full one.
     """
-    shared = read_json(folder / "config.json").get("shared_with_target", ())
-    tensors, theirs = Tensors(folder), target.state_dict()
+    checkpoint, theirs = Checkpoint(folder), target.state_dict()
+    shared, tensors = checkpoint.config.shared_with_target, checkpoint.tensors
     model = _transformers().LlamaForCausalLM(_transformers().LlamaConfig.from_pretrained(folder))
     state = {}
     for name in model.state_dict():
@@ -214,7 +214,7 @@ def run(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """-> {"results", "ratios", "memory", "provenance"}; `progress` is told (answers done, of)."""
-    deployment, judge = pipeline.deployment, pipeline.target.judge
+    deployment, judge = pipeline.deployment, pipeline.engines.target.judge
     threshold = deployment.default_acceptance().threshold
     if threshold is None and judge is not None:
         threshold = judge.metadata.threshold

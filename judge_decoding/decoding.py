@@ -13,28 +13,22 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
-from judge_decoding.config import scheduled
-from judge_decoding.engine import round as engine_round
 from judge_decoding.engine.base import (
     NO_DRAFT,
     PROBABILITY_RULES,
-    Acceptance,
-    Drafter,
     Proposal,
     ProposeRequest,
     Provenance,
-    Sampling,
-    Target,
     Verdict,
     VerifyRequest,
+    scheduled,
 )
-from judge_decoding.engine.round import RunRound
+from judge_decoding.engine.round import Engines
 from judge_decoding.errors import UserError
 from judge_decoding.sequence import (
     AcceptanceRecord,
@@ -96,34 +90,23 @@ class SpeculativeDecoder:
 
     def __init__(
         self,
-        drafter: Drafter | None,
-        target: Target,
+        engines: Engines,
         *,
         tokenizer: Tokenizer | None = None,
         max_draft_len: int = 8,
         draft_len_schedule: Mapping[int, int] | None = None,
-        draft_min_prob: float = 0.0,
         prefill_chunk: int = 256,
-        check_engine: Callable[[Acceptance, Sampling], None] | None = None,
-        run_round: RunRound | None = None,
     ) -> None:
-        """drafter             None: every rule but `none` is refused
-        tokenizer           needed for text and stop strings; without one, ids alone
+        """tokenizer           needed for text and stop strings; without one, ids alone
         draft_len_schedule  {active sequences up to: draft length}; above the last key it is 0
-        draft_min_prob      a sequence's drafting stops once the draft is less sure than this
         prefill_chunk       tokens of joining prompts, all together, read in one round
-        check_engine        UserError for what this target cannot verify with, besides
-        run_round           both engine calls of a round in one, where the engines have that
         """
-        self.drafter = drafter
-        self.target = target
+        self.engines = engines
+        self.drafter, self.target = engines.drafter, engines.target
         self.tokenizer = tokenizer
         self.max_draft_len = max_draft_len
         self.draft_len_schedule = dict(draft_len_schedule or {})
-        self.draft_min_prob = draft_min_prob
         self.prefill_chunk = prefill_chunk
-        self._check_engine = check_engine
-        self._run_round = run_round or partial(engine_round.run_round, drafter, target)
         self.clock = LoopClock()
         self._active: dict[int, Sequence] = {}
         self._finished: dict[int, Sequence] = {}
@@ -168,8 +151,7 @@ class SpeculativeDecoder:
             raise UserError("rule judge: the deployment names no judge file")
         if request.stop and self.tokenizer is None:
             raise UserError("stop: stop strings need a tokenizer")
-        if self._check_engine is not None:
-            self._check_engine(request.acceptance, request.sampling)
+        self.engines.check(request.acceptance, request.sampling)
 
     def add(self, request: Request) -> int:
         """Take in a request: its sequence number. UserError where it cannot be served."""
@@ -203,7 +185,7 @@ class SpeculativeDecoder:
         proposes = self._propose_requests(ready)
         prefilled = time.perf_counter()
         # 1. Propose, 2. verify, 3. accept.
-        done = self._run_round(proposes, self._verify_requests(ready))
+        done = self.engines.run_round(proposes, self._verify_requests(ready))
         ran = time.perf_counter()
         proposals = dict.fromkeys(ready, NO_DRAFT)
         proposals.update(zip((r.sequence for r in proposes), done.proposals, strict=True))
@@ -237,7 +219,6 @@ class SpeculativeDecoder:
                         draft_len=length,
                         # `kl` compares the models' own distributions (acceptance.kl).
                         sampling=sampling.unfiltered if rule == "kl" else sampling,
-                        min_prob=self.draft_min_prob,
                         with_probs=not sampling.greedy or rule in PROBABILITY_RULES,
                     )
                 )

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.errors import UserError
 
 FORMAT = "judge-decoding/1"
@@ -50,23 +51,23 @@ class Judge:
         """hidden [n, H], any float dtype -> float32 [n] in [0, 1]. The product is in float32."""
         return torch.sigmoid(hidden.float() @ self.weight + self.bias)
 
-    def check_target(self, fingerprint: str, tokenizer: str, hidden_size: int) -> None:
+    def check_target(self, target: Checkpoint) -> None:
         """UserError unless this judge was trained on exactly this target."""
-        meta = self.metadata
+        meta, hidden_size = self.metadata, target.config.hidden_size
         if meta.hidden_size != hidden_size:
             raise UserError(
                 f"judge: trained for hidden size {meta.hidden_size}, but the target's is "
                 f"{hidden_size}; give the judge trained on this target (build/train_judge.py)"
             )
-        if meta.target_fingerprint != fingerprint:
+        if meta.target_fingerprint != target.fingerprint:
             raise UserError(
                 f"judge: trained on target {meta.target_fingerprint}, but this one is "
-                f"{fingerprint}; train one on this target (build/train_judge.py)"
+                f"{target.fingerprint}; train one on this target (build/train_judge.py)"
             )
-        if meta.tokenizer_hash != tokenizer:
+        if meta.tokenizer_hash != target.tokenizer_hash:
             raise UserError(
                 f"judge: trained with tokenizer {meta.tokenizer_hash}, but the target's is "
-                f"{tokenizer}; train one with this tokenizer (build/train_judge.py)"
+                f"{target.tokenizer_hash}; train one with this tokenizer (build/train_judge.py)"
             )
 
     def save(self, path: Path | str) -> None:

@@ -16,7 +16,8 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from judge_decoding.config import Deployment, EngineConfig, RankGroup, TrtLlmConfig
-from judge_decoding.engine.weights import fingerprint, read_config, tokenizer_hash
+from judge_decoding.config.checkpoints import Checkpoints
+from judge_decoding.config.layout import Model
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
 from judge_decoding.trtllm_stack import (
@@ -27,7 +28,6 @@ from judge_decoding.trtllm_stack import (
     Runtime,
 )
 
-Role = Literal["draft", "target"]
 MANIFEST = "manifest.json"
 
 
@@ -39,7 +39,7 @@ class EngineManifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["judge-decoding-engine/1"] = "judge-decoding-engine/1"
-    role: Role
+    role: Model
     tensorrt: str = Field(min_length=1)
     tensorrt_llm: str = Field(min_length=1)
     sm: int = Field(gt=0)
@@ -96,42 +96,36 @@ def sections(deployment: Deployment) -> TrtLlmConfig:
     return deployment.trtllm
 
 
-def model_folder(deployment: Deployment, role: Role) -> Path:
-    model = deployment.target if role == "target" else deployment.draft
-    assert model is not None  # engine trtllm has a draft
-    return model.model
-
-
-def engine_config(deployment: Deployment, role: Role) -> EngineConfig:
+def engine_config(deployment: Deployment, model: Model) -> EngineConfig:
     build = sections(deployment)
-    return build.target if role == "target" else build.draft
+    return build.target if model == "target" else build.draft
 
 
-def rank_group(deployment: Deployment, role: Role) -> RankGroup:
+def rank_group(deployment: Deployment, model: Model) -> RankGroup:
     ranks = deployment.ranks
     assert ranks is not None  # engine trtllm has them
-    return ranks.target if role == "target" else ranks.draft
+    return ranks.target if model == "target" else ranks.draft
 
 
-def engine_folder(deployment: Deployment, role: Role) -> Path:
-    return sections(deployment).engines / role
+def engine_folder(deployment: Deployment, model: Model) -> Path:
+    return sections(deployment).engines / model
 
 
-def manifest_for(deployment: Deployment, role: Role, runtime: Runtime) -> EngineManifest:
+def manifest_for(
+    deployment: Deployment, model: Model, checkpoints: Checkpoints, runtime: Runtime
+) -> EngineManifest:
     """What the engine of this deployment has to say when it is built here.
 
-    Reads the model's folder (weights included) and the judge. UserError where judge and target do
-    not belong together.
+    Reads the model's checkpoint (weights included) and the judge. UserError where judge and target
+    do not belong together.
     """
-    build, part = sections(deployment), engine_config(deployment, role)
-    folder = model_folder(deployment, role)
-    config = read_config(folder)
-    identity, vocabulary = fingerprint(folder), vocabulary_of(deployment, role)
+    build, part = sections(deployment), engine_config(deployment, model)
+    checkpoint = checkpoints[model]
+    config = checkpoint.config
     judge: dict[str, object] = {}
-    if role == "target" and deployment.acceptance.rule == "judge":
-        assert deployment.judge is not None
-        loaded = Judge.load(deployment.judge.path)
-        loaded.check_target(identity, vocabulary, config.hidden_size)
+    if model == "target" and deployment.acceptance.rule == "judge":
+        loaded = checkpoints.checked_judge()
+        assert loaded is not None and deployment.judge is not None
         judge = {
             "plugin": f"{PLUGIN_NAME}/{PLUGIN_VERSION}",
             "plugin_abi": PLUGIN_ABI,
@@ -141,33 +135,25 @@ def manifest_for(deployment: Deployment, role: Role, runtime: Runtime) -> Engine
         }
     return EngineManifest.model_validate(
         {
-            "role": role,
+            "role": model,
             "tensorrt": runtime.tensorrt,
             "tensorrt_llm": runtime.tensorrt_llm,
             "sm": runtime.sm,
-            "vocabulary": vocabulary,
+            "vocabulary": checkpoints.vocabulary(model),
             "vocab_size": config.vocab_size,
             "hidden_size": config.hidden_size,
-            "tp": rank_group(deployment, role).tp,
+            "tp": rank_group(deployment, model).tp,
             "quantization": part.quantization,
             "kv_cache_dtype": part.kv_cache_dtype,
             "logits_dtype": build.logits_dtype,
-            "max_draft_len": deployment.max_draft_len if role == "target" else 0,
+            "max_draft_len": deployment.max_draft_len if model == "target" else 0,
             "max_sequences": deployment.limits.max_sequences,
             "max_context": deployment.limits.max_context,
             "max_num_tokens": build.max_num_tokens,
-            "model_fingerprint": identity,
+            "model_fingerprint": checkpoint.fingerprint,
             **judge,
         }
     )
-
-
-def vocabulary_of(deployment: Deployment, role: Role) -> str:
-    """Hash of the tokenizer. A draft's folder may have none: it then speaks the target's."""
-    folder = model_folder(deployment, role)
-    if not (folder / "tokenizer.json").is_file():
-        folder = model_folder(deployment, "target")
-    return tokenizer_hash(folder)
 
 
 def wanted_threshold(deployment: Deployment, judge: Judge) -> float:
@@ -192,24 +178,28 @@ class Mismatch(NamedTuple):
 
 
 def check_engine(
-    deployment: Deployment, role: Role, runtime: Runtime, folder: Path | None = None
+    deployment: Deployment,
+    model: Model,
+    checkpoints: Checkpoints,
+    runtime: Runtime,
+    folder: Path | None = None,
 ) -> EngineManifest:
     """The engine's manifest; UserError naming the first mismatch and its fix.
 
-    The model's folder must hold config.json and tokenizer.json; where its weights are not at hand
-    (a serving machine), the judge's own record of its target stands for them.
+    The model's checkpoint must have config.json and tokenizer.json; where its weights are not at
+    hand (a serving machine), the judge's own record of its target stands for them.
     """
-    folder = folder or engine_folder(deployment, role)
+    folder = folder or engine_folder(deployment, model)
     manifest = EngineManifest.load(folder)
-    if manifest.role != role:
+    if manifest.role != model:
         raise UserError(
-            f"engine: {folder} holds a {manifest.role} engine, not a {role}'s; put each "
+            f"engine: {folder} holds a {manifest.role} engine, not a {model}'s; put each "
             "into the folder of its name (trtllm.engines)"
         )
     for name in engine_files(manifest.tp):
         if not (folder / name).is_file():
-            raise UserError(f"engine: {folder} lacks {name}; {_again(role)}")
-    for wrong in mismatches(manifest, deployment, runtime):
+            raise UserError(f"engine: {folder} lacks {name}; {_again(model)}")
+    for wrong in mismatches(manifest, deployment, checkpoints, runtime):
         raise UserError(
             f"engine: {folder} has {wrong.field} {wrong.has}, but {wrong.needs} is needed here; "
             f"{wrong.fix}"
@@ -218,33 +208,33 @@ def check_engine(
 
 
 def mismatches(
-    manifest: EngineManifest, deployment: Deployment, runtime: Runtime
+    manifest: EngineManifest, deployment: Deployment, checkpoints: Checkpoints, runtime: Runtime
 ) -> Iterator[Mismatch]:
     """Everything that forbids loading the engine, in the order in which a person would fix it."""
-    role, build = manifest.role, sections(deployment)
-    part = engine_config(deployment, role)
-    folder = model_folder(deployment, role)
-    config = read_config(folder)
-    again = _again(role)
+    model, build = manifest.role, sections(deployment)
+    part = engine_config(deployment, model)
+    checkpoint = checkpoints[model]
+    config = checkpoint.config
+    again = _again(model)
     container = f"build and serve in one container ({CONTAINER}), or {again}"
     exact = [
         ("tensorrt", runtime.tensorrt, container),
         ("tensorrt_llm", runtime.tensorrt_llm, container),
         ("sm", runtime.sm, f"serve on the GPU kind it was built for, or {again}"),
-        ("vocabulary", vocabulary_of(deployment, role), again),
+        ("vocabulary", checkpoints.vocabulary(model), again),
         ("vocab_size", config.vocab_size, again),
         ("hidden_size", config.hidden_size, again),
         (
             "tp",
-            rank_group(deployment, role).tp,
-            f"set ranks.{role}.tp to {manifest.tp}, or {again}",
+            rank_group(deployment, model).tp,
+            f"set ranks.{model}.tp to {manifest.tp}, or {again}",
         ),
         ("quantization", part.quantization, again),
         ("kv_cache_dtype", part.kv_cache_dtype, again),
         ("logits_dtype", build.logits_dtype, again),
     ]
-    if any(folder.glob("*.safetensors")):
-        exact.append(("model_fingerprint", fingerprint(folder), again))
+    if checkpoint.has_weights:
+        exact.append(("model_fingerprint", checkpoint.fingerprint, again))
     for name, needs, fix in exact:
         if (has := getattr(manifest, name)) != needs:
             yield Mismatch(name, has, needs, fix)
@@ -253,18 +243,18 @@ def mismatches(
         ("max_context", deployment.limits.max_context, "limits.max_context"),
         ("max_num_tokens", build.max_num_tokens, "trtllm.max_num_tokens"),
     ]
-    if role == "target":
+    if model == "target":
         key = "max_draft_len (and its schedule)"
         least.append(("max_draft_len", deployment.max_draft_len, key))
     for name, needs, key in least:
         if (has := getattr(manifest, name)) < needs:
             yield Mismatch(name, has, needs, f"lower {key} to {has}, or {again}")
-    if role == "target":
-        yield from _judge_mismatches(manifest, deployment, again)
+    if model == "target":
+        yield from _judge_mismatches(manifest, deployment, checkpoints, again)
 
 
 def _judge_mismatches(
-    manifest: EngineManifest, deployment: Deployment, again: str
+    manifest: EngineManifest, deployment: Deployment, checkpoints: Checkpoints, again: str
 ) -> Iterator[Mismatch]:
     rule = deployment.acceptance.rule
     if rule != "judge":
@@ -277,8 +267,8 @@ def _judge_mismatches(
                 f"set acceptance.rule judge, or {again}",
             )
         return
-    assert deployment.judge is not None
-    judge = Judge.load(deployment.judge.path)
+    judge = checkpoints.judge
+    assert judge is not None and deployment.judge is not None
     meta = judge.metadata
     wanted = [
         ("plugin", f"{PLUGIN_NAME}/{PLUGIN_VERSION}", again),
@@ -301,5 +291,5 @@ def _judge_mismatches(
             yield Mismatch(name, has, needs, fix)
 
 
-def _again(role: Role) -> str:
-    return f"build it again: python3 build/build_engines.py --config CONFIG --only {role} --again"
+def _again(model: Model) -> str:
+    return f"build it again: python3 build/build_engines.py --config CONFIG --only {model} --again"

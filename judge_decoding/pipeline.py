@@ -2,110 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from judge_decoding.config import Deployment
+from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.decoding import SpeculativeDecoder
-from judge_decoding.engine.base import Acceptance, Sampling
-from judge_decoding.engine.loading import deployed_drafter, deployed_judge, deployed_target
-from judge_decoding.engine.round import RunRound
-from judge_decoding.engine.torch_engine import TorchDrafter, TorchTarget
-from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
-from judge_decoding.engine.trtllm_loading import compiled_judge, engine_check, load_engines
-from judge_decoding.engine.weights import read_config, tokenizer_hash
+from judge_decoding.engine.loading import open_torch_engines
+from judge_decoding.engine.round import Engines
+from judge_decoding.engine.trtllm_loading import open_trtllm_engines
 from judge_decoding.errors import UserError
 from judge_decoding.ranks.comm import start_mpi, under_mpiexec
-from judge_decoding.ranks.leader import Ranks, RemoteDrafter, RemoteTarget, lead
+from judge_decoding.ranks.leader import Ranks, open_ranks
 from judge_decoding.text import Tokenizer
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """All parts of a deployment; `ranks` where the models run in other processes."""
+    """All parts of a deployment; `ranks` are its engines where this process leads other ranks."""
 
     deployment: Deployment
     tokenizer: Tokenizer
     decoder: SpeculativeDecoder
-    target: TorchTarget | RemoteTarget | TrtTarget
-    drafter: TorchDrafter | RemoteDrafter | TrtDrafter | None
+    engines: Engines
     ranks: Ranks | None = None
 
     def close(self) -> None:
         """End the ranks or executors in good order, where there are any."""
-        if self.ranks is not None:
-            self.ranks.close()
-        for engine in (self.drafter, self.target):
-            if isinstance(engine, (TrtDrafter, TrtTarget)):
-                engine.close()
+        self.engines.close()
 
 
 def load_pipeline(deployment: Deployment) -> Pipeline:
     """Load and check models, judge and tokenizer. UserError names what does not fit what.
 
     With a `ranks` section and under mpiexec, this process leads the ranks that hold the models
-    (`ranks.leader.lead`); otherwise it holds them itself.
+    (`ranks.leader`); otherwise it holds them itself.
     """
-    if deployment.ranks is not None and under_mpiexec():
+    led = deployment.ranks is not None and under_mpiexec()
+    if led:
         start_mpi(deployment)  # first: an error below then ends the ranks that wait for this one
-    config = read_config(deployment.target.model)  # what the engine cannot run is refused first
+    checkpoints = Checkpoints.of(deployment)
+    config = checkpoints.target.config  # what the engine cannot run is refused first
+    checkpoints.check_vocabulary()
     tokenizer = Tokenizer(deployment.target.model)
     if tokenizer.size > config.vocab_size:
         raise UserError(
             f"tokenizer: {deployment.target.model} has {tokenizer.size} tokens, its model only "
             f"{config.vocab_size}; put the model's own tokenizer.json there"
         )
-    if deployment.draft is not None:
-        check_vocabulary(deployment)
+    engines: Engines
     ranks: Ranks | None = None
-    check_engine: Callable[[Acceptance, Sampling], None] | None = None
-    run_round: RunRound | None = None
-    target: TorchTarget | RemoteTarget | TrtTarget
-    drafter: TorchDrafter | RemoteDrafter | TrtDrafter | None
-    if deployment.trtllm is not None and deployment.engine == "trtllm":
-        if deployment.draft_min_prob > 0:
-            raise UserError("draft_min_prob: engine trtllm drafts in one request; set it to 0")
-        if deployment.trtllm.mode == "leader":
-            if not under_mpiexec():
-                raise UserError("trtllm.mode leader: start this and its ranks with mpirun or srun")
-            check_engine = engine_check(deployment)
-            ranks = lead(deployment, compiled_judge(deployment))
-            target, drafter = ranks.target, ranks.drafter
-        else:
-            drafter, target = load_engines(deployment)
-            check_engine = target.check
-    elif deployment.ranks is not None and under_mpiexec():
-        ranks = lead(deployment, deployed_judge(deployment))
-        target, drafter, run_round = ranks.target, ranks.drafter, ranks.run_round
+    trtllm = deployment.trtllm if deployment.engine == "trtllm" else None
+    if trtllm is not None and trtllm.mode == "orchestrator":
+        engines = open_trtllm_engines(deployment, checkpoints)
+    elif led:
+        engines = ranks = open_ranks(deployment, checkpoints)
+    elif trtllm is not None:
+        raise UserError("trtllm.mode leader: start this and its ranks with mpirun or srun")
     else:
-        target = deployed_target(deployment, deployed_judge(deployment))
-        drafter = deployed_drafter(deployment)
+        engines = open_torch_engines(deployment, checkpoints)
     decoder = SpeculativeDecoder(
-        drafter,
-        target,
+        engines,
         tokenizer=tokenizer,
         max_draft_len=deployment.max_draft_len,
         draft_len_schedule=deployment.draft_len_schedule,
-        draft_min_prob=deployment.draft_min_prob,
         prefill_chunk=deployment.limits.prefill_chunk,
-        check_engine=check_engine,
-        run_round=run_round,
     )
-    return Pipeline(deployment, tokenizer, decoder, target, drafter, ranks)
-
-
-def check_vocabulary(deployment: Deployment) -> None:
-    """UserError unless draft and target mean the same by every token id."""
-    assert deployment.draft is not None
-    draft, target = deployment.draft.model, deployment.target.model
-    sizes = read_config(draft).vocab_size, read_config(target).vocab_size
-    if sizes[0] != sizes[1]:
-        raise UserError(
-            f"draft: {draft} has a vocabulary of {sizes[0]} tokens, the target's is {sizes[1]}; "
-            "draft and target must share one tokenizer"
-        )
-    if (draft / "tokenizer.json").is_file() and tokenizer_hash(draft) != tokenizer_hash(target):
-        raise UserError(
-            f"draft: {draft} has another tokenizer than the target {target}; "
-            "draft and target must share one"
-        )
+    return Pipeline(deployment, tokenizer, decoder, engines, ranks)

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from judge_decoding.checkpoint import read_json
 from judge_decoding.errors import UserError
 
 _REPLACEMENT = "\ufffd"
@@ -67,8 +68,6 @@ class Tokenizer:
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        from judge_decoding.engine.weights import read_json
-
         path = self.folder / "tokenizer_config.json"
         return read_json(path) if path.is_file() else {}
 

@@ -86,15 +86,16 @@ def write_tokenizer(folder: Path, vocab_size: int = 256) -> None:
 
 def write_judge(path: Path, target: Path, *, scale: float = 1.0, seed: int = 7) -> Path:
     """A judge of random direction for `target`, threshold 0.5; `scale`: its weights' deviation."""
-    from judge_decoding.engine.weights import fingerprint, read_config, tokenizer_hash
+    from judge_decoding.checkpoint import Checkpoint
     from judge_decoding.judge import Judge, JudgeMetadata
 
-    width = read_config(target).hidden_size
+    checkpoint = Checkpoint(target)
+    width = checkpoint.config.hidden_size
     metadata = JudgeMetadata(
         feature="pre_norm",
         hidden_size=width,
-        target_fingerprint=fingerprint(target),
-        tokenizer_hash=tokenizer_hash(target),
+        target_fingerprint=checkpoint.fingerprint,
+        tokenizer_hash=checkpoint.tokenizer_hash,
         threshold=0.5,
         training_data_hash="none",
     )

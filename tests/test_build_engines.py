@@ -28,8 +28,9 @@ import convert_checkpoint  # noqa: E402
 import verify_engines  # noqa: E402
 from judge_build import JudgeBuild  # noqa: E402
 
+from judge_decoding.checkpoint import Checkpoint  # noqa: E402
 from judge_decoding.config import load_deployment  # noqa: E402
-from judge_decoding.engine.weights import fingerprint  # noqa: E402
+from judge_decoding.config.checkpoints import Checkpoints  # noqa: E402
 from judge_decoding.errors import UserError  # noqa: E402
 from judge_decoding.manifest import EngineManifest, check_engine  # noqa: E402
 from judge_decoding.trtllm_stack import Runtime  # noqa: E402
@@ -456,7 +457,7 @@ def test_convert_then_build_then_resume(site: Site, machine: Callable[..., None]
     assert convert(site)[0] == 0
     source = json.loads((site.engines / "checkpoints/target/source.json").read_text())
     assert source == {
-        "model_fingerprint": fingerprint(site.target),
+        "model_fingerprint": Checkpoint(site.target).fingerprint,
         "dtype": "bfloat16",
         "tp": 2,
         "quantization": "none",
@@ -466,7 +467,7 @@ def test_convert_then_build_then_resume(site: Site, machine: Callable[..., None]
     assert code == 0, error
     deployment = load_deployment(site.config)
     for role in ("draft", "target"):
-        check_engine(deployment, role, RUNTIME)
+        check_engine(deployment, role, Checkpoints.of(deployment), RUNTIME)
     assert not list(site.engines.rglob("*.partial"))
     log = (site.engines / "logs/build-target.log").read_text()
     assert "building" in log and "mpirun --allow-run-as-root -n 2" in log.splitlines()[0]

@@ -19,8 +19,8 @@ from conftest import write_llama, write_tokenizer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.cli import app, read_prompts
-from judge_decoding.engine.weights import fingerprint, tokenizer_hash
 from judge_decoding.judge import Judge, JudgeMetadata
 from judge_decoding.pipeline import Pipeline
 
@@ -71,8 +71,8 @@ def write_judge(path: Path, target: Path, **changes: Any) -> None:
     metadata = {
         "feature": "pre_norm",
         "hidden_size": 64,
-        "target_fingerprint": fingerprint(target),
-        "tokenizer_hash": tokenizer_hash(target),
+        "target_fingerprint": Checkpoint(target).fingerprint,
+        "tokenizer_hash": Checkpoint(target).tokenizer_hash,
         "threshold": 0.5,
         "training_data_hash": "none",
     }

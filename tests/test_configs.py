@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import Deployment, load_deployment
 from judge_decoding.errors import UserError
 
@@ -16,8 +17,6 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "build"))
 
 from _preflight import GIB, check_memory, size  # noqa: E402
-
-from judge_decoding.engine.weights import read_config  # noqa: E402
 
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
 MEMORY = {"h100": 79 * GIB, "h200": 139 * GIB}
@@ -117,7 +116,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     [("llama-3.1-8b", 8.03), ("llama-3.1-70b", 70.55), ("llama-3.1-405b", 405.85)],
 )
 def test_weights_are_counted_as_published(shape: str, billions: float, tmp_path: Path) -> None:
-    config = read_config(shape_folder(tmp_path / shape, shape))
+    config = Checkpoint(shape_folder(tmp_path / shape, shape)).config
     whole = size(config, quantization="none", tp=1)
     assert whole.total == whole.rank == pytest.approx(2e9 * billions, rel=0.002)
     half = size(config, quantization="fp8", tp=1)
@@ -190,8 +189,8 @@ def test_the_trtllm_section(tmp_path: Path) -> None:
             "runs on one node of 8 GPUs, but GPU 8 is on another; use mode leader",
         ),
         (
-            {"trtllm": "{engines: e, gpu: h100, mode: leader, fast_logits: true}"},
-            r"trtllm\.fast_logits needs trtllm\.mode orchestrator",
+            {"trtllm": "{engines: e, gpu: h100, fast_logits: true}"},
+            r"trtllm\.fast_logits: unknown key",
         ),
         (
             {"trtllm": "{engines: e, gpu: h100, max_num_tokens: 64}"},

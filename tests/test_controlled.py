@@ -278,15 +278,15 @@ def test_an_inverted_judge_fails_the_gate(pipeline: Pipeline, found: Evaluation)
     assert groups_needed(budget) < COUNT < groups_needed(BUDGET)
     shipped = found.paired(of(found, "judge"))
     assert shipped is not None and choose_threshold({0.5: shipped}, budget).threshold == 0.5
-    judge = pipeline.target.judge
+    judge = pipeline.engines.target.judge
     assert judge is not None
     inverted = replace(judge, weight=-judge.weight, bias=-judge.bias)
-    pipeline.target.judge = inverted  # type: ignore[union-attr]
+    pipeline.engines.target.judge = inverted
     try:
         systems = systems_of(pipeline, ["none", "judge"], thresholds=(0.5,))
         bad = evaluate(pipeline, found.items, systems)
     finally:
-        pipeline.target.judge = judge  # type: ignore[union-attr]
+        pipeline.engines.target.judge = judge
     paired = bad.paired(of(bad, "judge"))
     assert paired is not None and paired.difference < -0.1
     assert choose_threshold({0.5: paired}, budget).threshold == NEVER

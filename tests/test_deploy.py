@@ -20,8 +20,8 @@ from typer.core import TyperGroup
 
 from judge_decoding import cli
 from judge_decoding.config import TrtLlmConfig, load_deployment
+from judge_decoding.config.layout import Layout
 from judge_decoding.ranks import mpiexec
-from judge_decoding.ranks.layout import Layout
 from judge_decoding.trtllm_stack import CONTAINER
 
 ROOT = Path(__file__).parent.parent

@@ -11,8 +11,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.decoding import SpeculativeDecoder
 from judge_decoding.engine.base import Acceptance, ProposeRequest
+from judge_decoding.engine.round import Engines
 from judge_decoding.engine.torch_engine import load_drafter, load_target
 from judge_decoding.errors import UserError
 from judge_decoding.sequence import Request
@@ -31,7 +33,7 @@ def test_the_batch_writer_writes_what_the_engine_writes(tiny_target: Path) -> No
     """Left padding, one attention call for all, prompts of different lengths: the same tokens."""
     prompts = [[5, 9, 200], [7] * 20 + [3], [90], list(range(30, 41))]
     written = distil_text.BatchWriter(tiny_target, torch.float32).write(prompts, 24)
-    decoder = SpeculativeDecoder(None, load_target(tiny_target, **LIMITS))
+    decoder = SpeculativeDecoder(Engines(None, load_target(Checkpoint(tiny_target), **LIMITS)))
     own = decoder.generate([Request(p, 24, Acceptance("none")) for p in prompts])
     assert written == [r.token_ids for r in own]
 
@@ -40,7 +42,7 @@ def test_the_states_are_those_that_predicted_the_tokens(tiny_target: Path) -> No
     """Read again in one pass over prompt and answer: the same states, and they give the tokens."""
     prompts = [[5, 9, 200], [7] * 20 + [3]]
     writer = distil_text.BatchWriter(tiny_target, torch.float32)
-    target = load_target(tiny_target, **LIMITS)
+    target = load_target(Checkpoint(tiny_target), **LIMITS)
     for prompt, (ids, states) in zip(prompts, writer.write_with_states(prompts, 12), strict=True):
         assert states.shape == (len(ids), writer.config.hidden_size)
         assert writer.model.logits(states).argmax(-1).tolist() == ids
@@ -201,7 +203,7 @@ def test_a_draft_is_distilled_saved_and_loaded(tiny_target: Path, tmp_path: Path
     held = report["held_out"]["all"]
     assert report["steps"] > 0
     assert 0 <= held["agreement"] <= 1 <= held["strict_length_k4"]
-    drafter = load_drafter(out, target=tiny_target, **LIMITS)
+    drafter = load_drafter(Checkpoint(out), target=Checkpoint(tiny_target), **LIMITS)
     assert drafter.vocab_ids is not None
     assert len(drafter.vocab_ids) == 64
     proposal = drafter.propose([ProposeRequest(0, 0, [50, 60], 4)])[0]
@@ -217,7 +219,8 @@ def test_a_draft_is_distilled_saved_and_loaded(tiny_target: Path, tmp_path: Path
     before = json.loads(line.removeprefix("before "))["all"]
     assert before["agreement"] == pytest.approx(held["agreement"], abs=0.02)  # bf16 on disk
     assert torch.equal(
-        load_drafter(again, target=tiny_target, **LIMITS).vocab_ids, drafter.vocab_ids
+        load_drafter(Checkpoint(again), target=Checkpoint(tiny_target), **LIMITS).vocab_ids,
+        drafter.vocab_ids,
     )
 
 
@@ -236,7 +239,7 @@ def test_a_draft_is_measured_without_a_loop_as_the_loop_would(
 ) -> None:
     tokenizer = Tokenizer(tiny_target)
     [answer] = distil_eval.answers_to(["Hi"], tiny_target, tokenizer, 24)
-    drafter = load_drafter(tiny_draft, target=tiny_target, **LIMITS)
+    drafter = load_drafter(Checkpoint(tiny_draft), target=Checkpoint(tiny_target), **LIMITS)
     reader = distil_eval.ReadingDrafter(drafter.model, max_sequences=1, max_context=128)
     hits = reader.foresees(answer.prompt, answer.response)
     assert len(hits) == len(answer.response)

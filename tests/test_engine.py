@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.engine.base import Acceptance, Proposal, ProposeRequest, Sampling, VerifyRequest
 from judge_decoding.engine.torch_engine import (
     TorchDrafter,
@@ -37,7 +38,7 @@ def judge(feature: str = "pre_norm") -> Judge:
 @pytest.fixture
 def target(tiny_target: Path) -> TorchTarget:
     return load_target(
-        tiny_target,
+        Checkpoint(tiny_target),
         dtype="float32",
         max_sequences=3,
         max_context=256,
@@ -49,8 +50,8 @@ def target(tiny_target: Path) -> TorchTarget:
 @pytest.fixture
 def drafter(tiny_target: Path, tiny_draft: Path) -> TorchDrafter:
     return load_drafter(
-        tiny_draft,
-        target=tiny_target,
+        Checkpoint(tiny_draft),
+        target=Checkpoint(tiny_target),
         dtype="float32",
         max_sequences=3,
         max_context=256,
@@ -184,17 +185,6 @@ def test_teacher_forcing_is_the_same_in_any_block_size(target: TorchTarget) -> N
             assert torch.allclose(one.float(), other.float(), atol=1e-4, rtol=1e-4)
 
 
-def test_drafting_stops_when_unsure_after_the_doubtful_token(drafter: TorchDrafter) -> None:
-    free = drafter.propose([ProposeRequest(0, 0, PROMPT, 8, with_probs=True)])[0]
-    assert free.probs is not None
-    sure = free.probs.amax(-1)
-    border = float(sure[:6].min()) + 1e-4
-    stop = int((sure < border).nonzero()[0])
-    drafter.release(0)
-    short = drafter.propose([ProposeRequest(0, 0, PROMPT, 8, min_prob=border)])[0]
-    assert short.tokens == free.tokens[: stop + 1]
-
-
 def test_sampling_repeats_with_the_seed_whatever_shares_the_batch(drafter: TorchDrafter) -> None:
     sampling = Sampling(temperature=1.0, seed=5)
     request = ProposeRequest(0, 0, PROMPT, 6, sampling, with_probs=True)
@@ -220,8 +210,8 @@ def test_a_short_listed_head_writes_target_ids(tmp_path: Path, tiny_target: Path
     config = json.loads((tiny_target / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"shared_with_target": shared}))
     limits = {"dtype": "float32", "max_sequences": 1, "max_context": 64}
-    short = load_drafter(tmp_path, target=tiny_target, **limits)
-    full = load_drafter(tiny_target, target=tiny_target, **limits)
+    short = load_drafter(Checkpoint(tmp_path), target=Checkpoint(tiny_target), **limits)
+    full = load_drafter(Checkpoint(tiny_target), target=Checkpoint(tiny_target), **limits)
     request = ProposeRequest(0, 0, PROMPT, 1, with_probs=True)
     listed, everything = short.propose([request])[0], full.propose([request])[0]
     assert everything.probs is not None
@@ -257,7 +247,7 @@ def test_wrong_requests_are_refused_before_they_spoil_a_cache(target: TorchTarge
 
 def test_a_context_beyond_the_models_positions_is_refused(tiny_target: Path) -> None:
     with pytest.raises(UserError, match="max_context 2048 is more than the model's 1024"):
-        load_target(tiny_target, dtype="float32", max_sequences=1, max_context=2048)
+        load_target(Checkpoint(tiny_target), dtype="float32", max_sequences=1, max_context=2048)
 
 
 def test_only_judged_requests_get_scores(target: TorchTarget) -> None:

@@ -14,10 +14,12 @@ import yaml
 from conftest import write_deployment
 from typer.testing import CliRunner, Result
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.cli import app
 from judge_decoding.config import load_deployment
 from judge_decoding.decoding import SpeculativeDecoder
 from judge_decoding.engine.base import Acceptance
+from judge_decoding.engine.round import Engines
 from judge_decoding.engine.torch_engine import load_target
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.evaluate import Evaluation, evaluate, report
@@ -148,8 +150,10 @@ def test_the_draft_alone_is_the_draft_as_a_target(
     found: Evaluation, tiny_draft: Path, pipeline: Pipeline
 ) -> None:
     alone = SpeculativeDecoder(
-        None,
-        load_target(tiny_draft, dtype="float32", max_sequences=3, max_context=256),
+        Engines(
+            None,
+            load_target(Checkpoint(tiny_draft), dtype="float32", max_sequences=3, max_context=256),
+        ),
         tokenizer=pipeline.tokenizer,
     )
     requests = [Request(r.prompt_ids, TOKENS, Acceptance("none")) for r in found.requests]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,15 +43,23 @@ def test_saving_and_loading_keeps_everything(tmp_path: Path) -> None:
     assert (loaded.bias, loaded.metadata) == (-1.5, make().metadata)
 
 
+def target(fingerprint: str, tokenizer: str, hidden_size: int) -> Any:
+    return SimpleNamespace(
+        fingerprint=fingerprint,
+        tokenizer_hash=tokenizer,
+        config=SimpleNamespace(hidden_size=hidden_size),
+    )
+
+
 def test_the_right_target_is_accepted_and_any_other_refused() -> None:
     judge = make()
-    judge.check_target("aa", "bb", H)
+    judge.check_target(target("aa", "bb", H))
     with pytest.raises(UserError, match="trained on target aa, but this one is xx"):
-        judge.check_target("xx", "bb", H)
+        judge.check_target(target("xx", "bb", H))
     with pytest.raises(UserError, match="tokenizer bb"):
-        judge.check_target("aa", "xx", H)
+        judge.check_target(target("aa", "xx", H))
     with pytest.raises(UserError, match=r"hidden size 6, but the target's is 7"):
-        judge.check_target("aa", "bb", 7)
+        judge.check_target(target("aa", "bb", 7))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -12,6 +12,7 @@ import target_reader
 import torch
 from transformers_reader import TransformersReader
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.engine.torch_engine import load_target
 from judge_decoding.labels import LabelRecord, Span
 from judge_decoding.text import Tokenizer
@@ -54,7 +55,7 @@ def test_gather_follows_the_labels():
 def test_states_read_with_shared_prefixes_are_those_read_alone(tiny_target):
     """Records that share a beginning, in any order, sparse spans: as one pass each would give."""
     limits = {"dtype": "float32", "max_sequences": 1, "max_context": 256}
-    target = load_target(tiny_target, **limits)
+    target = load_target(Checkpoint(tiny_target), **limits)
     tokenizer = Tokenizer(tiny_target)
 
     def record(name, prompt, ids, *places):
@@ -70,7 +71,7 @@ def test_states_read_with_shared_prefixes_are_those_read_alone(tiny_target):
         record("none", "Hi", [50]),
         record("d", "Hi", [50], 0),
     ]
-    reader = target_reader.load_reader(tiny_target, **limits)
+    reader = target_reader.load_reader(Checkpoint(tiny_target), **limits)
     found = target_reader.read_states(records, reader, tokenizer, block=4)
     likely = judge_features.read_likelihood(records, reader, tokenizer)
     foreign = TransformersReader(tiny_target, "float32")
@@ -106,9 +107,9 @@ def test_labels_change_without_reading_the_target_again(tiny_target, tmp_path, m
         spans=[span],
         split="train",
     )
-    first = judge_features.hidden_of([record], tiny_target, tmp_path, "float32", 4)
+    first = judge_features.hidden_of([record], Checkpoint(tiny_target), tmp_path, "float32", 4)
     monkeypatch.setattr(judge_features, "load_reader", None)
     bad = record.model_copy(update={"spans": [span.model_copy(update={"label": "bad"})]})
-    again = judge_features.hidden_of([bad], tiny_target, tmp_path, "float32", 4)
+    again = judge_features.hidden_of([bad], Checkpoint(tiny_target), tmp_path, "float32", 4)
     assert torch.equal(first["pre_norm"], again["pre_norm"])
     assert not judge_features.gather([bad], again, "pre_norm", None).good.any()

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from judge_decoding.checkpoint import Checkpoint, Tensors
 from judge_decoding.engine.linear import Linear, can_pack
 from judge_decoding.engine.llama import KeyValues, Llama, Segment
-from judge_decoding.engine.weights import Tensors, fingerprint, read_config
 from judge_decoding.errors import UserError
 from tests.conftest import LLAMA31_ROPE, write_llama
 
@@ -33,8 +33,8 @@ FEATURES: dict[str, dict[str, Any]] = {
 
 def logits_of(folder: Path, tokens: torch.Tensor, chunk: int) -> torch.Tensor:
     """Ours, in fp32, read in chunks as prefill does."""
-    config = read_config(folder)
-    model = Llama(config, Tensors(folder), dtype=torch.float32, context=len(tokens))
+    config = Checkpoint(folder).config
+    model = Llama(Checkpoint(folder), dtype=torch.float32, context=len(tokens))
     kv = KeyValues(config, 1, len(tokens), torch.float32)
     rows = []
     for start in range(0, len(tokens), chunk):
@@ -65,8 +65,8 @@ def test_agrees_with_transformers_over_512_positions(tmp_path: Path, feature: st
 
 @torch.inference_mode()
 def test_a_ragged_batch_equals_each_sequence_alone(tiny_target: Path) -> None:
-    config = read_config(tiny_target)
-    model = Llama(config, Tensors(tiny_target), dtype=torch.float32, context=64)
+    config = Checkpoint(tiny_target).config
+    model = Llama(Checkpoint(tiny_target), dtype=torch.float32, context=64)
     kv, alone = (KeyValues(config, 3, 64, torch.float32) for _ in range(2))
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(0, 256, (3, 40), generator=generator)
@@ -104,9 +104,9 @@ def test_packed_kernels_equal_the_plain_ones(dtype: torch.dtype, rows: int) -> N
 
 
 def test_the_fingerprint_names_the_weights_not_the_files(tmp_path: Path) -> None:
-    one = fingerprint(write_llama(tmp_path / "one"))
-    assert fingerprint(write_llama(tmp_path / "shards", shard="100KB")) == one
-    assert fingerprint(write_llama(tmp_path / "other", seed=1)) != one
+    one = Checkpoint(write_llama(tmp_path / "one")).fingerprint
+    assert Checkpoint(write_llama(tmp_path / "shards", shard="100KB")).fingerprint == one
+    assert Checkpoint(write_llama(tmp_path / "other", seed=1)).fingerprint != one
 
 
 @pytest.mark.parametrize(
@@ -140,17 +140,17 @@ def test_what_the_forward_cannot_run_is_refused(
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(UserError, match=message):
-        read_config(folder)
+        assert Checkpoint(folder).config
 
 
 def test_what_may_be_null_in_a_config(tmp_path: Path) -> None:
     """As transformers writes it, for one."""
     folder = write_llama(tmp_path / "model")
-    before = read_config(folder)
+    before = Checkpoint(folder).config
     config = json.loads((folder / "config.json").read_text())
     empty = ("rope_scaling", "shared_with_target", "tie_word_embeddings", "head_dim")
     (folder / "config.json").write_text(json.dumps(config | dict.fromkeys(empty)))
-    assert read_config(folder) == before
+    assert Checkpoint(folder).config == before
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
@@ -162,17 +162,17 @@ def test_end_tokens_are_ids(tmp_path: Path, name: str, value: Any) -> None:
     (folder / "generation_config.json").unlink()
     for good, ids in ((7, (7,)), ([7, 8], (7, 8)), ([], ()), (None, ())):
         (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": good}))
-        assert read_config(folder).end_ids == ids
+        assert Checkpoint(folder).config.end_ids == ids
     (folder / name).write_text(json.dumps(config | {"eos_token_id": value}))
     with pytest.raises(UserError, match="not an id or a list of ids") as error:
-        read_config(folder)
+        assert Checkpoint(folder).config
     assert f"{name} has eos_token_id {value!r}" in str(error.value)
 
 
 def test_caches_beyond_the_memory_are_refused_in_words(tiny_target: Path) -> None:
     """Regression: a RuntimeError of the allocator. 563 TB are more than can be addressed."""
     with pytest.raises(UserError) as error:
-        KeyValues(read_config(tiny_target), 1024, 2**30, torch.float32)
+        KeyValues(Checkpoint(tiny_target).config, 1024, 2**30, torch.float32)
     assert str(error.value) == (
         "limits: the caches of 1024 x 1073741824 positions take 562950.0 GB, more than there is; "
         "lower limits.max_sequences or limits.max_context"
@@ -181,7 +181,7 @@ def test_caches_beyond_the_memory_are_refused_in_words(tiny_target: Path) -> Non
 
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder"):
-        read_config(tmp_path / "nowhere")
+        assert Checkpoint(tmp_path / "nowhere").config
     folder = write_llama(tmp_path / "model", shard="100KB")
     shard = sorted(folder.glob("*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:100])

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import Deployment, load_deployment
-from judge_decoding.engine.weights import fingerprint, tokenizer_hash
+from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge, JudgeMetadata
 from judge_decoding.manifest import (
@@ -30,8 +31,8 @@ def write_judge(path: Path, target: Path, **changes: Any) -> Path:
     values = {
         "feature": "pre_norm",
         "hidden_size": 64,
-        "target_fingerprint": fingerprint(target),
-        "tokenizer_hash": tokenizer_hash(target),
+        "target_fingerprint": Checkpoint(target).fingerprint,
+        "tokenizer_hash": Checkpoint(target).tokenizer_hash,
         "threshold": 0.6,
         "training_data_hash": "d",
     }
@@ -67,7 +68,9 @@ trtllm: {{engines: engines, gpu: h100, max_num_tokens: 1024}}
 
 def build(deployment: Deployment, role: Any, **changes: Any) -> Path:
     """An engine's folder as build_engines.py leaves it, but for the engine's content."""
-    manifest = manifest_for(deployment, role, RUNTIME).model_copy(update=changes)
+    manifest = manifest_for(deployment, role, Checkpoints.of(deployment), RUNTIME).model_copy(
+        update=changes
+    )
     folder = engine_folder(deployment, role)
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", *(f"rank{rank}.engine" for rank in range(manifest.tp))):
@@ -80,8 +83,8 @@ def test_what_is_built_fits(deploy: Callable[..., Deployment], tiny_target: Path
     deployment = deploy()
     build(deployment, "draft")
     build(deployment, "target")
-    draft = check_engine(deployment, "draft", RUNTIME)
-    target = check_engine(deployment, "target", RUNTIME)
+    draft = check_engine(deployment, "draft", Checkpoints.of(deployment), RUNTIME)
+    target = check_engine(deployment, "target", Checkpoints.of(deployment), RUNTIME)
     assert (draft.tp, draft.max_draft_len, draft.judge, draft.plugin) == (1, 0, None, None)
     assert target == EngineManifest(
         role="target",
@@ -90,7 +93,7 @@ def test_what_is_built_fits(deploy: Callable[..., Deployment], tiny_target: Path
         sm=90,
         plugin="JudgeAccept/1",
         plugin_abi=1,
-        vocabulary=tokenizer_hash(tiny_target),
+        vocabulary=Checkpoint(tiny_target).tokenizer_hash,
         vocab_size=256,
         hidden_size=64,
         tp=2,
@@ -101,7 +104,7 @@ def test_what_is_built_fits(deploy: Callable[..., Deployment], tiny_target: Path
         max_sequences=2,
         max_context=512,
         max_num_tokens=1024,
-        model_fingerprint=fingerprint(tiny_target),
+        model_fingerprint=Checkpoint(tiny_target).fingerprint,
         judge=judge_hash(deployment.judge.path),
         threshold=0.6,
         protect_end_ids=True,
@@ -138,7 +141,7 @@ def test_every_field_is_checked(
     deployment = deploy()
     build(deployment, "target", **{field: value})
     with pytest.raises(UserError, match=message) as error:
-        check_engine(deployment, "target", RUNTIME)
+        check_engine(deployment, "target", Checkpoints.of(deployment), RUNTIME)
     assert "\n" not in str(error.value)
 
 
@@ -146,7 +149,7 @@ def test_the_tensor_parallel_size(deploy: Callable[..., Deployment]) -> None:
     deployment = deploy()
     build(deployment, "target", tp=1)
     with pytest.raises(UserError, match=r"tp 1, but 2 .*set ranks\.target\.tp to 1"):
-        check_engine(deployment, "target", RUNTIME)
+        check_engine(deployment, "target", Checkpoints.of(deployment), RUNTIME)
 
 
 def test_no_field_is_left_out() -> None:
@@ -158,26 +161,26 @@ def test_a_larger_engine_serves_a_smaller_deployment(deploy: Callable[..., Deplo
     deployment = deploy()
     larger = {"max_draft_len": 25, "max_sequences": 8, "max_context": 4096, "max_num_tokens": 8192}
     build(deployment, "target", **larger)
-    check_engine(deployment, "target", RUNTIME)
+    check_engine(deployment, "target", Checkpoints.of(deployment), RUNTIME)
 
 
 def test_an_unfinished_foreign_or_incomplete_folder(deploy: Callable[..., Deployment]) -> None:
     deployment = deploy()
     with pytest.raises(UserError, match=r"no .*manifest\.json; build it with build/build_engines"):
-        check_engine(deployment, "target", RUNTIME)
+        check_engine(deployment, "target", Checkpoints.of(deployment), RUNTIME)
     folder = build(deployment, "target")
     EngineManifest.load(folder).model_copy(update={"role": "draft"}).save(folder)
     with pytest.raises(UserError, match="holds a draft engine, not a target's"):
-        check_engine(deployment, "target", RUNTIME)
+        check_engine(deployment, "target", Checkpoints.of(deployment), RUNTIME)
     folder = build(deployment, "target")
     (folder / "rank1.engine").unlink()
     with pytest.raises(UserError, match=r"lacks rank1\.engine; build it again"):
-        check_engine(deployment, "target", RUNTIME)
+        check_engine(deployment, "target", Checkpoints.of(deployment), RUNTIME)
     text = (folder / "manifest.json").read_text()
     for broken in ("{", text.replace("judge-decoding-engine/1", "judge-decoding-engine/0")):
         (folder / "manifest.json").write_text(broken)
         with pytest.raises(UserError, match=r"is not readable .*build the engine again"):
-            check_engine(deployment, "target", RUNTIME)
+            check_engine(deployment, "target", Checkpoints.of(deployment), RUNTIME)
 
 
 def test_rule_and_engine_must_agree(deploy: Callable[..., Deployment]) -> None:
@@ -185,22 +188,22 @@ def test_rule_and_engine_must_agree(deploy: Callable[..., Deployment]) -> None:
     judged, strict = deploy(), deploy(acceptance={"rule": "strict"})
     build(judged, "target")
     with pytest.raises(UserError, match=r"judge \w+, but none \(acceptance\.rule strict\)"):
-        check_engine(strict, "target", RUNTIME)
+        check_engine(strict, "target", Checkpoints.of(strict), RUNTIME)
     build(judged, "target", threshold=1.0)  # never accepts: exact speculative decoding
-    check_engine(strict, "target", RUNTIME)
+    check_engine(strict, "target", Checkpoints.of(strict), RUNTIME)
     build(strict, "target")
-    check_engine(strict, "target", RUNTIME)
+    check_engine(strict, "target", Checkpoints.of(strict), RUNTIME)
     with pytest.raises(UserError, match="plugin None, but JudgeAccept/1"):
-        check_engine(judged, "target", RUNTIME)
+        check_engine(judged, "target", Checkpoints.of(judged), RUNTIME)
 
 
 def test_the_deployments_threshold_overrules_the_judges(deploy: Callable[..., Deployment]) -> None:
     deployment = deploy()
     changed = deploy(judge=deployment.judge.model_dump() | {"threshold": 0.9})
     build(changed, "target")
-    assert check_engine(changed, "target", RUNTIME).threshold == 0.9
+    assert check_engine(changed, "target", Checkpoints.of(changed), RUNTIME).threshold == 0.9
     with pytest.raises(UserError, match=r"threshold 0\.9, but 0\.6"):
-        check_engine(deployment, "target", RUNTIME)
+        check_engine(deployment, "target", Checkpoints.of(deployment), RUNTIME)
 
 
 def test_another_targets_judge_is_refused(
@@ -210,11 +213,14 @@ def test_another_targets_judge_is_refused(
     other = write_judge(tmp_path / "other.safetensors", tiny_target, target_fingerprint="0" * 16)
     deployment = deploy(judge={"path": other})
     with pytest.raises(UserError, match="trained on target 0000000000000000, but this one is"):
-        manifest_for(deployment, "target", RUNTIME)
+        manifest_for(deployment, "target", Checkpoints.of(deployment), RUNTIME)
     found = {
         m.field: m.fix
         for m in mismatches(
-            EngineManifest.load(engine_folder(deployment, "target")), deployment, RUNTIME
+            EngineManifest.load(engine_folder(deployment, "target")),
+            deployment,
+            Checkpoints.of(deployment),
+            RUNTIME,
         )
     }
     assert set(found) == {"judge", "model_fingerprint"}
@@ -235,13 +241,14 @@ def test_a_serving_machine_needs_no_weights(
     tokenizer = tiny_target / "tokenizer.json"
     (bare["target"] / "tokenizer.json").write_text(tokenizer.read_text())
     serving = deploy(target={"model": bare["target"]}, draft={"model": bare["draft"]})
-    check_engine(serving, "draft", RUNTIME)
-    check_engine(serving, "target", RUNTIME)
+    check_engine(serving, "draft", Checkpoints.of(serving), RUNTIME)
+    check_engine(serving, "target", Checkpoints.of(serving), RUNTIME)
     build(deployment, "target", model_fingerprint="0" * 16)  # the judge knows its target
     with pytest.raises(UserError, match="model_fingerprint 0000000000000000, but"):
-        check_engine(serving, "target", RUNTIME)
+        check_engine(serving, "target", Checkpoints.of(serving), RUNTIME)
 
 
 def test_engines_are_for_engine_trtllm(deploy: Callable[..., Deployment]) -> None:
+    deployment = deploy(engine="torch")
     with pytest.raises(UserError, match="has engine torch; engines are for engine trtllm"):
-        check_engine(deploy(engine="torch"), "target", RUNTIME)
+        check_engine(deployment, "target", Checkpoints.of(deployment), RUNTIME)

@@ -33,9 +33,11 @@ from mining_jobs import Job
 from target_reader import ReadRequest, load_reader
 from typer.testing import CliRunner
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import Deployment
 from judge_decoding.decoding import SpeculativeDecoder
 from judge_decoding.engine.base import Acceptance
+from judge_decoding.engine.round import Engines
 from judge_decoding.engine.torch_engine import load_target
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.parsers import final_answer
@@ -104,7 +106,7 @@ def mine(draft: Path, target: Path, method: str, parse=None, settles=False, **ch
             for n, p in enumerate(PROMPTS)
         ]
     ]
-    done = run_all(jobs, opened.drafter, opened.target, opened.reader)
+    done = run_all(jobs, opened.engines.drafter, opened.engines.target, opened.reader)
     results = {int(one.item.prompt): mined for one, mined in done}
     return [(PROMPTS[n], results[n]) for n in range(len(PROMPTS))]
 
@@ -112,7 +114,7 @@ def mine(draft: Path, target: Path, method: str, parse=None, settles=False, **ch
 @pytest.fixture(scope="module")
 def own(tiny_target: Path) -> list[list[int]]:
     """The target's own answers, without their end token."""
-    decoder = SpeculativeDecoder(None, load_target(tiny_target, **LIMITS))
+    decoder = SpeculativeDecoder(Engines(None, load_target(Checkpoint(tiny_target), **LIMITS)))
     found = [decoder.generate([Request(p, TOKENS, Acceptance("none"))])[0] for p in PROMPTS]
     return [[i for i in r.token_ids if i != 0] for r in found]
 
@@ -120,7 +122,7 @@ def own(tiny_target: Path) -> list[list[int]]:
 def strict_greedy(tiny_target: Path, text: list[int], room: int) -> list[int]:
     if room < 1:
         return []
-    decoder = SpeculativeDecoder(None, load_target(tiny_target, **LIMITS))
+    decoder = SpeculativeDecoder(Engines(None, load_target(Checkpoint(tiny_target), **LIMITS)))
     [result] = decoder.generate([Request(text, room, Acceptance("none"))])
     return [i for i in result.token_ids if i != 0]
 
@@ -161,7 +163,7 @@ def test_an_answer_that_is_settled_is_neither_continued_nor_searched(tiny_target
 
 def test_every_prompt_in_flight_is_in_every_pass_of_the_target(tiny_target, tiny_draft):
     """The draft is asked first, until nobody asks it any more."""
-    opened = engines(tiny_draft, tiny_target, len(PROMPTS))
+    opened = engines(tiny_draft, tiny_target, len(PROMPTS)).engines
     seen: list[str] = []
     verify, propose = opened.target.verify, opened.drafter.propose
 
@@ -185,8 +187,8 @@ def test_every_prompt_in_flight_is_in_every_pass_of_the_target(tiny_target, tiny
 
 def test_attention_over_all_sequences_is_attention_over_each(tiny_target, tiny_draft):
     """Rows of one, of several, and of a whole prompt, in one pass, slots out of order."""
-    plain = load_target(tiny_target, dtype="float32", max_sequences=4, max_context=64)
-    batched = engines(tiny_draft, tiny_target, 4).target
+    plain = load_target(Checkpoint(tiny_target), dtype="float32", max_sequences=4, max_context=64)
+    batched = engines(tiny_draft, tiny_target, 4).engines.target
     assert type(batched.model) is mining_engines.BatchedLlama
     passes = [
         [(7, 0, [5, 6, 7]), (3, 0, [9])],
@@ -215,7 +217,7 @@ def test_the_likelihood_score_is_that_of_a_fresh_pass(tiny_target, tiny_draft, o
     """Nothing kept (tau out of reach): each score is a difference of two whole readings."""
     mined = mine(tiny_draft, tiny_target, "judge_likelihood", tau=1e9)
     assert [m.response for _, m in mined] == own
-    reader = load_reader(tiny_target, **LIMITS)
+    reader = load_reader(Checkpoint(tiny_target), **LIMITS)
 
     def read(text, begin):
         [found] = reader.likelihood([ReadRequest(0, 0, text)])

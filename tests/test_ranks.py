@@ -15,12 +15,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import load_deployment
+from judge_decoding.config.layout import Layout
 from judge_decoding.engine.tensor_parallel import Shard
-from judge_decoding.engine.weights import read_config
 from judge_decoding.errors import UserError
 from judge_decoding.pipeline import load_pipeline
-from judge_decoding.ranks.layout import Layout
 from tests.conftest import perturb, write_judge, write_llama, write_tokenizer
 from tests.rank_scripts.generate import run
 from tests.rank_world import ROOT, World
@@ -249,7 +249,7 @@ def test_what_the_ranks_cannot_do_is_refused(models: Models) -> None:
     config = load_deployment(models.deployment(1, 1, ranks=devices, name="gpu"))
     with pytest.raises(UserError, match=r"ranks.draft.devices: \[1\], but .* run on the CPU"):
         Layout.of(config)
-    shard = read_config(models.target)
+    shard = Checkpoint(models.target).config
     with pytest.raises(UserError, match="tp 4 is more than the model's 3 key-value heads"):
         Shard.of(shard, 3, 4)
 

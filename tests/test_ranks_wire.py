@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from judge_decoding.config.layout import MODELS
 from judge_decoding.engine.base import (
     RULES,
     Acceptance,
@@ -28,7 +29,6 @@ from judge_decoding.engine.base import (
 )
 from judge_decoding.ranks import codec
 from judge_decoding.ranks import messages as m
-from judge_decoding.ranks.layout import MODELS
 
 tokens = st.lists(st.integers(0, 2**31 - 1), max_size=20)
 numbers = st.integers(-1, 2**40)
@@ -68,7 +68,7 @@ def proposals(draw: Any) -> Proposal:
 
 
 propose_requests = st.builds(
-    ProposeRequest, numbers, sizes, tokens, sizes, samplings, reals, st.booleans()
+    ProposeRequest, numbers, sizes, tokens, sizes, samplings, st.booleans()
 )
 verify_requests = st.builds(
     VerifyRequest, numbers, sizes, tokens, proposals(), samplings, acceptances

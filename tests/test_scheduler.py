@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import Deployment
 from judge_decoding.decoding import Result, SpeculativeDecoder, Update
 from judge_decoding.engine.base import Acceptance
+from judge_decoding.engine.round import Engines
 from judge_decoding.engine.torch_engine import load_drafter, load_target
 from judge_decoding.errors import UserError
 from judge_decoding.sequence import Request
@@ -60,8 +62,10 @@ class Owner:
 @pytest.fixture(scope="module")
 def decoder(tiny_target: Path, tiny_draft: Path) -> SpeculativeDecoder:
     return SpeculativeDecoder(
-        load_drafter(tiny_draft, target=tiny_target, **LIMITS),
-        load_target(tiny_target, **LIMITS),
+        Engines(
+            load_drafter(Checkpoint(tiny_draft), target=Checkpoint(tiny_target), **LIMITS),
+            load_target(Checkpoint(tiny_target), **LIMITS),
+        ),
         tokenizer=Tokenizer(tiny_target),
         max_draft_len=4,
         prefill_chunk=16,
@@ -378,8 +382,8 @@ def test_stopping_fails_what_still_runs(decoder: SpeculativeDecoder) -> None:
 def test_a_failing_engine_fails_every_request_and_the_scheduler(
     tiny_target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = load_target(tiny_target, **LIMITS)
-    run = Run(lambda: SpeculativeDecoder(None, target))
+    target = load_target(Checkpoint(tiny_target), **LIMITS)
+    run = Run(lambda: SpeculativeDecoder(Engines(None, target)))
     run.scheduler.start()
     hold = threading.Event()
     owners = [Owner(hold), *(Owner() for _ in range(3))]
@@ -407,7 +411,7 @@ def test_a_request_whose_start_fails_is_told(
     tiny_target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was neither in the queue nor in the loop: its client waited for ever."""
-    decoder = SpeculativeDecoder(None, load_target(tiny_target, **LIMITS))
+    decoder = SpeculativeDecoder(Engines(None, load_target(Checkpoint(tiny_target), **LIMITS)))
 
     def broken(request: Request) -> int:
         raise RuntimeError("no slot")

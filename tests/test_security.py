@@ -24,8 +24,8 @@ from judge_client.client import JudgeClient
 from judge_client.connection import TOKEN, Access
 from judge_client.errors import JudgeClientError
 from judge_client.wire import GenerateRequest
+from judge_decoding.checkpoint import Tensors
 from judge_decoding.config import ServerConfig, load_deployment
-from judge_decoding.engine.weights import Tensors
 from judge_decoding.errors import UserError
 from judge_decoding.pipeline import load_pipeline
 from judge_decoding.sequence import Request as LoopRequest

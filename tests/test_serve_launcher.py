@@ -213,7 +213,6 @@ def test_rank_0_of_a_foreign_world_is_watched_as_any_server(config: Path, tmp_pa
         ({"draft_len_schedule": {1: 0, 8: 4}}, False),
         ({"draft_len_schedule": {8: 4, 1: 0}}, False),
         ({"draft_len_schedule": {4: 2, 8: 0}}, True),
-        ({"draft_min_prob": 0.5}, False),
     ],
 )
 def test_the_warm_up_asks_for_drafts_where_one_request_gets_some(

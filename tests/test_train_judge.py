@@ -23,7 +23,7 @@ from conftest import write_judge
 from judge_features import Tokens
 from tiny_task import write_tiny_task
 
-from judge_decoding.engine.weights import fingerprint
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge, JudgeMetadata
 from judge_decoding.labels import LabelRecord, Span, write_labels
@@ -194,7 +194,7 @@ def test_training_ships_judge_card_figures_and_figures_of_merit(
 ):
     judge = train(labels, tiny_target, tmp_path)
     meta = judge.metadata
-    assert meta.target_fingerprint == fingerprint(tiny_target)
+    assert meta.target_fingerprint == Checkpoint(tiny_target).fingerprint
     assert meta.threshold_method.startswith("the smallest that refuses 95 % of")
     assert meta.metrics["threshold_bad_rejected"] >= 0.95
     assert meta.metrics["auc_low"] <= meta.metrics["auc"] <= meta.metrics["auc_high"]

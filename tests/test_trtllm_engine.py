@@ -18,7 +18,9 @@ import pytest
 import torch
 import yaml
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import Deployment, JudgeConfig
+from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.decoding import Result, SpeculativeDecoder
 from judge_decoding.engine.base import (
     Acceptance,
@@ -31,15 +33,17 @@ from judge_decoding.engine.executor import (
     Executor,
     ExecutorError,
     executor_config,
-    follow,
     open_executor,
 )
+from judge_decoding.engine.round import Engines
 from judge_decoding.engine.torch_engine import load_drafter, load_target
 from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
-from judge_decoding.engine.trtllm_loading import load_engines
+from judge_decoding.engine.trtllm_loading import open_trtllm_engines
 from judge_decoding.errors import UserError
 from judge_decoding.manifest import engine_folder, manifest_for
 from judge_decoding.pipeline import load_pipeline
+from judge_decoding.ranks import codecs, worker
+from judge_decoding.ranks.messages import Error
 from judge_decoding.sequence import Request
 from judge_decoding.text import Tokenizer
 from tests.fakes import executor_fake as fake
@@ -303,8 +307,8 @@ def tiny_decoder(
     tiny_target: Path, tiny_draft: Path, threshold: float, end_ids: tuple[int, ...] = ()
 ) -> SpeculativeDecoder:
     fake.Executor.plugin = plugin(threshold, end_ids)
-    big = TinyLlama(load_target(tiny_target, judge=judge(), **LIMITS))
-    small = TinyLlama(load_target(tiny_draft, **LIMITS))
+    big = TinyLlama(load_target(Checkpoint(tiny_target), judge=judge(), **LIMITS))
+    small = TinyLlama(load_target(Checkpoint(tiny_draft), **LIMITS))
     target = TrtTarget(
         wrapped(opened("target", big)),
         end_ids=end_ids,
@@ -320,14 +324,18 @@ def tiny_decoder(
 def torch_decoder(
     tiny_target: Path, tiny_draft: Path, end_ids: tuple[int, ...] = ()
 ) -> SpeculativeDecoder:
-    target = load_target(tiny_target, judge=judge(), **LIMITS)
+    target = load_target(Checkpoint(tiny_target), judge=judge(), **LIMITS)
     target.end_ids = end_ids
-    return loop(load_drafter(tiny_draft, target=tiny_target, **LIMITS), target, tiny_target)
+    return loop(
+        load_drafter(Checkpoint(tiny_draft), target=Checkpoint(tiny_target), **LIMITS),
+        target,
+        tiny_target,
+    )
 
 
 def loop(drafter: Any, target: Any, folder: Path) -> SpeculativeDecoder:
     return SpeculativeDecoder(
-        drafter, target, tokenizer=Tokenizer(folder), max_draft_len=5, prefill_chunk=16
+        Engines(drafter, target), tokenizer=Tokenizer(folder), max_draft_len=5, prefill_chunk=16
     )
 
 
@@ -442,15 +450,10 @@ def sampled(distribution: list[float]) -> fake.Model:
 P, Q = [0.1, 0.2, 0.3, 0.4], [0.4, 0.1, 0.3, 0.2]
 
 
-def sampling_pair(**draft_config: Any) -> tuple[TrtDrafter, TrtTarget]:
+def sampling_pair() -> tuple[TrtDrafter, TrtTarget]:
     bounds = {"vocab_size": 4, "max_context": 64, "max_sequences": 8}
-    fast = draft_config.get("fast_logits", False)
-    drafter = TrtDrafter(
-        wrapped(opened("draft", sampled(Q), **draft_config)), fast_logits=fast, **bounds
-    )
-    target = TrtTarget(
-        wrapped(opened("target", sampled(P))), end_ids=(), fast_logits=fast, **bounds
-    )
+    drafter = TrtDrafter(wrapped(opened("draft", sampled(Q))), **bounds)
+    target = TrtTarget(wrapped(opened("target", sampled(P))), end_ids=(), **bounds)
     return drafter, target
 
 
@@ -519,21 +522,6 @@ def test_greedy_drafts_ask_for_no_distributions() -> None:
     assert not fake.Executor.opened[0].requests[0].output_config.return_generation_logits
 
 
-def test_fast_logits_hand_over_where_the_distributions_are() -> None:
-    drafter, target = sampling_pair(fast_logits=True)
-    sampling, rule = Sampling(temperature=1.0), Acceptance("rejection")
-    proposal = propose(drafter, sampling)
-    target.verify([VerifyRequest(0, 0, [1], proposal, sampling, rule)])
-    draft = fake.Executor.opened[1].requests[0].external_draft_tokens_config
-    assert draft is not None
-    assert draft.fast_logits is True
-    assert torch.equal(draft.logits, fake.FastLogitsInfo().to_tensor())
-    for bad in (Sampling(0.7), Sampling(1.0, top_k=5), Sampling(1.0, top_p=0.9)):
-        with pytest.raises(UserError, match="fast_logits"):
-            target.check(rule, bad)
-    target.check(rule, Sampling())
-
-
 def test_numbers_of_sequences_may_come_in_any_order() -> None:
     target, _ = table_target()
     for order in itertools.permutations(range(3)):
@@ -576,7 +564,7 @@ def write_engines(d: Deployment) -> None:
     for role in ("draft", "target"):
         folder = engine_folder(d, role)
         folder.mkdir(parents=True)
-        manifest = manifest_for(d, role, RUNTIME)
+        manifest = manifest_for(d, role, Checkpoints.of(d), RUNTIME)
         manifest.save(folder)
         for name in ("config.json", *(f"rank{i}.engine" for i in range(manifest.tp))):
             (folder / name).write_text("{}")
@@ -587,8 +575,8 @@ def test_a_deployment_loads_and_answers(
 ) -> None:
     d = deployment(tmp_path, tiny_target, tiny_draft)
     write_engines(d)
-    fake.Executor.models["draft"] = TinyLlama(load_target(tiny_draft, **LIMITS))
-    fake.Executor.models["target"] = TinyLlama(load_target(tiny_target, **LIMITS))
+    fake.Executor.models["draft"] = TinyLlama(load_target(Checkpoint(tiny_draft), **LIMITS))
+    fake.Executor.models["target"] = TinyLlama(load_target(Checkpoint(tiny_target), **LIMITS))
     pipeline = load_pipeline(d)
     assert [h.model for h in fake.Executor.opened] == [
         fake.Executor.models["draft"],
@@ -611,34 +599,49 @@ def test_a_mismatch_is_refused_before_anything_is_loaded(
 ) -> None:
     d = deployment(tmp_path, tiny_target, tiny_draft)
     with pytest.raises(UserError, match=r"manifest.json; build it with build/build_engines.py"):
-        load_engines(d)
+        open_trtllm_engines(d, Checkpoints.of(d))
     write_engines(d)
     longer = deployment(tmp_path, tiny_target, tiny_draft, max_draft_len=6)
     with pytest.raises(UserError, match="max_draft_len 5, but 6 is needed"):
-        load_engines(longer)
-    manifest = manifest_for(d, "target", RUNTIME)
+        open_trtllm_engines(longer, Checkpoints.of(longer))
+    manifest = manifest_for(d, "target", Checkpoints.of(d), RUNTIME)
     other = manifest.model_copy(update={"tensorrt": "10.13.3"})
     other.save(engine_folder(d, "target"))
     with pytest.raises(UserError, match=r"tensorrt 10.13.3, but 10.14.1 is needed"):
-        load_engines(d)
+        open_trtllm_engines(d, Checkpoints.of(d))
     assert not fake.Executor.opened
     manifest.save(engine_folder(d, "target"))
     with pytest.raises(UserError, match=r"engines/draft does not load \(\[TensorRT-LLM\]"):
-        load_engines(d)  # the fake holds no models
+        open_trtllm_engines(d, Checkpoints.of(d))  # the fake holds no models
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"trtllm": {"mode": "leader"}}, "start this and its ranks with mpirun"),
-        ({"draft_min_prob": 0.2}, "draft_min_prob: engine trtllm drafts in one request"),
-    ],
-)
-def test_what_one_process_cannot_run_is_refused(
-    tmp_path: Path, tiny_target: Path, tiny_draft: Path, changes: dict[str, Any], message: str
+def test_leader_mode_is_refused_in_one_process(
+    tmp_path: Path, tiny_target: Path, tiny_draft: Path
 ) -> None:
-    with pytest.raises(UserError, match=message):
-        load_pipeline(deployment(tmp_path, tiny_target, tiny_draft, **changes))
+    with pytest.raises(UserError, match="start this and its ranks with mpirun"):
+        load_pipeline(deployment(tmp_path, tiny_target, tiny_draft, trtllm={"mode": "leader"}))
+
+
+def test_a_rank_beside_an_orchestrator_is_refused(
+    tmp_path: Path, tiny_target: Path, tiny_draft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[bytes] = []
+    comm = SimpleNamespace(
+        rank=3,
+        size=4,
+        send=lambda rank, data, *_: sent.append(data),
+        receive=lambda *_, **__: None,
+    )
+    monkeypatch.setattr("judge_decoding.ranks.comm.Comm", lambda _: comm)
+    config = tmp_path / "deployment.yaml"
+    d = deployment(tmp_path, tiny_target, tiny_draft)
+    config.write_text(yaml.safe_dump(d.model_dump(mode="json", exclude_none=True)))
+    monkeypatch.setattr(sys, "argv", ["worker", "--config", str(config)])
+    assert worker.main() == 2
+    (message,) = (codecs.decode(data)[0] for data in sent)
+    assert isinstance(message, Error)
+    assert message.kind == "UserError"
+    assert "spawns its ranks itself; start one process alone" in message.text
 
 
 @pytest.mark.slow
@@ -686,8 +689,9 @@ def test_an_mpi_of_one_thread_at_a_time_is_refused(
 def test_without_tensorrt_llm_the_message_names_the_container(
     tmp_path: Path, tiny_target: Path, tiny_draft: Path
 ) -> None:
+    d = deployment(tmp_path, tiny_target, tiny_draft)
     with pytest.raises(UserError, match=r"not installed here; run inside the container nvcr.io"):
-        load_engines(deployment(tmp_path, tiny_target, tiny_draft))
+        open_trtllm_engines(d, Checkpoints.of(d))
 
 
 def test_a_missing_plugin_is_named(
@@ -703,8 +707,8 @@ def test_a_missing_plugin_is_named(
         open_executor(d, "target")
 
 
-def parallel(d: Deployment, role: Any, rank: int = 0) -> fake.ParallelConfig:
-    config = executor_config(fake, d, role, rank=rank)
+def parallel(d: Deployment, role: Any) -> fake.ParallelConfig:
+    config = executor_config(fake, d, role)
     assert config.parallel_config is not None
     return config.parallel_config  # type: ignore[no-any-return]
 
@@ -740,28 +744,3 @@ def test_leader_mode_gives_each_executor_its_ranks_of_the_world(
     assert parallel(d, "draft") == fake.ParallelConfig(mpi, mode, [0], [1], num_nodes=1)
     expected = fake.ParallelConfig(mpi, mode, [0, 1, 2, 3], list(range(2, 10)), num_nodes=2)
     assert parallel(d, "target") == expected
-
-
-def test_fast_logits_run_on_ranks_that_mpirun_has_started(
-    tmp_path: Path, tiny_target: Path, tiny_draft: Path
-) -> None:
-    d = deployment(tmp_path, tiny_target, tiny_draft, trtllm={"fast_logits": True})
-    assert executor_config(fake, d, "draft").spec_dec_config.fast_logits
-    for rank, devices in ((0, None), (2, [1, 2])):
-        found = parallel(d, "target", rank)
-        assert found.communication_mode is fake.CommunicationMode.ORCHESTRATOR
-        assert (found.device_ids, found.participant_ids) == (devices, [2, 3])
-        assert found.orchestrator_config == fake.OrchestratorConfig(rank == 0, "", None, False)
-
-
-def test_a_rank_of_an_orchestrator_follows_it(
-    tmp_path: Path, tiny_target: Path, tiny_draft: Path, tensorrt_llm: None
-) -> None:
-    fake.Executor.models["target"] = fake.Model(count_up)
-    d = deployment(tmp_path, tiny_target, tiny_draft, trtllm={"fast_logits": True})
-    follow(d, 3)
-    (handle,) = fake.Executor.opened
-    assert handle.closed
-    assert handle.config.parallel_config.participant_ids == [2, 3]
-    with pytest.raises(UserError, match="spawns its ranks itself; start one process alone"):
-        follow(deployment(tmp_path, tiny_target, tiny_draft), 3)

@@ -4,9 +4,9 @@ Paths are relative to the YAML file; `~` is the home folder, and `cache:NAME` is
 project's cache folder ($JUDGE_DECODING_CACHE, else ~/.cache/judge-decoding).
 """
 
-from judge_decoding.config.deployment import Deployment, scheduled
-from judge_decoding.config.fields import cache_folder
-from judge_decoding.config.loading import describe, load_deployment
+from judge_decoding.config.deployment import Deployment
+from judge_decoding.config.fields import cache_folder, describe
+from judge_decoding.config.loading import load_deployment
 from judge_decoding.config.sections import (
     AuditConfig,
     JudgeConfig,
@@ -31,5 +31,4 @@ __all__ = [
     "cache_folder",
     "describe",
     "load_deployment",
-    "scheduled",
 ]

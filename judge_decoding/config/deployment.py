@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from judge_decoding.config.fields import Dtype, Strict
+from judge_decoding.config.fields import Dtype, Strict, describe
 from judge_decoding.config.sections import (
     AcceptanceConfig,
     AuditConfig,
@@ -18,21 +18,9 @@ from judge_decoding.config.sections import (
     RanksConfig,
     ServerConfig,
 )
-from judge_decoding.config.trtllm import TrtLlmConfig, check_trtllm
-from judge_decoding.engine.base import Acceptance
+from judge_decoding.config.trtllm import TRTLLM_RULES, TrtLlmConfig
+from judge_decoding.engine.base import Acceptance, scheduled
 from judge_decoding.errors import UserError
-
-
-def scheduled(schedule: Mapping[int, int], active: int, longest: int) -> int:
-    """At most `longest` tokens, by a schedule {active sequences up to: draft length}.
-
-    The smallest key that `active` does not exceed counts, above all of them it is 0; an empty
-    schedule leaves `longest`.
-    """
-    if not schedule:
-        return longest
-    limits = [limit for limit in schedule if active <= limit]
-    return min(longest, schedule[min(limits)]) if limits else 0
 
 
 class Deployment(Strict):
@@ -47,7 +35,6 @@ class Deployment(Strict):
     acceptance: AcceptanceConfig = AcceptanceConfig()
     max_draft_len: int = Field(default=8, ge=0, le=128)
     draft_len_schedule: dict[int, int] = Field(default_factory=dict)
-    draft_min_prob: float = Field(default=0.0, ge=0, lt=1)
     limits: Limits = Limits()
     ranks: RanksConfig | None = None
     """None: one process runs both models."""
@@ -73,7 +60,7 @@ class Deployment(Strict):
         if self.ranks is not None and self.ranks.colocate_draft and self.draft is None:
             raise ValueError("ranks.colocate_draft needs a draft")
         if self.engine == "trtllm":
-            check_trtllm(self)
+            self._check_trtllm()
         return self
 
     def _check_fly(self) -> None:
@@ -85,6 +72,32 @@ class Deployment(Strict):
                 f"accepts, and a draft has max_draft_len = {self.max_draft_len} in all; "
                 "give a smaller window"
             )
+
+    def _check_trtllm(self) -> None:
+        """ValueError where TensorRT-LLM cannot run the deployment."""
+        build, ranks = self.trtllm, self.ranks
+        if build is None:
+            raise ValueError("engine trtllm needs a trtllm section")
+        if ranks is None:
+            raise ValueError("engine trtllm needs ranks: tp and devices of draft and target")
+        if self.draft is None:
+            raise ValueError("engine trtllm needs a draft")
+        if ranks.colocate_draft:
+            raise ValueError(
+                "engine trtllm has no ranks.colocate_draft: an executor holds one model; give both "
+                "models the same ranks.*.devices and say trtllm.shared_gpus: true"
+            )
+        if self.dtype != "bfloat16":
+            raise ValueError(f"engine trtllm runs dtype bfloat16, not {self.dtype}")
+        if self.max_draft_len < 1:
+            raise ValueError("engine trtllm needs max_draft_len of at least 1")
+        if self.acceptance.rule not in TRTLLM_RULES:
+            raise ValueError(
+                f"engine trtllm has no acceptance.rule {self.acceptance.rule}; "
+                f"it has {', '.join(TRTLLM_RULES)}"
+            )
+        build.check_num_tokens(self.limits, self.max_draft_len)
+        build.check_devices(ranks)
 
     def draft_len(self, active: int) -> int:
         """Tokens drafted a round where so many sequences are active."""
@@ -109,7 +122,16 @@ class Deployment(Strict):
 
     def override(self, **changes: Any) -> Deployment:
         """A copy with top-level fields replaced, validated again; None leaves a field as it is."""
-        from judge_decoding.config.loading import validate
-
         values = self.model_dump() | {k: v for k, v in changes.items() if v is not None}
-        return validate(values, Path(), "the command line")
+        return self.read(values, Path(), "the command line")
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any], folder: Path, source: str) -> Deployment:
+        """The deployment that `raw` describes; UserError with one line that names `source`.
+
+        folder  what relative paths start from
+        """
+        try:
+            return cls.model_validate(raw, context={"folder": folder})
+        except ValidationError as error:
+            raise UserError(f"config: {source}: {describe(error)}") from None

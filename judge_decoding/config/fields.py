@@ -1,4 +1,5 @@
-"""What the sections' fields are made of: paths, dtypes, and a model that knows no other key."""
+"""What the sections are made of: paths, dtypes, a model that refuses unknown keys, and how its
+errors read."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 
 from judge_decoding.cpu import fast_dtype
 from judge_decoding.errors import UserError
@@ -52,3 +53,17 @@ Dtype = Annotated[Literal["float32", "bfloat16"], BeforeValidator(_dtype)]
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def describe(error: ValidationError, root: str = "deployment") -> str:
+    """All of a pydantic error on one line: `where: what (got value)`; `root` is the whole."""
+    parts = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(key) for key in item["loc"]) or root
+        got = item["input"]
+        shown = f" (got {got!r})" if isinstance(got, (str, int, float, bool, type(None))) else ""
+        what = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            what = "unknown key"
+        parts.append(f"{where}: {what}{shown}")
+    return "; ".join(parts)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from judge_decoding.config.deployment import Deployment
 from judge_decoding.errors import UserError
 
@@ -30,7 +28,7 @@ def load_deployment(path: Path | str) -> Deployment:
     if (twice := _given_twice(node, set())) is not None:
         line = twice.start_mark.line + 1
         raise UserError(f"config: {path} line {line}: {twice.value} is given twice; keep one")
-    return validate(raw, path.resolve().parent, str(path))
+    return Deployment.read(raw, path.resolve().parent, str(path))
 
 
 def _given_twice(node: Any, seen: set[int]) -> Any:
@@ -52,24 +50,3 @@ def _given_twice(node: Any, seen: set[int]) -> Any:
         parts = [value for _, value in node.value]
     found = (_given_twice(part, seen) for part in parts)
     return next((key for key in found if key is not None), None)
-
-
-def validate(raw: dict[str, Any], folder: Path, source: str) -> Deployment:
-    try:
-        return Deployment.model_validate(raw, context={"folder": folder})
-    except ValidationError as error:
-        raise UserError(f"config: {source}: {describe(error)}") from None
-
-
-def describe(error: ValidationError, root: str = "deployment") -> str:
-    """All of a pydantic error on one line: `where: what (got value)`; `root` is the whole."""
-    parts = []
-    for item in error.errors(include_url=False):
-        where = ".".join(str(key) for key in item["loc"]) or root
-        got = item["input"]
-        shown = f" (got {got!r})" if isinstance(got, (str, int, float, bool, type(None))) else ""
-        what = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            what = "unknown key"
-        parts.append(f"{where}: {what}{shown}")
-    return "; ".join(parts)

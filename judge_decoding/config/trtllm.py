@@ -1,17 +1,18 @@
-"""How TensorRT-LLM's engines are built and run, and which deployments it can run."""
+"""How TensorRT-LLM's engines are built and run, and on which GPUs."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from judge_decoding.config.fields import ModelPath, Strict
+from judge_decoding.config.sections import Limits, RanksConfig
 from judge_decoding.engine.base import RuleName
 
-if TYPE_CHECKING:
-    from judge_decoding.config.deployment import Deployment
+TRTLLM_RULES: tuple[RuleName, ...] = ("none", "strict", "rejection", "judge")
+"""Rules that TensorRT-LLM's runtime has, or that the plugin adds to it."""
 
 
 class EngineConfig(Strict):
@@ -51,8 +52,6 @@ class TrtLlmConfig(Strict):
                     a round takes several passes (`judge-decoding plan` says how many)
     mode            `orchestrator`: one process spawns the ranks of both models (one node only);
                     `leader`: mpirun starts every rank
-    fast_logits     draft distributions go GPU to GPU; they are used by rule `rejection` alone,
-                    and need mode `orchestrator` with ranks that mpirun has started
     plugin          the judge's plugin library (plugins/judge_accept); loaded before any engine
     """
 
@@ -65,67 +64,41 @@ class TrtLlmConfig(Strict):
     logits_dtype: Literal["float32", "float16"] = "float32"
     max_num_tokens: int = Field(default=8192, ge=64)
     mode: Literal["orchestrator", "leader"] = "orchestrator"
-    fast_logits: bool = False
     plugin: ModelPath = Path("/opt/judge-decoding/lib/libjudge_accept_plugin.so")
 
+    def check_num_tokens(self, limits: Limits, max_draft_len: int) -> None:
+        """ValueError where a pass cannot hold the rows of a round or the text of a sequence."""
+        rows = limits.max_sequences * (max_draft_len + 1)
+        if self.max_num_tokens < rows:
+            raise ValueError(
+                f"trtllm.max_num_tokens must hold limits.max_sequences x (max_draft_len + 1) = "
+                f"{rows} tokens"
+            )
+        if self.max_num_tokens < limits.max_context:
+            raise ValueError(
+                f"trtllm.max_num_tokens {self.max_num_tokens} must hold a text of "
+                f"limits.max_context {limits.max_context} tokens: a round is one request with all "
+                "of it, which is not chunked"
+            )
 
-TRTLLM_RULES: tuple[RuleName, ...] = ("none", "strict", "rejection", "judge")
-"""Rules that TensorRT-LLM's runtime has, or that the plugin adds to it."""
-
-
-def check_trtllm(deployment: Deployment) -> None:
-    """ValueError where TensorRT-LLM cannot run the deployment."""
-    build, ranks = deployment.trtllm, deployment.ranks
-    if build is None:
-        raise ValueError("engine trtllm needs a trtllm section")
-    if ranks is None:
-        raise ValueError("engine trtllm needs ranks: tp and devices of draft and target")
-    if deployment.draft is None:
-        raise ValueError("engine trtllm needs a draft")
-    if ranks.colocate_draft:
-        raise ValueError(
-            "engine trtllm has no ranks.colocate_draft: an executor holds one model; give both "
-            "models the same ranks.*.devices and say trtllm.shared_gpus: true"
-        )
-    if deployment.dtype != "bfloat16":
-        raise ValueError(f"engine trtllm runs dtype bfloat16, not {deployment.dtype}")
-    if deployment.max_draft_len < 1:
-        raise ValueError("engine trtllm needs max_draft_len of at least 1")
-    if deployment.acceptance.rule not in TRTLLM_RULES:
-        raise ValueError(
-            f"engine trtllm has no acceptance.rule {deployment.acceptance.rule}; "
-            f"it has {', '.join(TRTLLM_RULES)}"
-        )
-    rows = deployment.limits.max_sequences * (deployment.max_draft_len + 1)
-    if build.max_num_tokens < rows:
-        raise ValueError(
-            f"trtllm.max_num_tokens must hold limits.max_sequences x (max_draft_len + 1) = "
-            f"{rows} tokens"
-        )
-    if build.max_num_tokens < deployment.limits.max_context:
-        raise ValueError(
-            f"trtllm.max_num_tokens {build.max_num_tokens} must hold a text of limits.max_context "
-            f"{deployment.limits.max_context} tokens: a round is one request with all of it, which "
-            "is not chunked"
-        )
-    for name, group in (("draft", ranks.draft), ("target", ranks.target)):
-        if not group.devices or "cpu" in group.devices:
-            raise ValueError(f"engine trtllm needs ranks.{name}.devices, a GPU number a rank")
-        if len(set(group.devices)) != group.tp:
-            raise ValueError(f"ranks.{name}.devices names a GPU twice: {group.devices}")
-    shared = set(ranks.draft.devices) & set(ranks.target.devices)
-    if shared and not build.shared_gpus:
-        raise ValueError(
-            f"draft and target both use GPU {sorted(shared, key=str)[0]}; "
-            "give them different ranks.*.devices, or say trtllm.shared_gpus: true"
-        )
-    if build.shared_gpus and not shared:
-        raise ValueError("trtllm.shared_gpus is true, but no GPU is in both ranks.*.devices")
-    gpus = [gpu for gpu in (*ranks.draft.devices, *ranks.target.devices) if gpu != "cpu"]
-    if build.mode == "orchestrator" and max(gpus) >= build.gpus_per_node:
-        raise ValueError(
-            f"trtllm.mode orchestrator runs on one node of {build.gpus_per_node} GPUs, but "
-            f"GPU {max(gpus)} is on another; use mode leader"
-        )
-    if build.fast_logits and build.mode != "orchestrator":
-        raise ValueError("trtllm.fast_logits needs trtllm.mode orchestrator")
+    def check_devices(self, ranks: RanksConfig) -> None:
+        """ValueError where the models' GPUs are missing, given twice, or on another node."""
+        for name, group in (("draft", ranks.draft), ("target", ranks.target)):
+            if not group.devices or "cpu" in group.devices:
+                raise ValueError(f"engine trtllm needs ranks.{name}.devices, a GPU number a rank")
+            if len(set(group.devices)) != group.tp:
+                raise ValueError(f"ranks.{name}.devices names a GPU twice: {group.devices}")
+        shared = set(ranks.draft.devices) & set(ranks.target.devices)
+        if shared and not self.shared_gpus:
+            raise ValueError(
+                f"draft and target both use GPU {sorted(shared, key=str)[0]}; "
+                "give them different ranks.*.devices, or say trtllm.shared_gpus: true"
+            )
+        if self.shared_gpus and not shared:
+            raise ValueError("trtllm.shared_gpus is true, but no GPU is in both ranks.*.devices")
+        gpus = [gpu for gpu in (*ranks.draft.devices, *ranks.target.devices) if gpu != "cpu"]
+        if self.mode == "orchestrator" and max(gpus) >= self.gpus_per_node:
+            raise ValueError(
+                f"trtllm.mode orchestrator runs on one node of {self.gpus_per_node} GPUs, but "
+                f"GPU {max(gpus)} is on another; use mode leader"
+            )

@@ -82,9 +82,8 @@ class Acceptance:
 class ProposeRequest:
     """Ask for `draft_len` tokens after the sequence's text.
 
-    keep       positions of the draft's cache that still hold (0 for a new sequence)
-    tokens     the text after those positions, at least one token
-    min_prob   stop early once the draft's own probability of its choice falls below this
+    keep    positions of the draft's cache that still hold (0 for a new sequence)
+    tokens  the text after those positions, at least one token
     """
 
     sequence: int
@@ -92,7 +91,6 @@ class ProposeRequest:
     tokens: Sequence[int]
     draft_len: int
     sampling: Sampling = field(default_factory=Sampling)
-    min_prob: float = 0.0
     with_probs: bool = False
 
 
@@ -110,6 +108,18 @@ class Proposal(NamedTuple):
 
 
 NO_DRAFT = Proposal([])
+
+
+def scheduled(schedule: Mapping[int, int], active: int, longest: int) -> int:
+    """The draft length for `active` sequences, at most `longest` tokens.
+
+    schedule  {active sequences up to: draft length}: the smallest key that `active` does not
+              exceed counts, above all keys the length is 0; an empty schedule leaves `longest`
+    """
+    if not schedule:
+        return longest
+    limits = [limit for limit in schedule if active <= limit]
+    return min(longest, schedule[min(limits)]) if limits else 0
 
 
 @dataclass(frozen=True)

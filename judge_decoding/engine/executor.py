@@ -1,13 +1,12 @@
 """TensorRT-LLM executors: how one is opened, and one batch of requests on it.
 
     orchestrator  this process spawns the ranks of both models (MPI_Comm_spawn, one node)
-    leader        mpirun has started every rank of `ranks.layout`; each opens its group's executor,
+    leader        mpirun has started every rank of `config.layout`; each opens its group's executor,
                   only the first of a group may enqueue, the others follow it
-    fast logits   orchestrator over ranks that mpirun has started (`follow`)
 
 Sources, NVIDIA/TensorRT-LLM as read near v1.2.1: cpp/tensorrt_llm/nanobind/executor/executor.cpp
 @1dd50d0 and executorConfig.cpp @008b2b8 (names), tensorrt_llm/runtime/model_runner_cpp.py @0383291
-(spawning), examples/cpp/executor/executorExampleFastLogits.cpp (ranks started beforehand).
+(spawning).
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from judge_decoding.config import Deployment
+from judge_decoding.config.layout import Layout, Model
 from judge_decoding.errors import UserError
-from judge_decoding.manifest import Role, engine_folder
-from judge_decoding.ranks.layout import Layout
+from judge_decoding.manifest import engine_folder
 from judge_decoding.trtllm_stack import check_tensorrt_llm
 
 SCORES = "judge_scores"
@@ -92,7 +91,7 @@ class Executor:
         self._handle.shutdown()
 
 
-def open_executor(deployment: Deployment, role: Role, *, rank: int = 0) -> Executor:
+def open_executor(deployment: Deployment, model: Model, *, rank: int = 0) -> Executor:
     """The executor of one model, opened by MPI rank `rank` (0: the process that drives both).
 
     UserError where the library, the plugin or the engine does not load. A spawned rank does not
@@ -102,22 +101,22 @@ def open_executor(deployment: Deployment, role: Role, *, rank: int = 0) -> Execu
     check_tensorrt_llm()
     _check_threads()
     api = importlib.import_module("tensorrt_llm.bindings.executor")
-    folder, plugin = engine_folder(deployment, role), deployment.trtllm.plugin
-    if role == "target" and deployment.acceptance.rule == "judge":
+    folder, plugin = engine_folder(deployment, model), deployment.trtllm.plugin
+    if model == "target" and deployment.acceptance.rule == "judge":
         try:
             ctypes.CDLL(str(plugin), ctypes.RTLD_GLOBAL)
         except OSError as error:
             raise UserError(f"trtllm.plugin: {plugin} does not load ({error})") from None
-    config = executor_config(api, deployment, role, rank=rank)
+    config = executor_config(api, deployment, model)
     try:
         handle = api.Executor(folder, api.ModelType.DECODER_ONLY, config)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"engine: {folder} does not load ({reason})") from None
-    gpus = ", ".join(map(str, getattr(deployment.ranks, role).devices))
+    gpus = ", ".join(map(str, getattr(deployment.ranks, model).devices))
     # A rank must report which executor is silent before rank 0's own time is up.
     timeout_s = deployment.ranks.timeout_s * (0.8 if rank else 1.0)
-    return Executor(handle, api, name=f"{role} executor (GPU {gpus})", timeout_s=timeout_s)
+    return Executor(handle, api, name=f"{model} executor (GPU {gpus})", timeout_s=timeout_s)
 
 
 def _check_threads() -> None:
@@ -130,20 +129,7 @@ def _check_threads() -> None:
         )
 
 
-def follow(deployment: Deployment, rank: int) -> None:
-    """The life of a rank that mpirun has started for an orchestrator (fast logits): open its part
-    of an executor, and return when rank 0 has closed it."""
-    assert deployment.trtllm is not None
-    if not deployment.trtllm.fast_logits:
-        raise UserError(
-            "trtllm.mode orchestrator: it spawns its ranks itself; start one process alone"
-        )
-    role = Layout.of(deployment).place(rank).role
-    assert role != "leader"
-    open_executor(deployment, role, rank=rank).close()
-
-
-def executor_config(api: Any, deployment: Deployment, role: Role, *, rank: int = 0) -> Any:
+def executor_config(api: Any, deployment: Deployment, model: Model) -> Any:
     """Its ExecutorConfig. Block reuse is on: external drafts need it, and `keep` relies on it.
 
     Chunked context is off. A round's request is a context request with its whole prefix, of which
@@ -152,8 +138,8 @@ def executor_config(api: Any, deployment: Deployment, role: Role, *, rank: int =
     (microBatchScheduler.cpp `fitDraftTokens`); unchunked, what does not fit waits for the next.
     """
     assert deployment.trtllm is not None
-    build, drafts = deployment.trtllm, role == "draft"
-    fraction = getattr(build, role).kv_cache_free_gpu_memory_fraction
+    build, drafts = deployment.trtllm, model == "draft"
+    fraction = getattr(build, model).kv_cache_free_gpu_memory_fraction
     scores = None
     if not drafts and deployment.acceptance.rule == "judge":
         scores = [api.AdditionalModelOutput(SCORES, False)]
@@ -165,35 +151,26 @@ def executor_config(api: Any, deployment: Deployment, role: Role, *, rank: int =
         kv_cache_config=api.KvCacheConfig(
             enable_block_reuse=True, free_gpu_memory_fraction=fraction
         ),
-        parallel_config=_parallel_config(api, deployment, role, rank),
-        spec_dec_config=api.SpeculativeDecodingConfig(build.fast_logits),
+        parallel_config=_parallel_config(api, deployment, model),
+        spec_dec_config=api.SpeculativeDecodingConfig(False),
         gather_generation_logits=drafts,
         additional_model_outputs=scores,
     )
 
 
-def _parallel_config(api: Any, deployment: Deployment, role: Role, rank: int) -> Any:
+def _parallel_config(api: Any, deployment: Deployment, model: Model) -> Any:
     assert deployment.trtllm is not None and deployment.ranks is not None
     build = deployment.trtllm
-    devices = [gpu for gpu in getattr(deployment.ranks, role).devices if gpu != "cpu"]
+    devices = [gpu for gpu in getattr(deployment.ranks, model).devices if gpu != "cpu"]
     nodes = len({gpu // build.gpus_per_node for gpu in devices})
     local = [gpu % build.gpus_per_node for gpu in devices]
     if nodes > 1:  # the runtime wants one node's, and takes rank % gpus_per_node of them
         local = sorted(set(local))
-    participants = list(getattr(Layout.of(deployment), role))
     mpi, modes = api.CommunicationType.MPI, api.CommunicationMode
     if build.mode == "leader":
+        participants = list(getattr(Layout.of(deployment), model))
         return api.ParallelConfig(
             mpi, modes.LEADER, device_ids=local, participant_ids=participants, num_nodes=nodes
-        )
-    if build.fast_logits:
-        orchestrator = api.OrchestratorConfig(rank == 0, "", None, False)
-        return api.ParallelConfig(
-            mpi,
-            modes.ORCHESTRATOR,
-            device_ids=local if rank else None,
-            participant_ids=participants,
-            orchestrator_config=orchestrator,
         )
     package = Path(str(importlib.import_module("tensorrt_llm").__file__)).parent
     worker = package / "bin" / "executorWorker"

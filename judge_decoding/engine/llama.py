@@ -14,15 +14,9 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from judge_decoding.checkpoint import EMBEDDING, HEAD, Checkpoint, LlamaConfig, Tensors
 from judge_decoding.engine.linear import Linear
 from judge_decoding.engine.tensor_parallel import Group, Shard, split, sum_in_order
-from judge_decoding.engine.weights import (
-    EMBEDDING,
-    HEAD,
-    LlamaConfig,
-    Tensors,
-    rope_frequencies,
-)
 from judge_decoding.errors import UserError
 
 _CONTEXT_STEP = 32
@@ -56,6 +50,24 @@ class KeyValues:
             ) from None
         # Views made once: taking them anew in every layer of every step costs as much as the copy.
         self.layers = [[self.data[i, slot] for slot in range(slots)] for i in range(shape[0])]
+
+
+def rope_frequencies(config: LlamaConfig) -> torch.Tensor:
+    """Inverse frequencies, float32 [head_dim / 2], with Llama-3.1's scaling where configured."""
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    freq = 1.0 / (config.rope_theta**exponent)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return freq
+    old = scaling.original_max_position_embeddings
+    wavelength = 2 * math.pi / freq
+    smooth = (old / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    blended = (1 - smooth) * freq / scaling.factor + smooth * freq
+    low = wavelength > old / scaling.low_freq_factor
+    high = wavelength < old / scaling.high_freq_factor
+    return torch.where(low, freq / scaling.factor, torch.where(high, freq, blended))
 
 
 class RMSNorm:
@@ -104,26 +116,28 @@ class Llama:
 
     def __init__(
         self,
-        config: LlamaConfig,
-        tensors: Tensors,
+        checkpoint: Checkpoint,
         *,
         dtype: torch.dtype,
         context: int,
-        shared: Tensors | None = None,
+        shared: Checkpoint | None = None,
         head_ids: torch.Tensor | None = None,
         group: Group | None = None,
     ) -> None:
-        """shared    the target's tensors, for what `config.shared_with_target` leaves out
+        """shared    the target, for the tensors that `config.shared_with_target` names
         head_ids  int64 [S], the ids the LM head covers; None for all of them
         group     the ranks that share this model; None for one that is here whole
         """
+
+        config, tensors = checkpoint.config, checkpoint.tensors
 
         def source(name: str) -> tuple[Tensors, str]:
             if name not in config.shared_with_target:
                 return tensors, name
             if shared is None:
                 raise UserError(f"model: {tensors.folder} takes {name} from a target, none given")
-            return shared, EMBEDDING if name == HEAD and name not in shared else name
+            theirs = shared.tensors
+            return theirs, EMBEDDING if name == HEAD and name not in theirs else name
 
         index, size = (group.index, group.size) if group else (0, 1)
         shard = Shard.of(config, index, size)

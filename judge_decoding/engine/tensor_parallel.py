@@ -18,7 +18,7 @@ from typing import Protocol
 
 import torch
 
-from judge_decoding.engine.weights import LlamaConfig
+from judge_decoding.checkpoint import LlamaConfig
 from judge_decoding.errors import UserError
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.engine.base import (
     EngineClock,
     Proposal,
@@ -21,7 +21,6 @@ from judge_decoding.engine.llama import KeyValues, Llama, Segment
 from judge_decoding.engine.slots import Slots
 from judge_decoding.engine.tensor_parallel import Group
 from judge_decoding.engine.verdict import decide
-from judge_decoding.engine.weights import Tensors, read_config
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
 from judge_decoding.sampling import draw, greedy, probabilities
@@ -144,12 +143,12 @@ class TorchDrafter(TorchEngine):
             logits = self.model.logits(self.model.final_norm(hidden))
             columns = greedy(logits).tolist()
             self.clock.forward += time.perf_counter() - started
-            # 2. Choose, and go on with those that want more and are still sure.
+            # 2. Choose, and go on with those that want more.
             going = []
             for row, i in enumerate(active):
                 request = requests[i]
-                column, p = columns[row], None
-                if request.with_probs or request.min_prob > 0 or not request.sampling.greedy:
+                column = columns[row]
+                if request.with_probs or not request.sampling.greedy:
                     p = probabilities(logits[row], request.sampling)
                     if not request.sampling.greedy:
                         generator = self._generator(
@@ -162,9 +161,7 @@ class TorchDrafter(TorchEngine):
                 end = parts[i][1] + len(parts[i][2])
                 parts[i] = (request.sequence, end, [token])
                 tokens[i].append(token)
-                # The doubtful token itself is still proposed: it is paid for.
-                doubtful = p is not None and float(p[column]) < request.min_prob
-                if len(tokens[i]) < request.draft_len and not doubtful:
+                if len(tokens[i]) < request.draft_len:
                     going.append(i)
             active = going
         return [
@@ -281,7 +278,7 @@ class TorchTarget(TorchEngine):
 
 
 def load_target(
-    folder: Path,
+    checkpoint: Checkpoint,
     *,
     dtype: str,
     max_context: int,
@@ -289,42 +286,36 @@ def load_target(
     group: Group | None = None,
     **bounds: int,
 ) -> TorchTarget:
-    """The target of a Hugging Face Llama folder, or this rank's shard of it in a `group`; `bounds`
-    as `TorchEngine` takes them."""
-    model = Llama(
-        read_config(folder),
-        Tensors(folder),
-        dtype=DTYPES[dtype],
-        context=max_context,
-        group=group,
-    )
+    """The target, or this rank's shard of it in a `group`; `bounds` as `TorchEngine` takes them."""
+    model = Llama(checkpoint, dtype=DTYPES[dtype], context=max_context, group=group)
     return TorchTarget(model, judge=judge, max_context=max_context, **bounds)
 
 
 def load_drafter(
-    folder: Path,
+    checkpoint: Checkpoint,
     *,
-    target: Path,
+    target: Checkpoint,
     dtype: str,
     max_context: int,
     group: Group | None = None,
     **bounds: int,
 ) -> TorchDrafter:
-    """A draft: a Llama folder of its own, or one that shares tensors with the target's folder;
-    this rank's shard of it in a `group`.
+    """A draft with all of its tensors, or one that shares some with the target; this rank's shard
+    of it in a `group`.
 
     `draft_vocab_ids` int32 [S] among its tensors is the short-list that its head covers.
     """
-    config, tensors = read_config(folder), Tensors(folder)
+    config, tensors = checkpoint.config, checkpoint.tensors
     ids = tensors.get("draft_vocab_ids").long() if "draft_vocab_ids" in tensors else None
     if ids is not None and (int(ids.min()) < 0 or int(ids.max()) >= config.vocab_size):
-        raise UserError(f"draft: {folder} has draft_vocab_ids outside [0, {config.vocab_size})")
+        raise UserError(
+            f"draft: {tensors.folder} has draft_vocab_ids outside [0, {config.vocab_size})"
+        )
     model = Llama(
-        config,
-        tensors,
+        checkpoint,
         dtype=DTYPES[dtype],
         context=max_context,
-        shared=Tensors(target) if config.shared_with_target else None,
+        shared=target,
         head_ids=ids,
         group=group,
     )

@@ -127,11 +127,7 @@ class TrtEngine:
 
 
 class TrtDrafter(TrtEngine):
-    """The small model. `fast_logits`: distributions stay on the GPUs (`check_request`)."""
-
-    def __init__(self, executor: Executor, *, fast_logits: bool = False, **bounds: int) -> None:
-        super().__init__(executor, **bounds)
-        self._fast_logits = fast_logits
+    """The small model."""
 
     def propose(self, requests: Sequence[ProposeRequest]) -> list[Proposal]:
         # Greedy acceptance in the runtime compares tokens and reads no distributions.
@@ -152,9 +148,7 @@ class TrtDrafter(TrtEngine):
             tokens = list(result.output_token_ids[0])
             self._texts[request.sequence] += tokens
             probs = None
-            if with_probs and self._fast_logits:
-                probs = result.spec_dec_fast_logits_info.to_tensor()  # where they are, not they
-            elif with_probs:  # raw logits [1, draft_len, padded V]
+            if with_probs:  # raw logits [1, draft_len, padded V]
                 logits = result.generation_logits[0, : len(tokens), : self.vocab_size]
                 probs = probabilities(logits, request.sampling)
             proposals.append(Proposal(tokens, probs))
@@ -179,18 +173,17 @@ class TrtTarget(TrtEngine):
         threshold: float = 1.0,
         logits_dtype: torch.dtype = torch.float32,
         tp: int = 1,
-        fast_logits: bool = False,
         **bounds: int,
     ) -> None:
         super().__init__(executor, **bounds)
         self.end_ids = tuple(end_ids)
         self.judge = judge
-        self._threshold, self._fast_logits = threshold, fast_logits
+        self._threshold = threshold
         self._logits_dtype, self._padding = logits_dtype, -self.vocab_size % tp
 
     def check(self, acceptance: Acceptance, sampling: Sampling) -> None:
         """UserError for a rule, threshold or sampling that this engine cannot verify with."""
-        check_request(acceptance, sampling, self._threshold, fast_logits=self._fast_logits)
+        check_request(acceptance, sampling, self._threshold)
 
     def verify(self, requests: Sequence[VerifyRequest]) -> list[Verdict]:
         """A request stricter than the engine is served exactly, under greedy sampling: its run is
@@ -226,14 +219,12 @@ class TrtTarget(TrtEngine):
         tokens, probs = request.draft.tokens, request.draft.probs
         if not tokens:
             return self._request(text, 1, request.sampling)
-        logits, fast = None, None
+        logits = None
         if probs is not None and not request.sampling.greedy:
-            if self._fast_logits:
-                logits, fast = probs, True
-            else:  # its softmax makes log p into p again: temperature and filters included
-                padded = torch.nn.functional.pad(probs, (0, self._padding))
-                logits = padded.clamp_min(1e-38).log().to(self._logits_dtype)
-        draft = self._api.ExternalDraftTokensConfig(tokens, logits, None, fast)
+            # Its softmax makes log p into p again: temperature and filters included.
+            padded = torch.nn.functional.pad(probs, (0, self._padding))
+            logits = padded.clamp_min(1e-38).log().to(self._logits_dtype)
+        draft = self._api.ExternalDraftTokensConfig(tokens, logits)
         outputs = {}
         if self.judge is not None:
             outputs["additional_model_outputs"] = [self._api.AdditionalModelOutput(SCORES, False)]

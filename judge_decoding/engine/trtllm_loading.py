@@ -1,56 +1,74 @@
 """A deployment's TensorRT-LLM engines, each checked against its manifest before it is loaded.
 
-One process drives both (`load_engines`), or every rank that mpirun has started holds its part of
-one (`load_rank`), and rank 0's loop asks the first of each group.
+One process drives both (`open_trtllm_engines`), or every rank that mpirun has started holds its
+part of one (`load_rank`), and rank 0's loop asks the first of each group.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TypeAlias
 
 import torch
 
 from judge_decoding.config import Deployment
+from judge_decoding.config.checkpoints import Checkpoints
+from judge_decoding.config.layout import Model
 from judge_decoding.engine.base import Acceptance, EngineClock, Sampling
 from judge_decoding.engine.executor import Executor, open_executor
+from judge_decoding.engine.round import Engines
 from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
 from judge_decoding.engine.trtllm_rules import check_request
-from judge_decoding.engine.weights import read_config
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
-from judge_decoding.manifest import EngineManifest, Role, check_engine, engine_folder
+from judge_decoding.manifest import EngineManifest, check_engine, engine_folder
 from judge_decoding.trtllm_stack import this_runtime
 
 
-def load_engines(deployment: Deployment) -> tuple[TrtDrafter, TrtTarget]:
+class TrtEngines(Engines):
+    """Draft and target whose executors this process drives."""
+
+    def __init__(self, drafter: TrtDrafter, target: TrtTarget) -> None:
+        super().__init__(drafter, target)
+        self._drafter, self._target = drafter, target
+
+    def check(self, acceptance: Acceptance, sampling: Sampling) -> None:
+        self._target.check(acceptance, sampling)
+
+    def close(self) -> None:
+        self._drafter.close()
+        self._target.close()
+
+
+def open_trtllm_engines(deployment: Deployment, checkpoints: Checkpoints) -> TrtEngines:
     """Both engines, for one process that drives them (trtllm.mode orchestrator). Each is checked
     against its manifest before either loads; the draft loads first, as its cache's share assumes.
     """
     runtime = this_runtime()
-    draft = check_engine(deployment, "draft", runtime)
-    target = check_engine(deployment, "target", runtime)
+    draft = check_engine(deployment, "draft", checkpoints, runtime)
+    target = check_engine(deployment, "target", checkpoints, runtime)
     if draft.vocabulary != target.vocabulary:
         raise UserError(
             f"engine: the draft's vocabulary is {draft.vocabulary}, the target's "
             f"{target.vocabulary}; draft and target must share one tokenizer"
         )
-    return load_drafter(deployment, draft), load_target(deployment, target)
+    drafter = load_drafter(deployment, draft)
+    return TrtEngines(drafter, load_target(deployment, checkpoints, target))
 
 
 def load_rank(
-    deployment: Deployment, role: Role, index: int, rank: int
+    deployment: Deployment, checkpoints: Checkpoints, model: Model, index: int, rank: int
 ) -> tuple[TrtDrafter | TrtTarget | Follower, str]:
     """What a group's `index`-th rank holds in trtllm.mode leader, and the model's fingerprint."""
-    manifest = check_engine(deployment, role, this_runtime())
+    manifest = check_engine(deployment, model, checkpoints, this_runtime())
     engine: TrtDrafter | TrtTarget | Follower
     if index > 0:
-        engine = Follower(open_executor(deployment, role, rank=rank), deployment, manifest)
-    elif role == "draft":
+        engine = Follower(open_executor(deployment, model, rank=rank), deployment, manifest)
+    elif model == "draft":
         engine = load_drafter(deployment, manifest, rank=rank)
     else:
-        engine = load_target(deployment, manifest, rank=rank)
+        engine = load_target(deployment, checkpoints, manifest, rank=rank)
     return engine, manifest.model_fingerprint
 
 
@@ -71,22 +89,19 @@ class Follower:
         self._executor.close()
 
 
-def engine_check(deployment: Deployment) -> Callable[[Acceptance, Sampling], None]:
+EngineCheck: TypeAlias = Callable[[Acceptance, Sampling], None]
+"""UserError for what a target's engine cannot verify with."""
+
+
+def engine_check(deployment: Deployment) -> EngineCheck:
     """`TrtTarget.check` for a process that does not hold the target."""
-    assert deployment.trtllm is not None
     manifest = EngineManifest.load(engine_folder(deployment, "target"))
-    return partial(
-        check_request,
-        threshold=_threshold(deployment, manifest),
-        fast_logits=deployment.trtllm.fast_logits,
-    )
+    return partial(check_request, threshold=_threshold(deployment, manifest))
 
 
-def compiled_judge(deployment: Deployment) -> Judge | None:
+def compiled_judge(deployment: Deployment, checkpoints: Checkpoints) -> Judge | None:
     """The judge in the target's engine: a plugin is built in for rule judge alone."""
-    if deployment.judge is None or deployment.acceptance.rule != "judge":
-        return None
-    return Judge.load(deployment.judge.path)
+    return checkpoints.judge if deployment.acceptance.rule == "judge" else None
 
 
 def _threshold(deployment: Deployment, manifest: EngineManifest) -> float:
@@ -102,12 +117,14 @@ def load_drafter(deployment: Deployment, manifest: EngineManifest, *, rank: int 
     )
 
 
-def load_target(deployment: Deployment, manifest: EngineManifest, *, rank: int = 0) -> TrtTarget:
+def load_target(
+    deployment: Deployment, checkpoints: Checkpoints, manifest: EngineManifest, *, rank: int = 0
+) -> TrtTarget:
     """The same for the target, with the judge whose plugin its manifest names."""
     return TrtTarget(
         open_executor(deployment, "target", rank=rank),
-        end_ids=read_config(deployment.target.model).end_ids,
-        judge=compiled_judge(deployment),
+        end_ids=checkpoints.target.config.end_ids,
+        judge=compiled_judge(deployment, checkpoints),
         threshold=_threshold(deployment, manifest),
         logits_dtype=getattr(torch, manifest.logits_dtype),
         tp=manifest.tp,
@@ -115,11 +132,9 @@ def load_target(deployment: Deployment, manifest: EngineManifest, *, rank: int =
     )
 
 
-def _bounds(deployment: Deployment, manifest: EngineManifest) -> dict[str, Any]:
-    assert deployment.trtllm is not None
+def _bounds(deployment: Deployment, manifest: EngineManifest) -> dict[str, int]:
     return {
         "vocab_size": manifest.vocab_size,
         "max_context": deployment.limits.max_context,
         "max_sequences": deployment.limits.max_sequences,
-        "fast_logits": deployment.trtllm.fast_logits,
     }

@@ -15,9 +15,7 @@ from judge_decoding.engine.base import Acceptance, Sampling, Verdict, VerifyRequ
 from judge_decoding.errors import UserError
 
 
-def check_request(
-    acceptance: Acceptance, sampling: Sampling, threshold: float, *, fast_logits: bool = False
-) -> None:
+def check_request(acceptance: Acceptance, sampling: Sampling, threshold: float) -> None:
     """UserError where a target engine with the judge's `threshold` compiled in cannot serve."""
     rule = acceptance.rule
     if rule not in TRTLLM_RULES:
@@ -35,12 +33,6 @@ def check_request(
         raise UserError(
             f"rule {rule}: with a temperature the judge's threshold is the engine's, {threshold}; "
             "use rule judge without a threshold, rule none, or temperature 0"
-        )
-    plain = sampling.temperature == 1 and sampling.top_k == 0 and sampling.top_p == 1
-    if fast_logits and not sampling.greedy and not plain:
-        raise UserError(
-            "temperature: trtllm.fast_logits hands over unfiltered distributions at temperature 1; "
-            "use temperature 0 or 1 without top_k and top_p, or set trtllm.fast_logits: false"
         )
 
 

@@ -137,7 +137,7 @@ def evaluate(
     answers = [Answers(system) for system in systems]
     for one in answers:  # nobody pays for first calls; and what cannot run says so now
         _answer(pipeline, one.system, [_with(requests[0], one.system, WARM_UP_TOKENS)])
-    block = BLOCK * pipeline.target.max_sequences
+    block = BLOCK * pipeline.engines.target.max_sequences
     total, done = len(items) * len(systems), 0
     for turn, start in enumerate(range(0, len(items), block)):
         first = turn % len(answers)
@@ -188,7 +188,7 @@ def report(pipeline: Pipeline, evaluation: Evaluation, *, task: str) -> dict[str
             "groups": len({item.group for item in items}),
             "max_tokens": max(request.max_tokens for request in evaluation.requests),
             "max_draft_len": deployment.max_draft_len,
-            "batch": pipeline.target.max_sequences,
+            "batch": pipeline.engines.target.max_sequences,
         },
     }
 
@@ -216,7 +216,7 @@ def _row(pipeline: Pipeline, evaluation: Evaluation, answers: Answers) -> dict[s
         "seconds": answers.seconds,
         "judged_tokens": record.num_judged_tokens,
         "judged_share": record.num_judged_tokens / tokens,
-        "loglikelihood": loglikelihood(pipeline.target, prompts, texts),
+        "loglikelihood": loglikelihood(pipeline.engines.target, prompts, texts),
         "repetition": repetition(texts),
         "overrides": None if alone else _overrides(pipeline, evaluation, answers),
         "speculative_decoding": record.to_dict() if drafted else None,

@@ -66,7 +66,7 @@ class LoopModel:
 
     @property
     def eot_token_id(self) -> int:
-        return self._bos[0] if self._bos else self.pipeline.target.end_ids[0]
+        return self._bos[0] if self._bos else self.pipeline.engines.target.end_ids[0]
 
     @property
     def tokenizer_name(self) -> str:
@@ -103,7 +103,7 @@ class LoopModel:
         until = wanted.get("until") or []
         stops = [until] if isinstance(until, str) else until
         temperature = float(wanted.get("temperature") or 0) if wanted.get("do_sample") else 0.0
-        ids, longest = self.tok_encode(context), self.pipeline.target.max_context
+        ids, longest = self.tok_encode(context), self.pipeline.engines.target.max_context
         tokens = min(int(wanted.get("max_gen_toks") or MAX_TOKENS), most, longest - 1)
         return Request(
             ids[-(longest - tokens) :],  # as the harness's other models: the end of it counts
@@ -120,7 +120,7 @@ class LoopModel:
         **_: Any,
     ) -> list[tuple[float, bool]]:
         """(sum of log-likelihoods, whether greedy decoding would write it) of each continuation."""
-        target = self.pipeline.target
+        target = self.pipeline.engines.target
         if not isinstance(target, TorchTarget):
             raise UserError(
                 "lm_eval: log-likelihoods need the target's logits, which only engine torch in "
@@ -146,7 +146,7 @@ class LoopModel:
         totals = []
         for request in requests:
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
-            size = self.pipeline.target.max_context - 1
+            size = self.pipeline.engines.target.max_context - 1
             parts = [ids[at : at + size] for at in range(0, len(ids), size)]
             before = [[self.eot_token_id], *([part[-1]] for part in parts)]
             windows = [(None, one, part) for one, part in zip(before, parts, strict=False)]

@@ -15,6 +15,7 @@ from judge_decoding.engine.base import (
     Verdict,
     VerifyRequest,
 )
+from judge_decoding.engine.round import Engines
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
 from judge_decoding.pipeline import Pipeline
@@ -116,7 +117,7 @@ def systems_of(
         if rule not in NAMES:
             raise UserError(f"rules: unknown {rule!r}; known are {', '.join(NAMES)}")
         if rule == DRAFT:
-            if pipeline.drafter is None:
+            if pipeline.engines.drafter is None:
                 raise UserError("rules: draft needs a draft, and the deployment has none")
             found.append(System(rule, None, replace(default, rule="none")))
             continue
@@ -136,7 +137,7 @@ def _deployed(pipeline: Pipeline, acceptance: Acceptance) -> float | None:
     if acceptance.rule == "judge":
         if acceptance.threshold is not None:
             return acceptance.threshold
-        judge = pipeline.target.judge
+        judge = pipeline.engines.target.judge
         return judge.metadata.threshold if judge is not None else None
     field = _DEFAULT.get(acceptance.rule)
     return None if field is None else float(getattr(acceptance, field))
@@ -201,10 +202,10 @@ def decoder_of(pipeline: Pipeline, system: System) -> SpeculativeDecoder:
     """The loop that runs a system."""
     if system.rule != DRAFT:
         return pipeline.decoder
-    assert pipeline.drafter is not None
+    engines = pipeline.engines
+    assert engines.drafter is not None
     return SpeculativeDecoder(
-        None,
-        DraftAlone(pipeline.drafter, pipeline.target.end_ids),
+        Engines(None, DraftAlone(engines.drafter, engines.target.end_ids)),
         tokenizer=pipeline.tokenizer,
         prefill_chunk=pipeline.deployment.limits.prefill_chunk,
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import ModelConfig
-from judge_decoding.engine.weights import read_config
 from judge_decoding.errors import UserError
 
 
@@ -53,7 +53,7 @@ SHAPES = {
 def shape_of(model: ModelConfig) -> Shape:
     """The folder's config.json where there is one, else the known shape that the file names."""
     if (model.model / "config.json").is_file():
-        config = read_config(model.model)
+        config = Checkpoint(model.model).config
         return Shape(
             config.num_layers,
             config.hidden_size,

@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
+from judge_decoding.config.layout import Layout
 from judge_decoding.ranks import codec, messages
 from judge_decoding.ranks.bell import Bell
 from judge_decoding.ranks.codec import MAX_BYTES, WireError
-from judge_decoding.ranks.layout import Layout
 from judge_decoding.ranks.messages import Message
 
 if TYPE_CHECKING:

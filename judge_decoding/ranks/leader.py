@@ -1,7 +1,7 @@
 """Rank 0's side: the engines of the loop, each call of which is one message to a group of ranks.
 
-`lead` waits until every rank has loaded. From then on a rank that fails, differs or does not answer
-in time ends the whole job, with one message on stderr that names it.
+`open_ranks` waits until every rank has loaded. From then on a rank that fails, differs or does
+not answer in time ends the whole job, with one message on stderr that names it.
 """
 
 from __future__ import annotations
@@ -15,22 +15,25 @@ from functools import partial
 from typing import NoReturn, TypeVar
 
 from judge_decoding.config import Deployment
+from judge_decoding.config.checkpoints import Checkpoints
+from judge_decoding.config.layout import Layout, Model, config_hash
 from judge_decoding.engine.base import (
+    Acceptance,
     EngineClock,
     Proposal,
     ProposeRequest,
+    Sampling,
     Verdict,
     VerifyRequest,
 )
-from judge_decoding.engine.round import Round, RunRound
-from judge_decoding.engine.weights import fingerprint
+from judge_decoding.engine.round import Engines, Round
+from judge_decoding.engine.trtllm_loading import EngineCheck, compiled_judge, engine_check
 from judge_decoding.errors import UserError
 from judge_decoding.judge import Judge
 from judge_decoding.ranks import codec, run_folder
 from judge_decoding.ranks import messages as m
 from judge_decoding.ranks.codec import WireError
 from judge_decoding.ranks.comm import Comm, RankTimeout
-from judge_decoding.ranks.layout import Layout, Model, config_hash
 
 _Answer = TypeVar("_Answer", bound=m.Message)
 
@@ -38,14 +41,18 @@ LAST_WORDS_S = 1.0
 """Before an abort: mpiexec throws away what a rank wrote and it has not passed on yet."""
 
 
-def lead(deployment: Deployment, judge: Judge | None = None) -> Ranks:
+def open_ranks(deployment: Deployment, checkpoints: Checkpoints) -> Ranks:
     """Greet the ranks of this MPI world and wait until they have loaded the deployment.
-
-    judge  what the target's `judge` shows; the ranks load their own.
 
     UserError where the world does not fit the deployment. All further calls must come from the
     calling thread. One call a process: MPI cannot be started twice.
     """
+    check: EngineCheck | None = None
+    if deployment.engine == "trtllm":
+        check = engine_check(deployment)
+        judge = compiled_judge(deployment, checkpoints)
+    else:
+        judge = checkpoints.checked_judge()
     layout = Layout.of(deployment)
     comm = Comm(deployment)
     layout.check_world(comm.size)
@@ -55,19 +62,28 @@ def lead(deployment: Deployment, judge: Judge | None = None) -> Ranks:
             "python -m judge_decoding.ranks.launch --config FILE"
         )
     comm.layout = layout
-    return Ranks(comm, layout, deployment, judge)
+    return Ranks(comm, layout, deployment, checkpoints, judge, check)
 
 
-class Ranks:
-    """The job, seen from rank 0: `drafter` and `target` for the loop.
+class Ranks(Engines):
+    """The job, seen from rank 0: engines whose models other ranks hold.
 
     Not thread-safe: everything from the thread that made it. `close` (also run at the interpreter's
     exit) ends the ranks in good order, `abort` at once.
     """
 
     def __init__(
-        self, comm: Comm, layout: Layout, deployment: Deployment, judge: Judge | None
+        self,
+        comm: Comm,
+        layout: Layout,
+        deployment: Deployment,
+        checkpoints: Checkpoints,
+        judge: Judge | None,
+        check: EngineCheck | None,
     ) -> None:
+        """judge  what the target's `judge` shows; the ranks load their own
+        check  what `Engines.check` does, where the target's engine has limits of its own
+        """
         ranks = deployment.ranks
         assert ranks is not None
         self._comm = comm
@@ -81,7 +97,7 @@ class Ranks:
         self.heard: dict[int, float] = {}
         """Unix time of every other rank's last message."""
         atexit.register(self._at_exit)
-        ready = self._greet(deployment, ranks.startup_timeout_s)
+        ready = self._greet(deployment, checkpoints, ranks.startup_timeout_s)
         self._waiting = False
         everyone = range(layout.size)
         bells = {0: comm.bell} | comm.bells
@@ -90,16 +106,25 @@ class Ranks:
         # TensorRT-LLM's ranks talk among themselves: ours go to the first of each group.
         asked = slice(1 if deployment.engine == "trtllm" else None)
         first = ready[layout.target[0], "target"]
-        self.target = RemoteTarget(self, layout.target[asked], first, judge)
-        self.drafter = None
+        target = RemoteTarget(self, layout.target[asked], first, judge)
+        drafter: RemoteDrafter | None = None
         if layout.draft:
             first = ready[layout.draft[0], "draft"]
-            self.drafter = RemoteDrafter(self, layout.draft[asked], first)
-        self.run_round: RunRound | None = None
-        """A round in one message, where the ranks can: for the loop (`engine.round`)."""
-        if layout.colocated:
-            assert self.drafter is not None
-            self.run_round = partial(self.target.run_round, self.drafter)
+            drafter = RemoteDrafter(self, layout.draft[asked], first)
+        super().__init__(drafter, target)
+        self._check = check
+        self._in_one_message = partial(target.run_round, drafter) if layout.colocated else None
+
+    def run_round(
+        self, proposes: Sequence[ProposeRequest], verifies: Sequence[VerifyRequest]
+    ) -> Round:
+        if self._in_one_message is not None:
+            return self._in_one_message(proposes, verifies)
+        return super().run_round(proposes, verifies)
+
+    def check(self, acceptance: Acceptance, sampling: Sampling) -> None:
+        if self._check is not None:
+            self._check(acceptance, sampling)
 
     @property
     def hosts(self) -> Mapping[int, str]:
@@ -203,19 +228,21 @@ class Ranks:
             self.abort(f"{who} failed: {text}", 2 if user else 1)
         self.abort(f"unexpected {m.name(got)} from {self._comm.describe(rank)}")
 
-    def _greet(self, deployment: Deployment, timeout_s: float) -> dict[tuple[int, Model], m.Ready]:
+    def _greet(
+        self, deployment: Deployment, checkpoints: Checkpoints, timeout_s: float
+    ) -> dict[tuple[int, Model], m.Ready]:
         """Every rank's `Hello`, then a `Ready` a model, compared with what this rank has."""
-        models = {"target": fingerprint(deployment.target.model)}
-        if deployment.draft is not None:
-            models["draft"] = fingerprint(deployment.draft.model)
+        models = {"target": checkpoints.target.fingerprint}
+        if checkpoints.draft is not None:
+            models["draft"] = checkpoints.draft.fingerprint
         expected = config_hash(deployment)
         deadline = time.monotonic() + timeout_s
-        places = map(self._layout.place, range(1, self._layout.size))
-        awaited = [(place.rank, model) for place in places for model in place.models]
+        places = {rank: self._layout.place(rank) for rank in range(1, self._layout.size)}
+        awaited = [(rank, model) for rank, place in places.items() for model in place.models]
         ready: dict[tuple[int, Model], m.Ready] = {}
         while waiting := sorted({key[0] for key in awaited if key not in ready}):
             rank, got, _ = self._receive(deadline, waiting, timeout_s)
-            place = self._layout.place(rank)
+            place = places[rank]
             if isinstance(got, m.Hello):
                 self._comm.hosts[rank], self._comm.bells[rank] = got.host, got.bell
                 self.pids[rank] = got.pid
@@ -326,11 +353,12 @@ class RemoteTarget(_Remote):
 
     def run_round(
         self,
-        drafter: RemoteDrafter,
+        drafter: RemoteDrafter | None,
         proposes: Sequence[ProposeRequest],
         verifies: Sequence[VerifyRequest],
     ) -> Round:
-        """Both calls in one message (`engine.round.RunRound`), where the draft is colocated."""
+        """Both calls in one message, where the draft is colocated (`Engines.run_round`)."""
+        assert drafter is not None
         if not verifies:
             return Round([], [], 0.0)
         answer = self._ask(m.RoundRequest(proposes, verifies), m.RoundReply)

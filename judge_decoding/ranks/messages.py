@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from judge_decoding.config.layout import Model
 from judge_decoding.engine.base import EngineClock, Proposal, ProposeRequest, Verdict, VerifyRequest
-from judge_decoding.ranks.layout import Model
 
 
 @dataclass(frozen=True)

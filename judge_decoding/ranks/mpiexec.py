@@ -32,7 +32,7 @@ def command(deployment: Deployment, config: Path, server: list[str], path: str) 
     worker = [sys.executable, "-m", "judge_decoding.ranks.launch", "--config", str(config)]
     line = [mpiexec, *_flags(mpiexec), "-n", "1", *_WATCHED, *server]
     build = deployment.trtllm if deployment.engine == "trtllm" else None
-    if build is not None and build.mode == "orchestrator" and not build.fast_logits:
+    if build is not None and build.mode == "orchestrator":
         return line  # TensorRT-LLM spawns the ranks from there
     if deployment.draft is not None and not deployment.ranks.colocate_draft:
         line += [":", "-n", str(deployment.ranks.draft.tp), *_WATCHED, *worker]

@@ -17,20 +17,19 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 from judge_decoding.config import Deployment, RanksConfig, load_deployment
+from judge_decoding.config.checkpoints import Checkpoints
+from judge_decoding.config.layout import Layout, Model, Place, config_hash
 from judge_decoding.engine.base import EngineClock
-from judge_decoding.engine.executor import follow
-from judge_decoding.engine.loading import deployed_drafter, deployed_judge, deployed_target
+from judge_decoding.engine.loading import deployed_drafter, deployed_target
 from judge_decoding.engine.round import Proposer, run_round
 from judge_decoding.engine.torch_engine import TorchDrafter, TorchTarget
 from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
 from judge_decoding.engine.trtllm_loading import Follower, load_rank
-from judge_decoding.engine.weights import fingerprint
 from judge_decoding.errors import UserError
 from judge_decoding.ranks import codec
 from judge_decoding.ranks import messages as m
 from judge_decoding.ranks.comm import SPIN_S, Comm, RankTimeout
 from judge_decoding.ranks.group import GroupDrafter, MpiGroup
-from judge_decoding.ranks.layout import Layout, Model, Place, config_hash
 from judge_decoding.ranks.run_folder import announce
 
 _Engine: TypeAlias = TorchDrafter | TorchTarget | TrtDrafter | TrtTarget
@@ -68,9 +67,10 @@ def main() -> int:
         announce(str(place))
         build = deployment.trtllm if deployment.engine == "trtllm" else None
         if build is not None and build.mode == "orchestrator":
-            follow(deployment, comm.rank)
-        else:
-            _work(comm, place, deployment)
+            raise UserError(
+                "trtllm.mode orchestrator: it spawns its ranks itself; start one process alone"
+            )
+        _work(comm, place, deployment)
     except Exception as error:
         _last_words(comm, error)
         return 2 if isinstance(error, UserError) else 1
@@ -95,18 +95,20 @@ def _work(comm: Comm, place: Place, deployment: Deployment) -> None:
     group = ranks.draft if place.role == "draft" else ranks.target
     torch.set_num_threads(group.threads or max(1, torch.get_num_threads() // group.tp))
     engines: dict[Model, _Part] = {}
+    checkpoints = Checkpoints.of(deployment)
     for model in place.models:
-        engine, whole = _load(comm, place, model, deployment)
+        engine, fingerprint = _load(comm, place, model, deployment, checkpoints)
         engines[model] = engine
         ready = m.Ready(
             model,
-            whole,
+            fingerprint,
             engine.vocab_size,
             engine.max_context,
             engine.max_sequences,
             getattr(engine, "end_ids", ()),
         )
         comm.send(0, codec.encode(ready), "ready", ranks.timeout_s)
+    del checkpoints  # the files of the weights are closed
     held = _Held(engines, _proposer(comm, engines, ranks))
     alone = deployment.draft is None or ranks.colocate_draft
     spin_s = _BETWEEN_ROUNDS_S if alone else SPIN_S
@@ -116,21 +118,22 @@ def _work(comm: Comm, place: Place, deployment: Deployment) -> None:
             engine.close()  # type: ignore[union-attr]
 
 
-def _load(comm: Comm, place: Place, model: Model, deployment: Deployment) -> tuple[_Part, str]:
+def _load(
+    comm: Comm, place: Place, model: Model, deployment: Deployment, checkpoints: Checkpoints
+) -> tuple[_Part, str]:
     """This rank's part of a model, and the fingerprint of the whole model."""
     if deployment.engine == "trtllm":
-        return load_rank(deployment, model, place.index, place.rank)
+        return load_rank(deployment, checkpoints, model, place.index, place.rank)
     assert deployment.ranks is not None
     assert comm.layout is not None
     members = comm.layout.draft if model == "draft" else comm.layout.target
     group = MpiGroup(comm, members, _GROUP_SHARE * deployment.ranks.timeout_s)
     if model == "draft":
-        drafter = deployed_drafter(deployment, group)
+        drafter = deployed_drafter(deployment, checkpoints, group)
         assert drafter is not None
-        assert deployment.draft is not None
-        return drafter, fingerprint(deployment.draft.model)
-    target = deployed_target(deployment, deployed_judge(deployment), group)
-    return target, fingerprint(deployment.target.model)
+        return drafter, checkpoints[model].fingerprint
+    judge = checkpoints.checked_judge()
+    return deployed_target(deployment, checkpoints, judge, group), checkpoints[model].fingerprint
 
 
 def _proposer(comm: Comm, engines: dict[Model, _Part], ranks: RanksConfig) -> Proposer | None:

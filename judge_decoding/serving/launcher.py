@@ -27,9 +27,9 @@ from pathlib import Path
 
 from judge_client.connection import DIRECT
 from judge_decoding.config import Deployment, ServerConfig
+from judge_decoding.config.layout import Layout
 from judge_decoding.errors import UserError
 from judge_decoding.ranks import mpiexec, run_folder
-from judge_decoding.ranks.layout import Layout
 from judge_decoding.ranks.shared_memory import Segments
 from judge_decoding.serving import access
 from judge_decoding.serving.processes import Deaths, become_child, is_running, session

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from judge_decoding.config import Deployment
+from judge_decoding.config.layout import Layout
 from judge_decoding.decoding import LoopClock, Update
-from judge_decoding.ranks.layout import Layout
 
 PREFIX = "judge_decoding_"
 PUBLISH_S = 1.0

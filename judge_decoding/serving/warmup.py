@@ -36,10 +36,8 @@ def warm_up(deployment: Deployment, address: str) -> None:
 
 
 def must_draft(deployment: Deployment) -> bool:
-    """Whether a request that is alone in the loop gets drafts for certain."""
-    # A draft that is unsure of its first token drafts none.
-    drafts = deployment.draft_len(1) > 0 and not deployment.draft_min_prob
-    return deployment.acceptance.rule != "none" and drafts
+    """Whether a request that is alone gets drafts for certain."""
+    return deployment.acceptance.rule != "none" and deployment.draft_len(1) > 0
 
 
 def _is_ready(client: JudgeClient) -> bool:

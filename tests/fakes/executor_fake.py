@@ -62,7 +62,7 @@ class ExternalDraftTokensConfig:
         assert self.tokens
         if self.logits is not None:
             assert self.logits.dim() == 2
-            assert self.logits.shape[0] == (1 if self.fast_logits else len(self.tokens))
+            assert self.logits.shape[0] == len(self.tokens)
 
 
 @dataclass
@@ -126,22 +126,11 @@ class ExecutorConfig:
     gather_generation_logits: bool = False
 
 
-class FastLogitsInfo:
-    """SpeculativeDecodingFastLogitsInfo."""
-
-    draft_request_id = 0
-    draft_participant_id = 1
-
-    def to_tensor(self) -> torch.Tensor:
-        return torch.tensor([[7.0, 0.0, 1.0, 0.0]])
-
-
 @dataclass
 class Result:
     output_token_ids: list[list[int]]
     is_final: bool = True
     generation_logits: torch.Tensor | None = None
-    spec_dec_fast_logits_info: FastLogitsInfo | None = None
     additional_outputs: list[Any] = field(default_factory=list)
 
 
@@ -262,12 +251,9 @@ class Executor:
         result = Result([text[len(request.input_token_ids) :]])
         if request.output_config.return_generation_logits:
             assert self.config.gather_generation_logits
-            if self.config.spec_dec_config.fast_logits:
-                result.spec_dec_fast_logits_info = FastLogitsInfo()
-            else:
-                padding = self.model.padded_vocab_size - self.model.vocab_size
-                padded = torch.nn.functional.pad(torch.stack(rows), (0, padding))
-                result.generation_logits = padded.unsqueeze(0)
+            padding = self.model.padded_vocab_size - self.model.vocab_size
+            padded = torch.nn.functional.pad(torch.stack(rows), (0, padding))
+            result.generation_logits = padded.unsqueeze(0)
         return result
 
     def _verify(self, request: Request, draft: ExternalDraftTokensConfig) -> Result:
@@ -283,10 +269,10 @@ class Executor:
             logits, edited = self._edit(logits, drafted, scores)
         # 2. The stock decoder: the row's choice equals the draft, or p > u q with draft logits.
         generator, tokens = _generator(sampling), []
-        q = None if draft.logits is None or draft.fast_logits else draft.logits.softmax(-1)
+        q = None if draft.logits is None else draft.logits.softmax(-1)
         for i, token in enumerate(drafted):
             p = _probabilities(logits[i], sampling)
-            if q is None:  # fast logits too: the emulation has no GPU to GPU path
+            if q is None:
                 own = _draw(p, generator)
                 accepted = own == token
             else:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import torch
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import load_deployment
 from judge_decoding.engine import executor
 from judge_decoding.engine import trtllm_loading as loading
@@ -28,7 +29,7 @@ def install(config: Path) -> None:
     assert deployment.draft is not None
     for role, model in (("draft", deployment.draft), ("target", deployment.target)):
         bounds = {"max_sequences": 1, "max_context": 160, "prefill_chunk": 16}
-        engine = load_target(model.model, dtype="float32", **bounds)
+        engine = load_target(Checkpoint(model.model), dtype="float32", **bounds)
         fake.Executor.models[role] = TinyLlama(engine)
     for name in ("tensorrt_llm", "tensorrt_llm.bindings"):
         sys.modules[name] = SimpleNamespace(__file__="/site/tensorrt_llm/__init__.py")  # type: ignore[assignment]

@@ -11,10 +11,10 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from judge_decoding.config import Deployment
+from judge_decoding.config.deployment import Deployment
 from judge_decoding.errors import UserError
 
-Role = Literal["leader", "draft", "target"]
+RankRole = Literal["leader", "draft", "target"]
 Model = Literal["draft", "target"]
 MODELS: tuple[Model, ...] = ("draft", "target")
 
@@ -27,7 +27,7 @@ class Place:
     """
 
     rank: int
-    role: Role
+    role: RankRole
     index: int
     size: int
     with_draft: bool = False

@@ -1,8 +1,7 @@
-"""Reading a Hugging Face Llama folder: configuration, safetensors (sharded or not), identity."""
+"""What the `config.json` of a Llama folder says."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -10,13 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from judge_decoding.errors import UserError
-
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-_SAMPLE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -170,138 +163,3 @@ def _end_ids(folder: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
     if not all(type(one) is int for one in ids):
         raise UserError(f"model: {source} has eos_token_id {value!r}, not an id or a list of ids")
     return tuple(ids)
-
-
-def rope_frequencies(config: LlamaConfig) -> torch.Tensor:
-    """Inverse frequencies, float32 [head_dim / 2], with Llama-3.1's scaling where configured."""
-    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-    freq = 1.0 / (config.rope_theta**exponent)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return freq
-    old = scaling.original_max_position_embeddings
-    wavelength = 2 * math.pi / freq
-    smooth = (old / wavelength - scaling.low_freq_factor) / (
-        scaling.high_freq_factor - scaling.low_freq_factor
-    )
-    blended = (1 - smooth) * freq / scaling.factor + smooth * freq
-    low = wavelength > old / scaling.low_freq_factor
-    high = wavelength < old / scaling.high_freq_factor
-    return torch.where(low, freq / scaling.factor, torch.where(high, freq, blended))
-
-
-class Tensors:
-    """The tensors of a folder by name, read on demand."""
-
-    def __init__(self, folder: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        self.folder = folder
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise UserError(f"model: no .safetensors file in {folder}")
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            named = set(read_json(index).get("weight_map", {}).values())
-            if missing := sorted(named - {file.name for file in files}):
-                raise UserError(f"model: {folder} lacks the shard {missing[0]}")
-            files = [file for file in files if file.name in named]
-        self._where: dict[str, Any] = {}
-        for file in files:
-            try:
-                handle: Any = safe_open(str(file), framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"model: {file} is damaged ({error})") from None
-            self._where.update((name, handle) for name in handle.keys())  # noqa: SIM118
-
-    def names(self) -> list[str]:
-        return sorted(self._where)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._where
-
-    def get(self, name: str) -> torch.Tensor:
-        """UserError, as for `part`, where a weight holds other things than finite numbers."""
-        return self._sound(name, self._file(name).get_tensor(name))
-
-    def part(self, name: str, dim: int, part: slice) -> torch.Tensor:
-        """Rows (`dim` 0) or columns (1) of a matrix; the rest of it is not loaded."""
-        matrix = self.slice(name)
-        return self._sound(name, matrix[part] if dim == 0 else matrix[:, part])
-
-    def _sound(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if not name.endswith(".weight"):  # the draft's list of ids
-            return tensor
-        if not tensor.is_floating_point() or tensor.element_size() < 2:
-            raise UserError(
-                f"model: {self.folder} has {name} as {str(tensor.dtype).removeprefix('torch.')}; "
-                "re-save it as plain bf16 or fp32"
-            )
-        if not torch.isfinite(tensor.sum(dtype=torch.float32)):  # one NaN or infinity is enough
-            raise UserError(f"model: {self.folder} has values in {name} that are not finite")
-        return tensor
-
-    def check_shapes(self, config: LlamaConfig) -> None:
-        """UserError where a weight is missing or has another shape than `config` says.
-
-        What `config.shared_with_target` names is not looked for here.
-        """
-        hidden, inner = config.hidden_size, config.intermediate_size
-        query, key = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
-        layer = {
-            "input_layernorm": [hidden],
-            "self_attn.q_proj": [query, hidden],
-            "self_attn.k_proj": [key, hidden],
-            "self_attn.v_proj": [key, hidden],
-            "self_attn.o_proj": [hidden, query],
-            "post_attention_layernorm": [hidden],
-            "mlp.gate_proj": [inner, hidden],
-            "mlp.up_proj": [inner, hidden],
-            "mlp.down_proj": [hidden, inner],
-        }
-        wanted = {
-            f"model.layers.{i}.{name}.weight": shape
-            for i in range(config.num_layers)
-            for name, shape in layer.items()
-        }
-        wanted["model.norm.weight"] = [hidden]
-        for name, shape in wanted.items():
-            if name not in config.shared_with_target:
-                found = list(self.slice(name).get_shape())
-                if found != shape:
-                    raise UserError(
-                        f"model: {self.folder} has {name} of shape {found}, its config says {shape}"
-                    )
-
-    def slice(self, name: str) -> Any:
-        return self._file(name).get_slice(name)
-
-    def _file(self, name: str) -> Any:
-        if name not in self._where:
-            raise UserError(f"model: {self.folder} has no tensor {name}")
-        return self._where[name]
-
-
-def fingerprint(folder: Path) -> str:
-    """Identity of a model's weights, the same however they are sharded: 16 hex digits.
-
-    Hashes every tensor's name, dtype, shape and a sample of its first rows, not all bytes: a
-    fine-tune changes every tensor, and a 405B must not be read whole to check a judge.
-    """
-    tensors = Tensors(folder)
-    digest = hashlib.sha256()
-    for name in tensors.names():
-        part = tensors.slice(name)
-        shape = part.get_shape()
-        row_bytes = 2 * max(1, math.prod(shape[1:]))
-        rows = part[: max(1, min(shape[0], _SAMPLE_BYTES // row_bytes))] if shape else part[:]
-        sample = rows.contiguous().flatten().view(torch.uint8)[:_SAMPLE_BYTES]
-        digest.update(f"{name} {part.get_dtype()} {shape}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def tokenizer_hash(folder: Path) -> str:
-    """Identity of a vocabulary: 16 hex digits over `tokenizer.json`'s model and added tokens."""
-    raw = read_json(folder / "tokenizer.json")
-    core = json.dumps([raw.get("model"), raw.get("added_tokens")], sort_keys=True)
-    return hashlib.sha256(core.encode()).hexdigest()[:16]

@@ -1,0 +1,109 @@
+"""The tensors of a Llama folder, in one `.safetensors` file or in shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from judge_decoding.checkpoint.config_json import LlamaConfig, read_json
+from judge_decoding.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+class Tensors:
+    """The tensors of a folder by name, read on demand."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.folder = folder
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise UserError(f"model: no .safetensors file in {folder}")
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            named = set(read_json(index).get("weight_map", {}).values())
+            if missing := sorted(named - {file.name for file in files}):
+                raise UserError(f"model: {folder} lacks the shard {missing[0]}")
+            files = [file for file in files if file.name in named]
+        self._where: dict[str, Any] = {}
+        for file in files:
+            try:
+                handle: Any = safe_open(str(file), framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"model: {file} is damaged ({error})") from None
+            self._where.update((name, handle) for name in handle.keys())  # noqa: SIM118
+
+    def names(self) -> list[str]:
+        return sorted(self._where)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def get(self, name: str) -> torch.Tensor:
+        """UserError, as for `part`, where a weight holds other things than finite numbers."""
+        return self._sound(name, self._file(name).get_tensor(name))
+
+    def part(self, name: str, dim: int, part: slice) -> torch.Tensor:
+        """Rows (`dim` 0) or columns (1) of a matrix; the rest of it is not loaded."""
+        matrix = self.slice(name)
+        return self._sound(name, matrix[part] if dim == 0 else matrix[:, part])
+
+    def _sound(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        import torch  # a process that reads configurations alone never loads it
+
+        if not name.endswith(".weight"):  # the draft's list of ids
+            return tensor
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
+            raise UserError(
+                f"model: {self.folder} has {name} as {str(tensor.dtype).removeprefix('torch.')}; "
+                "re-save it as plain bf16 or fp32"
+            )
+        if not torch.isfinite(tensor.sum(dtype=torch.float32)):  # one NaN or infinity is enough
+            raise UserError(f"model: {self.folder} has values in {name} that are not finite")
+        return tensor
+
+    def check_shapes(self, config: LlamaConfig) -> None:
+        """UserError where a weight is missing or has another shape than `config` says.
+
+        What `config.shared_with_target` names is not looked for here.
+        """
+        hidden, inner = config.hidden_size, config.intermediate_size
+        query, key = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
+        layer = {
+            "input_layernorm": [hidden],
+            "self_attn.q_proj": [query, hidden],
+            "self_attn.k_proj": [key, hidden],
+            "self_attn.v_proj": [key, hidden],
+            "self_attn.o_proj": [hidden, query],
+            "post_attention_layernorm": [hidden],
+            "mlp.gate_proj": [inner, hidden],
+            "mlp.up_proj": [inner, hidden],
+            "mlp.down_proj": [hidden, inner],
+        }
+        wanted = {
+            f"model.layers.{i}.{name}.weight": shape
+            for i in range(config.num_layers)
+            for name, shape in layer.items()
+        }
+        wanted["model.norm.weight"] = [hidden]
+        for name, shape in wanted.items():
+            if name not in config.shared_with_target:
+                found = list(self.slice(name).get_shape())
+                if found != shape:
+                    raise UserError(
+                        f"model: {self.folder} has {name} of shape {found}, its config says {shape}"
+                    )
+
+    def slice(self, name: str) -> Any:
+        return self._file(name).get_slice(name)
+
+    def _file(self, name: str) -> Any:
+        if name not in self._where:
+            raise UserError(f"model: {self.folder} has no tensor {name}")
+        return self._where[name]
