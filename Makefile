@@ -58,7 +58,7 @@ libpython:
 	fi; \
 	$(LIBPYTHON) 2>/dev/null || echo "make: no libpython$$version; install it to run \`judge-decoding serve\`"
 
-# For the tests of replicas behind a balancer (tests/test_replicas.py).
+# For the tests of replicas behind a balancer (tests/clients/test_replicas.py).
 nginx:
 	@export PATH="$$PATH:/usr/sbin"; command -v nginx >/dev/null && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -66,7 +66,7 @@ nginx:
 	fi; \
 	command -v nginx >/dev/null || echo "make: no nginx, so the tests of replicas are skipped"
 
-# For the tests of the alert rules (tests/test_operations.py): unpacked, so that no daemon comes along.
+# For the tests of the alert rules (tests/deploy/test_operations.py): unpacked, so that no daemon comes along.
 promtool: venv
 	@export PATH="$$PATH:$$PWD/$(PROMETHEUS)/usr/bin"; command -v promtool >/dev/null && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

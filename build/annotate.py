@@ -13,13 +13,13 @@ import argparse
 from contextlib import suppress
 from pathlib import Path
 
-from cache_path import resolve
 from rich.console import Console
 
+from judge_decoding.config.paths import resolve
 from judge_decoding.errors import UserError
-from judge_decoding.labels import check_growing
 from judge_decoding.text import Tokenizer
 from judge_decoding.training.annotate import Work, annotate, key_strokes, read_answers
+from judge_decoding.training.labels import check_growing
 
 TARGET = "cache:smollm2-135m-instruct"
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
-from cache_path import resolve
-
+from judge_decoding.config.paths import resolve
 from judge_decoding.errors import UserError
-from judge_decoding.labels import write_labels
 from judge_decoding.text import Tokenizer
 from judge_decoding.training.court.facts import questions
 from judge_decoding.training.court.records import fact_records
+from judge_decoding.training.labels import write_labels
 
 
 def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:

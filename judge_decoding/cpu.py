@@ -19,7 +19,7 @@ def has_bfloat16() -> bool:
         return not flags.isdisjoint(BFLOAT16_FLAGS)
     import torch
 
-    from judge_decoding.engine.linear import can_pack
+    from judge_decoding.torch_engine.linear import can_pack
 
     return can_pack(torch.bfloat16)
 

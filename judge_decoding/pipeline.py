@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from judge_decoding.config import Deployment
 from judge_decoding.config.checkpoints import Checkpoints
-from judge_decoding.decoding import SpeculativeDecoder
-from judge_decoding.engine.loading import open_torch_engines
-from judge_decoding.engine.round import Engines
-from judge_decoding.engine.trtllm_loading import open_trtllm_engines
+from judge_decoding.decoding.loop import SpeculativeDecoder
+from judge_decoding.decoding.round import Engines
 from judge_decoding.errors import UserError
 from judge_decoding.ranks.comm import start_mpi, under_mpiexec
 from judge_decoding.ranks.leader import Ranks, open_ranks
 from judge_decoding.text import Tokenizer
+from judge_decoding.torch_engine.loading import open_torch_engines
+from judge_decoding.trtllm.open_engines import open_trtllm_engines
 
 
 @dataclass(frozen=True)

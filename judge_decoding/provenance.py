@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from judge_decoding import __version__
-from judge_decoding.engine.linear import can_pack
+from judge_decoding.torch_engine.linear import can_pack
 
 _PACKAGES = ("torch", "transformers", "numpy", "tokenizers", "safetensors")
 

@@ -87,7 +87,7 @@ def write_tokenizer(folder: Path, vocab_size: int = 256) -> None:
 def write_judge(path: Path, target: Path, *, scale: float = 1.0, seed: int = 7) -> Path:
     """A judge of random direction for `target`, threshold 0.5; `scale`: its weights' deviation."""
     from judge_decoding.checkpoint import Checkpoint
-    from judge_decoding.judge import Judge, JudgeMetadata
+    from judge_decoding.decoding.judge import Judge, JudgeMetadata
 
     checkpoint = Checkpoint(target)
     width = checkpoint.config.hidden_size

@@ -81,7 +81,7 @@ def test_importing_it_loads_no_grpc_so_that_the_library_may(tmp_path: Path) -> N
     code += "import judge_client.aio, judge_client.terminal, judge_client.metrics"
     assert python(code, tmp_path).returncode == 0
     code = barred("tritonclient", "grpc") + (
-        "import judge_decoding.cli, judge_decoding.console, judge_decoding.serving.launcher, "
+        "import judge_decoding.commands.main, judge_decoding.commands.console, judge_decoding.serving.launcher, "
         "judge_decoding.evaluation.audit_server"
     )
     done = python(code, tmp_path, PYTHONPATH=os.pathsep.join([str(PACKAGE / "src"), str(ROOT)]))

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from judge_decoding.config import Deployment, load_deployment
-from judge_decoding.engine.base import Acceptance
+from judge_decoding.decoding.contracts import Acceptance
+from judge_decoding.decoding.sequence import Request
 from judge_decoding.pipeline import Pipeline, load_pipeline
-from judge_decoding.sequence import Request
-from tests.test_llama import logits_of
+from tests.torch_engine.test_llama import logits_of
 
 pytestmark = pytest.mark.slow
 

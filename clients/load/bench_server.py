@@ -49,8 +49,8 @@ from judge_client.client import JudgeClient
 from judge_client.commands.options import Json
 from judge_client.wire import Chunk, GenerateRequest
 from judge_decoding import provenance
-from judge_decoding.bench import WARM_UP_TOKENS, RuleSystem
-from judge_decoding.cli import read_prompts
+from judge_decoding.benchmark.bench import WARM_UP_TOKENS, RuleSystem
+from judge_decoding.commands.main import read_prompts
 from judge_decoding.config import load_deployment
 from judge_decoding.pipeline import Pipeline, load_pipeline
 

@@ -6,7 +6,6 @@ project's cache folder ($JUDGE_DECODING_CACHE, else ~/.cache/judge-decoding).
 
 from judge_decoding.config.deployment import Deployment
 from judge_decoding.config.fields import cache_folder, describe
-from judge_decoding.config.loading import load_deployment
 from judge_decoding.config.sections import (
     AuditConfig,
     JudgeConfig,
@@ -16,6 +15,7 @@ from judge_decoding.config.sections import (
     ServerConfig,
 )
 from judge_decoding.config.trtllm import TRTLLM_RULES, EngineConfig, TrtLlmConfig
+from judge_decoding.config.yaml_file import load_deployment
 
 __all__ = [
     "TRTLLM_RULES",

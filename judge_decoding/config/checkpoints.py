@@ -9,8 +9,8 @@ from pathlib import Path
 from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config.deployment import Deployment
 from judge_decoding.config.layout import Model
+from judge_decoding.decoding.judge import Judge
 from judge_decoding.errors import UserError
-from judge_decoding.judge import Judge
 
 
 @dataclass(frozen=True)

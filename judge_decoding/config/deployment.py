@@ -19,7 +19,7 @@ from judge_decoding.config.sections import (
     ServerConfig,
 )
 from judge_decoding.config.trtllm import TRTLLM_RULES, TrtLlmConfig
-from judge_decoding.engine.base import Acceptance, scheduled
+from judge_decoding.decoding.contracts import Acceptance, scheduled
 from judge_decoding.errors import UserError
 
 

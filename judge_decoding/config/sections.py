@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from judge_decoding.config.fields import ModelPath, Strict
-from judge_decoding.engine.base import RuleName
+from judge_decoding.decoding.contracts import RuleName
 
 
 class ModelConfig(Strict):
@@ -26,7 +26,7 @@ class JudgeConfig(Strict):
 
 
 class AcceptanceConfig(Strict):
-    """The default rule and every rule's parameters; see `judge_decoding.acceptance`."""
+    """The default rule and every rule's parameters; see `judge_decoding.decoding.acceptance`."""
 
     rule: RuleName = "strict"  # a lossy rule is opted into
     top_k: int = Field(default=3, ge=1, le=1000)

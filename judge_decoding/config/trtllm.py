@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from judge_decoding.config.fields import ModelPath, Strict
 from judge_decoding.config.sections import Limits, RanksConfig
-from judge_decoding.engine.base import RuleName
+from judge_decoding.decoding.contracts import RuleName
 
 TRTLLM_RULES: tuple[RuleName, ...] = ("none", "strict", "rejection", "judge")
 """Rules that TensorRT-LLM's runtime has, or that the plugin adds to it."""

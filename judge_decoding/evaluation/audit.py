@@ -27,11 +27,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
 from judge_decoding import provenance
-from judge_decoding.evaluation.audit_log import Logged
+from judge_decoding.decoding.sequence import Request
 from judge_decoding.evaluation.parsers import LETTERS, choice, exact, last_number
 from judge_decoding.evaluation.statistics import wilson
 from judge_decoding.pipeline import Pipeline
-from judge_decoding.sequence import Request
+from judge_decoding.serving.audit_log import Logged
 
 Parse = Callable[[str], str | None]
 

@@ -13,8 +13,8 @@ from judge_client.wire import Outputs, infer_message
 from judge_decoding.config import ServerConfig
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.audit import Rule
-from judge_decoding.evaluation.audit_log import Logged
 from judge_decoding.serving import access
+from judge_decoding.serving.audit_log import Logged
 
 MODEL = "judge_decoding"
 """The core model: token ids in, token ids out; no text in between that could differ."""

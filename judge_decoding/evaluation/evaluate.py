@@ -21,16 +21,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from judge_decoding import provenance
-from judge_decoding.decoding import Result
+from judge_decoding.decoding.loop import Result
+from judge_decoding.decoding.sequence import AcceptanceRecord, Request
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.overrides import overrides
 from judge_decoding.evaluation.parsers import is_right
 from judge_decoding.evaluation.statistics import Paired, wilson
 from judge_decoding.evaluation.systems import DRAFT, System, decoder_of
 from judge_decoding.evaluation.task import Item
-from judge_decoding.evaluation.text import loglikelihood, repetition
+from judge_decoding.evaluation.text_measures import loglikelihood, repetition
 from judge_decoding.pipeline import Pipeline
-from judge_decoding.sequence import AcceptanceRecord, Request
 
 MAX_TOKENS = 128
 """Of an answer, where neither the item nor the command line says."""

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from judge_decoding.decoding import SpeculativeDecoder
-from judge_decoding.engine.base import (
+from judge_decoding.decoding.contracts import (
     RULES,
     Acceptance,
     Drafter,
@@ -15,9 +14,10 @@ from judge_decoding.engine.base import (
     Verdict,
     VerifyRequest,
 )
-from judge_decoding.engine.round import Engines
+from judge_decoding.decoding.judge import Judge
+from judge_decoding.decoding.loop import SpeculativeDecoder
+from judge_decoding.decoding.round import Engines
 from judge_decoding.errors import UserError
-from judge_decoding.judge import Judge
 from judge_decoding.pipeline import Pipeline
 
 DRAFT = "draft"

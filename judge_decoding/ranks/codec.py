@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 import torch
 
-from judge_decoding.engine.base import EngineClock, Proposal, Sampling
+from judge_decoding.decoding.contracts import EngineClock, Proposal, Sampling
 from judge_decoding.ranks.messages import Digest, Error, Message, Proposals, RoundReply, Verdicts
 
 VERSION = 3

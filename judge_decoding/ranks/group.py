@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from judge_decoding.engine.base import EngineClock, Proposal, ProposeRequest
-from judge_decoding.engine.round import Proposer
+from judge_decoding.decoding.contracts import EngineClock, Proposal, ProposeRequest
+from judge_decoding.decoding.round import Proposer
 from judge_decoding.ranks import codec
 from judge_decoding.ranks import messages as m
 from judge_decoding.ranks.comm import Comm, RankTimeout

@@ -17,7 +17,7 @@ from typing import NoReturn, TypeVar
 from judge_decoding.config import Deployment
 from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.config.layout import Layout, Model, config_hash
-from judge_decoding.engine.base import (
+from judge_decoding.decoding.contracts import (
     Acceptance,
     EngineClock,
     Proposal,
@@ -26,14 +26,14 @@ from judge_decoding.engine.base import (
     Verdict,
     VerifyRequest,
 )
-from judge_decoding.engine.round import Engines, Round
-from judge_decoding.engine.trtllm_loading import EngineCheck, compiled_judge, engine_check
+from judge_decoding.decoding.judge import Judge
+from judge_decoding.decoding.round import Engines, Round
 from judge_decoding.errors import UserError
-from judge_decoding.judge import Judge
 from judge_decoding.ranks import codec, run_folder
 from judge_decoding.ranks import messages as m
 from judge_decoding.ranks.codec import WireError
 from judge_decoding.ranks.comm import Comm, RankTimeout
+from judge_decoding.trtllm.open_engines import EngineCheck, compiled_judge, engine_check
 
 _Answer = TypeVar("_Answer", bound=m.Message)
 

@@ -15,7 +15,13 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from judge_decoding.config.layout import Model
-from judge_decoding.engine.base import EngineClock, Proposal, ProposeRequest, Verdict, VerifyRequest
+from judge_decoding.decoding.contracts import (
+    EngineClock,
+    Proposal,
+    ProposeRequest,
+    Verdict,
+    VerifyRequest,
+)
 
 
 @dataclass(frozen=True)

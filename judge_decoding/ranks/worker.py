@@ -19,18 +19,18 @@ import torch
 from judge_decoding.config import Deployment, RanksConfig, load_deployment
 from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.config.layout import Layout, Model, Place, config_hash
-from judge_decoding.engine.base import EngineClock
-from judge_decoding.engine.loading import deployed_drafter, deployed_target
-from judge_decoding.engine.round import Proposer, run_round
-from judge_decoding.engine.torch_engine import TorchDrafter, TorchTarget
-from judge_decoding.engine.trtllm import TrtDrafter, TrtTarget
-from judge_decoding.engine.trtllm_loading import Follower, load_rank
+from judge_decoding.decoding.contracts import EngineClock
+from judge_decoding.decoding.round import Proposer, run_round
 from judge_decoding.errors import UserError
 from judge_decoding.ranks import codec
 from judge_decoding.ranks import messages as m
 from judge_decoding.ranks.comm import SPIN_S, Comm, RankTimeout
 from judge_decoding.ranks.group import GroupDrafter, MpiGroup
 from judge_decoding.ranks.run_folder import announce
+from judge_decoding.torch_engine.engine import TorchDrafter, TorchTarget
+from judge_decoding.torch_engine.loading import deployed_drafter, deployed_target
+from judge_decoding.trtllm.engine import TrtDrafter, TrtTarget
+from judge_decoding.trtllm.open_engines import Follower, load_rank
 
 _Engine: TypeAlias = TorchDrafter | TorchTarget | TrtDrafter | TrtTarget
 _Part: TypeAlias = _Engine | Follower

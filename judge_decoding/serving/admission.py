@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from judge_decoding.decoding import Result, Update
+from judge_decoding.decoding.loop import Result, Update
+from judge_decoding.decoding.sequence import AcceptanceRecord, FinishReason, Request
 from judge_decoding.errors import UserError
-from judge_decoding.sequence import AcceptanceRecord, FinishReason, Request
 
 SHUTTING_DOWN = "server: it is shutting down"
 FIRST_GUESS_S = 1.0

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from judge_decoding.config import Deployment
 from judge_decoding.config.layout import Layout
-from judge_decoding.decoding import LoopClock, Update
+from judge_decoding.decoding.loop import LoopClock, Update
 
 PREFIX = "judge_decoding_"
 PUBLISH_S = 1.0

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from judge_decoding.decoding import Result, Update
-from judge_decoding.sequence import Request, Token
+from judge_decoding.decoding.loop import Result, Update
+from judge_decoding.decoding.sequence import Request, Token
 from judge_decoding.serving.order import sign
 from judge_decoding.serving.request import Parameters, to_json
 

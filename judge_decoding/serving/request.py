@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from judge_decoding.config import Deployment, describe
-from judge_decoding.engine.base import RuleName, Sampling
+from judge_decoding.decoding.contracts import RuleName, Sampling
+from judge_decoding.decoding.sequence import Request
 from judge_decoding.errors import UserError
-from judge_decoding.sequence import Request
 from judge_decoding.text import Tokenizer
 
 DEFAULT_MAX_TOKENS = 128

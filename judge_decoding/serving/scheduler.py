@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from judge_decoding.decoding import Result, SpeculativeDecoder, Update
+from judge_decoding.decoding.loop import Result, SpeculativeDecoder, Update
+from judge_decoding.decoding.sequence import FinishReason, Request
 from judge_decoding.errors import UserError
-from judge_decoding.sequence import FinishReason, Request
 from judge_decoding.serving.admission import (
     SHUTTING_DOWN,
     WAITING_LOOK_S,

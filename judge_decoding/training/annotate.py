@@ -25,10 +25,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from judge_decoding.config import describe
 from judge_decoding.errors import UserError
-from judge_decoding.labels import AfterError, LabelRecord, Span, read_labels
 from judge_decoding.text import Tokenizer
 from judge_decoding.training.court.spans import error_spans
 from judge_decoding.training.court.split import split_in
+from judge_decoding.training.labels import AfterError, LabelRecord, Span, read_labels
 
 if TYPE_CHECKING:
     from rich.console import Console

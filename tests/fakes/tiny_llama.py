@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from judge_decoding.engine.torch_engine import TorchTarget
+from judge_decoding.torch_engine.engine import TorchTarget
 from tests.fakes import executor_fake as fake
 
 

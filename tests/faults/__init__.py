@@ -11,5 +11,5 @@ disks.py      full disks under the log, the run folder, the ready file, /dev/shm
 files.py      damaged configuration, models, tokenizers and judges
 table.py      the table
 
-`tests/test_faults.py` runs a part of them in the suite.
+`tests/faults/test_faults.py` runs a part of them in the suite.
 """

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from judge_decoding.config import load_deployment
-from judge_decoding.engine.base import Acceptance, Sampling
+from judge_decoding.decoding.contracts import Acceptance, Sampling
+from judge_decoding.decoding.sequence import Request
 from judge_decoding.errors import UserError
 from judge_decoding.pipeline import Pipeline, load_pipeline
-from judge_decoding.sequence import Request
 
 
 def make_request(fields: dict[str, Any]) -> Request:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from judge_decoding.engine.base import Verdict, VerifyRequest
-from judge_decoding.engine.torch_engine import TorchTarget
+from judge_decoding.decoding.contracts import Verdict, VerifyRequest
 from judge_decoding.ranks import worker
+from judge_decoding.torch_engine.engine import TorchTarget
 
 honest = TorchTarget.verify
 

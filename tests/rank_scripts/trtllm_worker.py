@@ -13,11 +13,11 @@ import torch
 
 from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import load_deployment
-from judge_decoding.engine import executor
-from judge_decoding.engine import trtllm_loading as loading
-from judge_decoding.engine.torch_engine import load_target
 from judge_decoding.ranks import worker
-from judge_decoding.trtllm_stack import Runtime
+from judge_decoding.torch_engine.engine import load_target
+from judge_decoding.trtllm import executor
+from judge_decoding.trtllm import open_engines as loading
+from judge_decoding.trtllm.stack import Runtime
 from tests.fakes import executor_fake as fake
 from tests.fakes.tiny_llama import TinyLlama
 

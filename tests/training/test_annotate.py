@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from judge_decoding.labels import read_labels
+from judge_decoding.training.labels import read_labels
 
 SCRIPT = Path(__file__).resolve().parents[2] / "build" / "annotate.py"
 RIGHT, LEFT, DOWN, END = "\x1b[C", "\x1b[D", "\x1b[B", "\x1b[F"

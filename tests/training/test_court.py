@@ -16,7 +16,13 @@ import pytest
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.parsers import is_right
 from judge_decoding.evaluation.task import read_task
-from judge_decoding.labels import (
+from judge_decoding.text import Tokenizer
+from judge_decoding.training.court.facts import DOMAINS, questions
+from judge_decoding.training.court.items import item_of
+from judge_decoding.training.court.records import fact_records
+from judge_decoding.training.court.spans import mistake_spans
+from judge_decoding.training.court.split import HELD_OUT_DOMAIN, split_in, split_of
+from judge_decoding.training.labels import (
     LabelRecord,
     Span,
     file_name,
@@ -24,12 +30,6 @@ from judge_decoding.labels import (
     read_labels,
     write_labels,
 )
-from judge_decoding.text import Tokenizer
-from judge_decoding.training.court.facts import DOMAINS, questions
-from judge_decoding.training.court.items import item_of
-from judge_decoding.training.court.records import fact_records
-from judge_decoding.training.court.spans import mistake_spans
-from judge_decoding.training.court.split import HELD_OUT_DOMAIN, split_in, split_of
 
 for package in ("countryinfo", "periodictable", "inflect", "num2words"):
     pytest.importorskip(package, reason="facts come from the build extra")

@@ -27,7 +27,7 @@ from judge_client import terminal
 from judge_client.commands.options import Json
 from judge_client.errors import JudgeClientError
 from judge_decoding import provenance
-from judge_decoding.cli import read_prompts
+from judge_decoding.commands.main import read_prompts
 from judge_decoding.config import Deployment, load_deployment
 
 ACTIVE = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)

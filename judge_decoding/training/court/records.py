@@ -10,11 +10,11 @@ import hashlib
 import random
 from collections.abc import Iterable, Iterator
 
-from judge_decoding.labels import AfterError, LabelRecord, Span
 from judge_decoding.text import Tokenizer
 from judge_decoding.training.court.question import Question
 from judge_decoding.training.court.spans import mistake_spans
 from judge_decoding.training.court.split import split_in
+from judge_decoding.training.labels import AfterError, LabelRecord, Span
 
 LEADS = ("", "", "", "Sure! ", "Good question. ", "Of course. ", "The answer is simple. ")
 TAILS = ("", "", " I hope this helps!", " Let me know if you would like to know more.")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from judge_decoding.labels import AFTER_ERROR_ORIGIN, AfterError, Span, after_error_label
 from judge_decoding.text import Tokenizer
+from judge_decoding.training.labels import AFTER_ERROR_ORIGIN, AfterError, Span, after_error_label
 
 
 def tokens_until(ids: Sequence[int], chars: int, tokenizer: Tokenizer) -> int:

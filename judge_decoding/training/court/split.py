@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from judge_decoding.labels import Split
+from judge_decoding.training.labels import Split
 
 HELDOUT_SHARE = 0.5
 HELD_OUT_DOMAIN = "plurals"

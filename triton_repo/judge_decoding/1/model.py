@@ -15,10 +15,10 @@ import triton_python_backend_utils as pb_utils
 from metrics import Endpoint
 
 from judge_decoding.errors import UserError
-from judge_decoding.evaluation.audit_log import AuditLog
 from judge_decoding.pipeline import load_pipeline
 from judge_decoding.ranks import run_folder
 from judge_decoding.serving.admission import Unavailable, never_started
+from judge_decoding.serving.audit_log import AuditLog
 from judge_decoding.serving.metrics import Metrics, Publisher
 from judge_decoding.serving.reply import Reply
 from judge_decoding.serving.request import parameters

@@ -11,8 +11,8 @@ import triton_python_backend_utils as pb_utils
 from judge_decoding.errors import UserError
 from judge_decoding.ranks import run_folder
 from judge_decoding.serving.admission import Unavailable
-from judge_decoding.serving.line import Line
 from judge_decoding.serving.request import check_size, prompt
+from judge_decoding.serving.tokenizer_queue import Line
 from judge_decoding.text import Tokenizer
 
 LAST = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL

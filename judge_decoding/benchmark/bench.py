@@ -1,0 +1,299 @@
+"""The benchmark: every system answers every prompt, in one process, interleaved and warm.
+
+    judge-decoding bench --rules none,strict,judge --peers hf,hf-assisted --json
+
+Definitions. `tokens_per_s` is emitted tokens over wall time, prefill included, in all systems
+alike; `decode_tokens_per_s`, `ms_*` and `*_share` leave out each answer's first round, which holds
+its prefill. `mean_acceptance_length` and `draft_acceptance_rate` leave out none: a rule's count the
+rounds that drafted (`AcceptanceRecord`), a peer's length is tokens / rounds. Batch 1, greedy; an
+answer ends where it ends, or at the token limit. Prompts are taken one by one, each answered by all
+systems before the next, in rotating order: what the machine does meanwhile hits all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from judge_decoding import provenance
+from judge_decoding.checkpoint import EMBEDDING, HEAD, Checkpoint
+from judge_decoding.decoding.contracts import Acceptance, Sampling
+from judge_decoding.decoding.loop import LoopClock, Result
+from judge_decoding.decoding.sequence import AcceptanceRecord, Request
+from judge_decoding.errors import UserError
+
+if TYPE_CHECKING:
+    from judge_decoding.pipeline import Pipeline
+
+PEERS = ("hf", "hf-assisted")
+"""transformers' `generate` on the same weights, and its assistant_model mode with our draft."""
+
+RATIOS = {
+    "target_vs_hf": ("none", "hf"),
+    "strict_vs_none": ("strict", "none"),
+    "judge_vs_none": ("judge", "none"),
+    "judge_vs_strict": ("judge", "strict"),
+    "judge_vs_hf": ("judge", "hf"),
+    "judge_vs_hf_assisted": ("judge", "hf-assisted"),
+}
+"""Name of a ratio -> (above, below), of their tokens_per_s."""
+
+WARM_UP_TOKENS = 32
+_PARTS = ("propose", "verify", "host", "judge")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One prompt answered by one system.
+
+    seconds  wall time, prefill included
+    rounds   (seconds, emitted tokens) of each round; the first holds the prefill
+    clock    seconds of the rounds after the first, by part; None for a peer
+    result   the decoder's result; None for a peer
+    """
+
+    seconds: float
+    rounds: list[tuple[float, int]]
+    clock: dict[str, float] | None = None
+    result: Result | None = None
+
+
+class System(Protocol):
+    """Something that answers prompts, greedily and one at a time."""
+
+    name: str
+
+    def answer(self, prompt_ids: Sequence[int], max_tokens: int) -> Answer: ...
+
+
+class RuleSystem:
+    """This package's decoder under one acceptance rule."""
+
+    def __init__(self, pipeline: Pipeline, acceptance: Acceptance) -> None:
+        self.name: str = acceptance.rule
+        self._decoder = pipeline.decoder
+        self._acceptance = acceptance
+
+    def answer(self, prompt_ids: Sequence[int], max_tokens: int) -> Answer:
+        decoder, rounds = self._decoder, list[tuple[float, int]]()
+        request = Request(list(prompt_ids), max_tokens, self._acceptance, Sampling())
+        began = last = time.perf_counter()
+        for update in decoder.stream(request):
+            now = time.perf_counter()
+            rounds.append((now - last, len(update.tokens)))
+            if len(rounds) == 1:
+                decoder.clock = LoopClock()
+            last = time.perf_counter()
+        clock = {part: float(getattr(decoder.clock, part)) for part in _PARTS}
+        return Answer(last - began, rounds, clock, decoder.result(update.sequence))
+
+
+class PeerSystem:
+    """transformers' greedy `generate`, with an assistant model or without."""
+
+    def __init__(self, name: str, model: Any, end_ids: Sequence[int], assistant: Any) -> None:
+        self.name = name
+        self._model = model
+        self._assistant = {"assistant_model": assistant} if assistant is not None else {}
+        self._config = _transformers().GenerationConfig(
+            do_sample=False,
+            eos_token_id=list(end_ids) or None,
+            pad_token_id=end_ids[0] if end_ids else 0,
+        )
+
+    def answer(self, prompt_ids: Sequence[int], max_tokens: int) -> Answer:
+        watch = _RoundWatch()
+        ids = torch.tensor([list(prompt_ids)], device=self._model.device)
+        self._config.max_new_tokens = max_tokens
+        began = time.perf_counter()
+        self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=self._config,
+            streamer=watch,
+            **self._assistant,
+        )
+        return Answer(time.perf_counter() - began, watch.rounds)
+
+
+class _RoundWatch:
+    """A transformers streamer that notes (seconds, tokens) of every round."""
+
+    def __init__(self) -> None:
+        self.rounds: list[tuple[float, int]] = []
+        self._last: float | None = None
+
+    def put(self, tokens: torch.Tensor) -> None:
+        now = time.perf_counter()
+        if self._last is not None:  # the first call only hands over the prompt
+            self.rounds.append((now - self._last, tokens.numel()))
+        self._last = now
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+def _transformers() -> Any:
+    try:
+        transformers = import_module("transformers")
+    except ImportError:
+        raise UserError("peers: they need transformers; pip install transformers") from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def load_peers(names: Sequence[str], pipeline: Pipeline) -> list[System]:
+    """The named peers on the deployment's own weights, in its dtype."""
+    deployment, end_ids = pipeline.deployment, pipeline.engines.target.end_ids
+    if not names:
+        return []
+    dtype, llama = getattr(torch, deployment.dtype), _transformers().LlamaForCausalLM
+    model = llama.from_pretrained(deployment.target.model, dtype=dtype).eval()
+    systems: list[System] = []
+    for name in names:
+        assistant = None
+        if name == "hf-assisted":
+            if deployment.draft is None:
+                raise UserError("peers: hf-assisted needs a draft, the deployment has none")
+            assistant = _assistant(deployment.draft.model, model, dtype)
+            # Its own default of 20 tokens a round suits no small draft: the same length as ours,
+            # and still stopping early where the draft is unsure, as transformers does by default.
+            assistant.generation_config.num_assistant_tokens = deployment.max_draft_len
+            assistant.generation_config.num_assistant_tokens_schedule = "constant"
+        systems.append(PeerSystem(name, model, end_ids, assistant))
+    return systems
+
+
+def _assistant(folder: Path, target: Any, dtype: torch.dtype) -> Any:
+    """The draft as a whole LlamaForCausalLM: what it shares with the target is taken from there.
+
+    transformers has no short-list for the LM head, so its draft has the full one.
+    """
+    checkpoint, theirs = Checkpoint(folder), target.state_dict()
+    shared, tensors = checkpoint.config.shared_with_target, checkpoint.tensors
+    model = _transformers().LlamaForCausalLM(_transformers().LlamaConfig.from_pretrained(folder))
+    state = {}
+    for name in model.state_dict():
+        own = EMBEDDING if name == HEAD and HEAD not in tensors else name  # tied
+        state[name] = theirs[name] if name in shared else tensors.get(own).to(dtype)
+    # `assign` shares the target's memory and leaves the rotary tables in float32, unlike `.to`.
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def interleave(
+    systems: Sequence[System], prompts: Sequence[Sequence[int]], max_tokens: int
+) -> Iterator[tuple[str, Answer]]:
+    """(system, answer) as they come: all systems on a prompt, then the next, in rotating order.
+
+    Every system answers the first prompt beforehand, so that nobody pays for first calls.
+    """
+    for system in systems:
+        system.answer(prompts[0], min(max_tokens, WARM_UP_TOKENS))
+    for index, prompt in enumerate(prompts):
+        turn = index % len(systems)
+        for system in [*systems[turn:], *systems[:turn]]:
+            yield system.name, system.answer(prompt, max_tokens)
+
+
+def run(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    *,
+    rules: Sequence[str],
+    peers: Sequence[str] = (),
+    max_tokens: int = 128,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """-> {"results", "ratios", "memory", "provenance"}; `progress` is told (answers done, of)."""
+    deployment, judge = pipeline.deployment, pipeline.engines.target.judge
+    threshold = deployment.default_acceptance().threshold
+    if threshold is None and judge is not None:
+        threshold = judge.metadata.threshold
+    encoded = [pipeline.tokenizer.chat([{"role": "user", "content": p}]) for p in prompts]
+    systems: list[System] = [
+        RuleSystem(pipeline, deployment.default_acceptance(rule=rule)) for rule in rules
+    ]
+    for system in systems:  # the peak of this package alone, before any peer is loaded
+        system.answer(max(encoded, key=len), WARM_UP_TOKENS)
+    own = provenance.peak_memory_mb()
+    systems += load_peers(peers, pipeline)
+    answers: dict[str, list[Answer]] = {system.name: [] for system in systems}
+    total = len(systems) * len(prompts)
+    for done, (name, answer) in enumerate(interleave(systems, encoded, max_tokens), 1):
+        answers[name].append(answer)
+        progress(done, total)
+    results = [summarize(name, of_one) for name, of_one in answers.items()]
+    return {
+        "results": results,
+        "ratios": ratios(results),
+        "memory": {"peak_mb": provenance.peak_memory_mb(), "peak_without_peers_mb": own},
+        "provenance": {
+            **provenance.collect(),
+            "deployment": deployment.name,
+            "dtype": deployment.dtype,
+            "max_draft_len": deployment.max_draft_len,
+            "threshold": threshold,
+            "prompts": len(prompts),
+            "max_tokens": max_tokens,
+        },
+    }
+
+
+def summarize(name: str, answers: Sequence[Answer]) -> dict[str, Any]:
+    """One row of results from a system's answers. A figure that does not exist is None."""
+    later = [one for answer in answers for one in answer.rounds[1:]]
+    times = np.array([seconds for seconds, _ in later])
+    tokens = sum(count for answer in answers for _, count in answer.rounds)
+    seconds = sum(answer.seconds for answer in answers)
+    rounds = sum(len(answer.rounds) for answer in answers)
+    spent = float(times.sum())
+    row: dict[str, Any] = {
+        "name": name,
+        "tokens_per_s": _ratio(tokens, seconds),
+        "decode_tokens_per_s": _ratio(sum(count for _, count in later), spent),
+        "tokens": tokens,
+        "seconds": seconds,
+        "rounds": rounds,
+        "mean_acceptance_length": _ratio(tokens, rounds),
+        "draft_acceptance_rate": None,
+        "ms_per_round": _ratio(1e3 * spent, len(later)),
+        "ms_per_round_p50": 1e3 * float(np.percentile(times, 50)) if later else None,
+        "ms_per_round_p90": 1e3 * float(np.percentile(times, 90)) if later else None,
+    }
+    clocks = [answer.clock for answer in answers if answer.clock is not None]
+    parts = {part: sum(clock[part] for clock in clocks) for part in _PARTS} if clocks else None
+    for part in _PARTS:
+        row[f"ms_{part}"] = _ratio(1e3 * parts[part], len(later)) if parts else None
+    for part in ("host", "judge"):
+        row[f"{part}_share"] = _ratio(parts[part], spent) if parts else None
+    if own := [answer.result.record for answer in answers if answer.result is not None]:
+        record = AcceptanceRecord()
+        for one in own:
+            record.merge(one)
+        row |= record.to_dict()
+        if not record.num_draft_tokens:
+            row["draft_acceptance_rate"] = None
+    return row
+
+
+def ratios(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Those of RATIOS whose systems both took part."""
+    speed = {row["name"]: row["tokens_per_s"] for row in results}
+    return {
+        name: speed[above] / speed[below]
+        for name, (above, below) in RATIOS.items()
+        if speed.get(above) and speed.get(below)
+    }
+
+
+def _ratio(above: float, below: float) -> float | None:
+    return above / below if below else None

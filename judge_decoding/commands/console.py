@@ -1,0 +1,237 @@
+"""What people see: coloured answers, a conversation, tables, progress.
+
+Colours, marks and the conversation itself are the client's (`judge_client.terminal`).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from judge_client import terminal
+from judge_client.terminal import Runs, has_colour
+from judge_client.terminal import console as console
+from judge_client.terminal import print_legend as print_legend
+from judge_client.terminal import write as write
+from judge_decoding.decoding.contracts import Provenance
+from judge_decoding.decoding.sequence import AcceptanceRecord, Request, Token
+from judge_decoding.errors import UserError
+from judge_decoding.text import TextStream, Tokenizer, check_unicode
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from judge_decoding.decoding.loop import Result
+    from judge_decoding.pipeline import Pipeline
+
+T = TypeVar("T")
+LINE_S = 30.0
+"""Seconds between two lines of progress in a log."""
+
+
+class TokenPainter:
+    """Turns an answer's tokens into coloured text as they stream in.
+
+    The text is the decoder's: stop strings are cut, unfinished characters are held back. The tokens
+    only say who owns each of its characters.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, colour: bool) -> None:
+        self._stream = TextStream(tokenizer)
+        self._painter = terminal.Painter(colour=colour)
+        self._owners: list[Provenance] = []  # of the characters decoded but not yet shown
+        self._last: Provenance = "target"
+
+    def paint(self, tokens: Iterable[Token], text: str) -> Runs:
+        """The coloured form of `text`, which may be shown now that `tokens` have come in."""
+        for token in tokens:
+            self._owners += [token.provenance] * len(self._stream.push(token.id))
+        owners, self._owners = self._owners[: len(text)], self._owners[len(text) :]
+        self._last = owners[-1] if owners else self._last
+        # Flushed text may be longer than the pieces: an unfinished character at the very end.
+        owners += [self._last] * (len(text) - len(owners))
+        pieces = list[tuple[str | None, str]]()
+        start = 0
+        for owner, run in groupby(owners):
+            end = start + len(list(run))
+            pieces.append((owner, text[start:end]))
+            start = end
+        return self._painter.paint(pieces)
+
+    def close(self) -> Runs:
+        """The mark that ends the answer, if one is open."""
+        return self._painter.close()
+
+
+def print_result(out: Console, result: Result, tokenizer: Tokenizer) -> None:
+    """A whole answer, coloured."""
+    painter = TokenPainter(tokenizer, colour=has_colour(out))
+    pairs = zip(result.token_ids, result.provenance, strict=True)
+    tokens = (Token(token, whence, None) for token, whence in pairs)
+    write(out, [*painter.paint(tokens, result.text), *painter.close()])
+
+
+def speed_line(tokens: int, seconds: float, records: Sequence[AcceptanceRecord]) -> str:
+    """The line under an answer, or under a batch; see `judge_client.terminal.speed_line`."""
+    return terminal.speed_line(tokens, seconds, [record.to_dict() for record in records])
+
+
+def converse(pipeline: Pipeline) -> None:
+    """Chat on stdin and stdout until /quit or the end of input."""
+    out = console()
+
+    def send(history: list[dict[str, str]]) -> str:
+        try:
+            check_unicode("prompt", history[-1]["content"])
+        except UserError as error:
+            raise terminal.TurnRefused(str(error)) from None
+        try:
+            return _turn(pipeline, history, out)
+        except UserError as error:  # the conversation no longer fits the context
+            raise terminal.TurnRefused(f"{error}; /new starts over") from None
+
+    terminal.converse(out, send)
+
+
+def _turn(pipeline: Pipeline, history: Sequence[dict[str, str]], out: Console) -> str:
+    """Stream one answer and return it. Ctrl-C cuts it short, and it is then what was shown."""
+    deployment, decoder = pipeline.deployment, pipeline.decoder
+    began = time.perf_counter()
+    number = decoder.add(
+        Request(
+            prompt_ids=pipeline.tokenizer.chat(history),
+            max_tokens=deployment.limits.max_tokens,
+            acceptance=deployment.default_acceptance(),
+        )
+    )
+    painter = TokenPainter(pipeline.tokenizer, colour=has_colour(out))
+    finished = False
+    try:
+        while not finished:
+            for update in decoder.step():
+                write(out, painter.paint(update.tokens, update.text), end="")
+                finished = update.finish_reason is not None
+    except KeyboardInterrupt:
+        decoder.cancel(number)
+    seconds = time.perf_counter() - began
+    write(out, painter.close())
+    result = decoder.result(number)
+    out.print(speed_line(len(result.token_ids), seconds, [result.record]), style="dim")
+    return result.text
+
+
+_COLUMNS = (
+    ("tok/s", "tokens_per_s", ".1f"),
+    ("decode tok/s", "decode_tokens_per_s", ".1f"),
+    ("accepted length", "mean_acceptance_length", ".2f"),
+    ("rate", "draft_acceptance_rate", ".0%"),
+    ("ms/round", "ms_per_round", ".1f"),
+    ("p50", "ms_per_round_p50", ".1f"),
+    ("p90", "ms_per_round_p90", ".1f"),
+    ("propose", "ms_propose", ".1f"),
+    ("verify", "ms_verify", ".1f"),
+    ("host", "host_share", ".1%"),
+    ("judge", "judge_share", ".1%"),
+)
+"""Heading, key in a benchmark's result, format."""
+
+
+def speed_table(results: Sequence[dict[str, Any]], title: str) -> Table:
+    """One row a system; a dash where a figure does not exist."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("system", no_wrap=True)
+    for heading, _, _ in _COLUMNS:
+        table.add_column(heading, justify="right")
+    for row in results:
+        cells = ("-" if row[key] is None else format(row[key], spec) for _, key, spec in _COLUMNS)
+        table.add_row(row["name"], *cells)
+    return table
+
+
+def print_report(out: Console, report: dict[str, Any]) -> None:
+    """A benchmark's report as `bench.run` returns it."""
+    source = report["provenance"]
+    title = (
+        f"{source['deployment']}, {source['dtype']}, {source['prompts']} prompts, up to "
+        f"{source['max_tokens']} new tokens, batch 1, greedy, {source['threads']} threads"
+    )
+    out.print(speed_table(report["results"], title))
+    out.print(
+        "tok/s includes prefill; accepted length and rate count all rounds that drafted (a peer's "
+        "length is tokens / rounds); all other columns leave out each answer's first round",
+        soft_wrap=True,
+    )
+    for name, value in report["ratios"].items():
+        out.print(f"{name:<22}{value:6.2f}x")
+    peak = report["memory"]["peak_mb"]
+    if peak is not None:
+        alone = report["memory"]["peak_without_peers_mb"]
+        out.print(f"peak memory {peak:.0f} MB, {alone:.0f} MB before the peers were loaded")
+    out.print(f"{source['cpu']}, GPU {source['gpu']}, commit {source['git_sha']}, {source['date']}")
+
+
+class ProgressStep(Protocol):
+    """Takes how far some work is; `note` is shown after the numbers."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+
+
+@contextmanager
+def progress(what: str) -> Iterator[ProgressStep]:
+    """On stderr: a bar that vanishes when done; where that is no terminal, a line now and then."""
+    err = console(stderr=True)
+    if not err.is_terminal:
+        yield _Lines(what)
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    text = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+    columns = (text[0], BarColumn(), MofNCompleteColumn(), text[1], TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, speed_estimate_period=120) as bar:
+        task = bar.add_task(what, total=None, note="")
+
+        def step(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield step
+
+
+class _Lines:
+    """For a log: short work says nothing, long work that it goes on."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._began: tuple[float, int] | None = None  # the first step: what an older run did
+        self._due = time.monotonic() + LINE_S
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        began, before = self._began = self._began or (now, done)
+        if now < self._due:
+            return
+        self._due = now + LINE_S
+        left = (now - began) / max(1, done - before) * (total - done)
+        parts = (f"{self._what}: {done} of {total}", note, f"{left:.0f} s left")
+        print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
+
+
+def track(items: Sequence[T], what: str) -> Iterator[T]:
+    """The items, and how many of them are done."""
+    with progress(what) as step:
+        step(0, len(items))
+        for done, item in enumerate(items, 1):
+            yield item
+            step(done, len(items))

@@ -1,0 +1,203 @@
+"""Contracts between the loop and the engines that run the two models.
+
+The loop owns the sequences (what was emitted, when to stop); an engine owns its caches. They meet
+in requests that say *how many cached positions still hold* and *which tokens come after them*, so
+that a roll-back after any verdict is one integer, and a message between ranks stays small.
+
+Every call takes a batch of sequences. Sequences join by being named for the first time, leave by
+`release`, and may differ in length, draft length, acceptance rule and sampling parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:  # a process that only handles text never loads PyTorch
+    import torch
+
+    from judge_decoding.decoding.judge import Judge
+
+Provenance = Literal["aligned", "judged", "target"]
+"""Where an emitted token comes from: `aligned` the standard rule accepted the draft token;
+`judged` only the override of a lossy rule did (the judge, or a training-free gate);
+`target` the target's own token (correction, bonus, or no draft)."""
+
+RULES = ("none", "strict", "rejection", "judge", "topk", "typical", "kl", "fly", "synthetic")
+RuleName = Literal[
+    "none", "strict", "rejection", "judge", "topk", "typical", "kl", "fly", "synthetic"
+]
+PROBABILITY_RULES = frozenset({"rejection", "kl"})
+"""Rules that need the draft's distributions, not only its tokens."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. `temperature` 0 is greedy, and then the other fields do nothing.
+
+    `top_k` 0 and `top_p` 1 switch the filters off. `seed` starts the sequence's own generators:
+    results do not depend on which other sequences share a batch. That holds for one draft length:
+    with a `draft_len_schedule` k follows the number of active sequences, and drafts of another
+    length draw otherwise.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    @property
+    def unfiltered(self) -> Sampling:
+        """The same without `top_k` and `top_p`."""
+        return replace(self, top_k=0, top_p=1.0)
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """The rule a sequence is verified with, and the parameters of every rule that has some.
+
+    `threshold` is the judge's delta in [0, 1]; None takes the one stored with the judge. The
+    defaults of the training-free rules are their papers' (see `judge_decoding.decoding.acceptance`).
+    """
+
+    rule: RuleName = "strict"
+    threshold: float | None = None
+    top_k: int = 3
+    typical_epsilon: float = 0.09
+    typical_delta: float = 0.3
+    kl_tau: float = 0.3
+    kl_confident: float = 0.9
+    fly_entropy: float = 0.3
+    fly_window: int = 6
+    synthetic_length: float = 4.0
+    protect_end_ids: bool = True
+
+
+@dataclass(frozen=True)
+class ProposeRequest:
+    """Ask for `draft_len` tokens after the sequence's text.
+
+    keep    positions of the draft's cache that still hold (0 for a new sequence)
+    tokens  the text after those positions, at least one token
+    """
+
+    sequence: int
+    keep: int
+    tokens: Sequence[int]
+    draft_len: int
+    sampling: Sampling = field(default_factory=Sampling)
+    with_probs: bool = False
+
+
+class Proposal(NamedTuple):
+    """What the draft continues with: k <= draft_len tokens.
+
+    probs      float32 [k, S], the distributions the tokens were drawn from (temperature 1 when
+               drafting is greedy), or None when not asked for
+    vocab_ids  int64 [S], the target's id of each column of `probs`; None when S is the vocabulary
+    """
+
+    tokens: list[int]
+    probs: torch.Tensor | None = None
+    vocab_ids: torch.Tensor | None = None
+
+
+NO_DRAFT = Proposal([])
+
+
+def scheduled(schedule: Mapping[int, int], active: int, longest: int) -> int:
+    """The draft length for `active` sequences, at most `longest` tokens.
+
+    schedule  {active sequences up to: draft length}: the smallest key that `active` does not
+              exceed counts, above all keys the length is 0; an empty schedule leaves `longest`
+    """
+    if not schedule:
+        return longest
+    limits = [limit for limit in schedule if active <= limit]
+    return min(longest, schedule[min(limits)]) if limits else 0
+
+
+@dataclass(frozen=True)
+class VerifyRequest:
+    """Read `tokens` + `draft.tokens` in one pass and say what is accepted.
+
+    keep    positions of the target's cache that still hold (0 for a new sequence)
+    tokens  the emitted text after those positions, at least one token
+    """
+
+    sequence: int
+    keep: int
+    tokens: Sequence[int]
+    draft: Proposal = NO_DRAFT
+    sampling: Sampling = field(default_factory=Sampling)
+    acceptance: Acceptance = field(default_factory=Acceptance)
+
+
+class Verdict(NamedTuple):
+    """The target's answer for one sequence; k is the number of drafted tokens.
+
+    accepted   n, the length of the accepted prefix of the draft, 0 <= n <= k
+    overridden [n] bool: token i was accepted by the rule's override alone
+    scores     [k] the judge's sigmoid score of each drafted token; [] where no judge ran
+    next_token the target's own token after the accepted prefix (correction or bonus)
+    """
+
+    accepted: int
+    overridden: list[bool]
+    scores: list[float]
+    next_token: int
+
+
+@dataclass
+class EngineClock:
+    """Seconds an engine spent, cumulative: in its model's forward, and in the judge."""
+
+    forward: float = 0.0
+    judge: float = 0.0
+
+
+class Engine(Protocol):
+    """What both engines share."""
+
+    vocab_size: int
+    max_context: int
+    """Positions a sequence may hold, prompt and output together."""
+    clock: EngineClock
+    max_sequences: int
+    """Sequences the caches hold at the same time."""
+
+    def prefill(self, sequence: int, keep: int, tokens: Sequence[int]) -> None:
+        """Append `tokens` after `keep` cached positions without asking for anything."""
+
+    def release(self, sequence: int) -> None:
+        """Forget a sequence; unknown numbers are ignored, so that a cancel can race a finish."""
+
+    def check_integrity(self, expected: Mapping[int, Sequence[int]], *, deep: bool = False) -> None:
+        """Raise AssertionError unless the caches hold prefixes of `expected` and nothing else.
+
+        expected  sequence -> all its tokens, prompt and emitted. A cache may run past the emitted
+                  text (rejected drafts, dropped by the next `keep`) but must agree with it before.
+        deep      also recompute the cached keys and values from the tokens, and compare.
+        """
+
+
+class Drafter(Engine, Protocol):
+    """The small model."""
+
+    def propose(self, requests: Sequence[ProposeRequest]) -> list[Proposal]:
+        """One proposal a request, in order."""
+
+
+class Target(Engine, Protocol):
+    """The large model, the judge and the acceptance rule: acceptance runs where the logits are."""
+
+    end_ids: tuple[int, ...]
+    judge: Judge | None
+
+    def verify(self, requests: Sequence[VerifyRequest]) -> list[Verdict]:
+        """One verdict a request, in order."""

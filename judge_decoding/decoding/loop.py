@@ -1,0 +1,388 @@
+"""The speculative loop: rounds over sequences that join and leave between them.
+
+    1. propose    the drafter continues every sequence by up to k tokens
+    2. verify     the target reads the last token and the drafts in one pass, and
+    3. accept     its rule decides where the logits are: the longest all-true prefix, n tokens
+    4. emit       d1..dn, then the target's own token; stop rules are applied token by token
+    5. roll back  both caches keep exactly the emitted prefix
+
+The loop owns the sequences, the engines own their caches (`engine.base`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from judge_decoding.decoding.contracts import (
+    NO_DRAFT,
+    PROBABILITY_RULES,
+    Proposal,
+    ProposeRequest,
+    Provenance,
+    Verdict,
+    VerifyRequest,
+    scheduled,
+)
+from judge_decoding.decoding.round import Engines
+from judge_decoding.decoding.sequence import (
+    AcceptanceRecord,
+    FinishReason,
+    Request,
+    Sequence,
+    Token,
+)
+from judge_decoding.errors import UserError
+from judge_decoding.text import TextStream, Tokenizer
+
+COLDEST = 1e-3
+"""The lowest temperature that is not 0."""
+
+
+class Update(NamedTuple):
+    """What a round emitted for one sequence, out of `drafted` proposed tokens.
+
+    scores  the judge's, of all drafted tokens; empty where no judge ran
+    """
+
+    sequence: int
+    tokens: list[Token]
+    text: str
+    finish_reason: FinishReason | None
+    drafted: int = 0
+    scores: Seq[float] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished request. The lists have one entry an emitted token, an end token included."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    provenance: list[Provenance]
+    judge_scores: list[float | None]
+    record: AcceptanceRecord
+
+
+@dataclass
+class LoopClock:
+    """Cumulative seconds, wall time; `host` is all that is outside the models and the judge."""
+
+    rounds: int = 0
+    total: float = 0.0
+    propose: float = 0.0
+    verify: float = 0.0
+    forward: float = 0.0
+    judge: float = 0.0
+
+    @property
+    def host(self) -> float:
+        return self.total - self.forward - self.judge
+
+
+class SpeculativeDecoder:
+    """Runs rounds. Not thread-safe: one thread calls `add`, `step` and `cancel`."""
+
+    def __init__(
+        self,
+        engines: Engines,
+        *,
+        tokenizer: Tokenizer | None = None,
+        max_draft_len: int = 8,
+        draft_len_schedule: Mapping[int, int] | None = None,
+        prefill_chunk: int = 256,
+    ) -> None:
+        """tokenizer           needed for text and stop strings; without one, ids alone
+        draft_len_schedule  {active sequences up to: draft length}; above the last key it is 0
+        prefill_chunk       tokens of joining prompts, all together, read in one round
+        """
+        self.engines = engines
+        self.drafter, self.target = engines.drafter, engines.target
+        self.tokenizer = tokenizer
+        self.max_draft_len = max_draft_len
+        self.draft_len_schedule = dict(draft_len_schedule or {})
+        self.prefill_chunk = prefill_chunk
+        self.clock = LoopClock()
+        self._active: dict[int, Sequence] = {}
+        self._finished: dict[int, Sequence] = {}
+        self._joining: deque[int] = deque()  # their prompts are not wholly read
+        self._next_id = 0
+
+    @property
+    def num_active(self) -> int:
+        return len(self._active)
+
+    @property
+    def num_cached(self) -> int:
+        """Positions of the target's cache that hold a token."""
+        return sum(sequence.target_kept for sequence in self._active.values())
+
+    def check(self, request: Request) -> None:
+        """UserError where a request cannot be served. Any thread may ask."""
+        prompt, limit = request.prompt_ids, self.target.max_context
+        if not prompt:
+            raise UserError("prompt: it is empty; give at least one token")
+        if bad := [i for i in prompt if not 0 <= i < self.target.vocab_size]:
+            raise UserError(
+                f"prompt: token id {bad[0]} is outside the vocabulary [0, {self.target.vocab_size})"
+            )
+        if len(prompt) >= limit:
+            raise UserError(
+                f"prompt: {len(prompt)} tokens do not fit the context of {limit} with an answer; "
+                "shorten it or raise limits.max_context"
+            )
+        if request.max_tokens < 1:
+            raise UserError(f"max_tokens: {request.max_tokens} must be at least 1")
+        if 0.0 < request.sampling.temperature < COLDEST:  # logits / temperature is infinite
+            raise UserError(
+                f"temperature: {request.sampling.temperature:g} is too small; "
+                f"give 0 (greedy) or at least {COLDEST:g}"
+            )
+        if request.acceptance.rule != "none" and self.drafter is None:
+            raise UserError(f"rule {request.acceptance.rule}: the deployment has no draft model")
+        if request.acceptance.rule == "strict" and not request.sampling.greedy:
+            raise UserError("rule strict: it is greedy; use rejection with a temperature")
+        if request.acceptance.rule == "judge" and self.target.judge is None:
+            raise UserError("rule judge: the deployment names no judge file")
+        if request.stop and self.tokenizer is None:
+            raise UserError("stop: stop strings need a tokenizer")
+        self.engines.check(request.acceptance, request.sampling)
+
+    def add(self, request: Request) -> int:
+        """Take in a request: its sequence number. UserError where it cannot be served."""
+        self.check(request)
+        if len(self._active) >= self.target.max_sequences:
+            raise UserError(
+                f"limits: {self.target.max_sequences} sequences are active already; wait for one "
+                "to finish or raise limits.max_sequences"
+            )
+        number, self._next_id = self._next_id, self._next_id + 1
+        self._active[number] = Sequence(
+            request=request,
+            stream=self._text_stream(request),
+            end_ids=frozenset(self.target.end_ids),
+            max_context=self.target.max_context,
+            text=list(request.prompt_ids),
+        )
+        self._joining.append(number)
+        return number
+
+    def _text_stream(self, request: Request) -> TextStream | None:
+        if self.tokenizer is None or not (request.text or request.stop):
+            return None
+        return TextStream(self.tokenizer, request.stop)
+
+    def step(self) -> list[Update]:
+        """One round for every active sequence: what each emitted (nothing while a prompt loads)."""
+        started = time.perf_counter()
+        before = self._engine_seconds()
+        ready = self._prefill()
+        proposes = self._propose_requests(ready)
+        prefilled = time.perf_counter()
+        # 1. Propose, 2. verify, 3. accept.
+        done = self.engines.run_round(proposes, self._verify_requests(ready))
+        ran = time.perf_counter()
+        proposals = dict.fromkeys(ready, NO_DRAFT)
+        proposals.update(zip((r.sequence for r in proposes), done.proposals, strict=True))
+        # 4. Emit, 5. roll back.
+        updates = [
+            self._emit(number, proposals[number], verdict)
+            for number, verdict in zip(ready, done.verdicts, strict=True)
+        ]
+        after = self._engine_seconds()
+        clock = self.clock
+        clock.rounds += 1
+        clock.propose += prefilled - started + done.propose_s
+        clock.verify += ran - prefilled - done.propose_s
+        clock.forward += after[0] - before[0]
+        clock.judge += after[1] - before[1]
+        clock.total += time.perf_counter() - started
+        return updates
+
+    def _propose_requests(self, ready: Seq[int]) -> list[ProposeRequest]:
+        requests = []
+        for number in ready:
+            sequence = self._active[number]
+            length, sampling = self._draft_len(sequence), sequence.request.sampling
+            rule = sequence.request.acceptance.rule
+            if length > 0:
+                requests.append(
+                    ProposeRequest(
+                        sequence=number,
+                        keep=sequence.draft_kept,
+                        tokens=sequence.text[sequence.draft_kept :],
+                        draft_len=length,
+                        # `kl` compares the models' own distributions (acceptance.kl).
+                        sampling=sampling.unfiltered if rule == "kl" else sampling,
+                        with_probs=not sampling.greedy or rule in PROBABILITY_RULES,
+                    )
+                )
+        return requests
+
+    def _verify_requests(self, ready: Seq[int]) -> list[VerifyRequest]:
+        """Their drafts come with the round."""
+        requests = []
+        for number in ready:
+            sequence = self._active[number]
+            requests.append(
+                VerifyRequest(
+                    sequence=number,
+                    keep=sequence.target_kept,
+                    tokens=sequence.text[sequence.target_kept :],
+                    sampling=sequence.request.sampling,
+                    acceptance=sequence.request.acceptance,
+                )
+            )
+        return requests
+
+    def _emit(self, number: int, proposal: Proposal, verdict: Verdict) -> Update:
+        """Accepted tokens, then the target's own, until a stop rule fires; then the new lengths."""
+        sequence = self._active[number]
+        length, drafted, scores = len(sequence.text), proposal.tokens, verdict.scores
+        emitted: list[Token] = []
+        text = ""
+        for i in range(verdict.accepted + 1):
+            score = scores[i] if i < verdict.accepted and scores else None
+            if i == verdict.accepted:
+                token = Token(verdict.next_token, "target", None)
+            elif verdict.overridden[i]:
+                token = Token(drafted[i], "judged", score)
+            else:
+                token = Token(drafted[i], "aligned", score)
+            text += sequence.emit(token)
+            emitted.append(token)
+            if sequence.finish_reason:
+                break
+        if drafted:
+            sequence.record.add(len(drafted), min(len(emitted), verdict.accepted))
+            # The draft has read its own tokens but the last.
+            sequence.draft_kept = length + min(verdict.accepted, len(drafted) - 1)
+        sequence.target_kept = length + verdict.accepted
+        if sequence.finish_reason:
+            self._retire(number)
+        return Update(number, emitted, text, sequence.finish_reason, len(drafted), scores)
+
+    def _draft_len(self, sequence: Sequence) -> int:
+        """k for this round: never past `max_tokens` or the context, which the bonus token fills."""
+        if sequence.request.acceptance.rule == "none":
+            return 0
+        length = sequence.request.max_draft_len
+        if length is None:
+            length = self.max_draft_len
+        length = scheduled(self.draft_len_schedule, len(self._active), length)
+        return min(length, sequence.remaining - 1)
+
+    def _prefill(self) -> list[int]:
+        """Read joining prompts on; the numbers of the sequences that are ready for a round.
+
+        All prompts together get `prefill_chunk` tokens a round: they hold the others up for one
+        chunk, however many and long they are. A prompt that is cut short goes to the end of the
+        line, so that a short one does not wait for the whole of a long one before it.
+        """
+        budget = self.prefill_chunk
+        for number in list(self._joining):
+            if not budget:
+                break
+            self._joining.popleft()
+            sequence = self._active[number]
+            rest = len(sequence.text) - sequence.target_kept
+            if rest > budget:
+                self._read(number, sequence, budget)
+                self._joining.append(number)
+            budget -= min(rest, budget)
+        joining = set(self._joining)
+        return [number for number in self._active if number not in joining]
+
+    def _read(self, number: int, sequence: Sequence, count: int) -> None:
+        """The next `count` tokens of a prompt, by both models."""
+        kept = sequence.target_kept
+        piece = sequence.text[kept : kept + count]
+        self.target.prefill(number, kept, piece)
+        sequence.target_kept += len(piece)
+        if self._draft_len(sequence) > 0 and sequence.draft_kept == kept:
+            assert self.drafter is not None
+            self.drafter.prefill(number, kept, piece)
+            sequence.draft_kept += len(piece)
+
+    def cancel(self, number: int, reason: FinishReason = "cancelled") -> None:
+        """End a sequence now; its result has that finish reason. Unknown numbers: nothing."""
+        if number in self._active:
+            self._active[number].finish_reason = reason
+            self._retire(number)
+
+    def _retire(self, number: int) -> None:
+        self._finished[number] = self._active.pop(number)
+        if number in self._joining:
+            self._joining.remove(number)
+        self.target.release(number)
+        if self.drafter is not None:
+            self.drafter.release(number)
+
+    def result(self, number: int) -> Result:
+        """A finished sequence's result, handed out once."""
+        sequence = self._finished.pop(number)
+        return Result(
+            text=sequence.output,
+            token_ids=[t.id for t in sequence.tokens],
+            finish_reason=sequence.finish_reason,
+            provenance=[t.provenance for t in sequence.tokens],
+            judge_scores=[t.score for t in sequence.tokens],
+            record=sequence.record,
+        )
+
+    def generate(self, requests: Seq[Request]) -> list[Result]:
+        """All requests to their end, as many at a time as the engines hold."""
+        waiting = list(enumerate(requests))[::-1]
+        place: dict[int, int] = {}
+        results: dict[int, Result] = {}
+        try:
+            while waiting or place:
+                while waiting and len(self._active) < self.target.max_sequences:
+                    index, request = waiting.pop()
+                    place[self.add(request)] = index
+                for update in self.step():
+                    if update.finish_reason and update.sequence in place:
+                        results[place.pop(update.sequence)] = self.result(update.sequence)
+        finally:
+            for number in place:
+                self.cancel(number)
+                self.result(number)
+        return [results[i] for i in range(len(requests))]
+
+    def stream(self, request: Request) -> Iterator[Update]:
+        """One request's updates as they come; closing the iterator cancels it.
+
+        The result stays to be fetched with `result(update.sequence)`.
+        """
+        number = self.add(request)
+        try:
+            while True:
+                for update in self.step():
+                    if update.sequence == number:
+                        yield update
+                        if update.finish_reason:
+                            return
+        finally:
+            self.cancel(number)
+
+    def check_integrity(self, *, deep: bool = False) -> None:
+        """AssertionError unless both caches hold exactly what the loop believes they hold."""
+        self.target.check_integrity(
+            {n: s.text[: s.target_kept] for n, s in self._active.items() if s.target_kept},
+            deep=deep,
+        )
+        if self.drafter is not None:
+            self.drafter.check_integrity(
+                {n: s.text[: s.draft_kept] for n, s in self._active.items() if s.draft_kept},
+                deep=deep,
+            )
+
+    def _engine_seconds(self) -> tuple[float, float]:
+        engines = [self.target] if self.drafter is None else [self.target, self.drafter]
+        clocks = [engine.clock for engine in engines]
+        return sum(c.forward for c in clocks), sum(c.judge for c in clocks)

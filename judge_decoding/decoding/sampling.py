@@ -1,0 +1,49 @@
+"""From logits to the distribution a token is drawn from: temperature, then top-k, then top-p."""
+
+from __future__ import annotations
+
+import torch
+
+from judge_decoding.decoding.contracts import Sampling
+
+
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    """[n, V] -> int64 [n], the first largest of each row.
+
+    On the CPU through NumPy: its argmax is vectorised, PyTorch's is ten times slower (0.9 ms for
+    9 rows of 49,152 in bf16, 5 % of a round).
+    """
+    if logits.device.type == "cpu":
+        return torch.from_numpy(logits.float().numpy().argmax(-1))
+    return logits.argmax(-1)
+
+
+def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """The distributions that `sampling` draws from.
+
+    logits [..., V] any float dtype -> float32 [..., V], rows sum to 1. Greedy sampling gives the
+    plain softmax (temperature 1, no filter): what a rule that reads probabilities wants then.
+    Ties at the top-k border are all kept; top-p keeps the smallest set whose mass reaches `top_p`,
+    always at least one token (the order of filters is transformers' and TensorRT-LLM's).
+    """
+    logits = logits.float()
+    if sampling.greedy:
+        return logits.softmax(-1)
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        border = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < border, -torch.inf)
+    probs = logits.softmax(-1)
+    if sampling.top_p < 1.0:
+        ordered, index = probs.sort(dim=-1, descending=True)
+        # A token stays when the mass *before* it has not reached top_p yet.
+        drop = ordered.cumsum(-1) - ordered >= sampling.top_p
+        drop[..., 0] = False
+        probs = probs.masked_fill(torch.zeros_like(drop).scatter(-1, index, drop), 0.0)
+        probs = probs / probs.sum(-1, keepdim=True)
+    return probs
+
+
+def draw(probs: torch.Tensor, generator: torch.Generator) -> int:
+    """One token id from float32 [V]; the entries need not sum to 1."""
+    return int(torch.multinomial(probs, 1, generator=generator))

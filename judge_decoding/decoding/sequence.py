@@ -1,0 +1,156 @@
+"""One request's life in the loop: its text, where its tokens come from, when it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from judge_decoding.decoding.contracts import Acceptance, Provenance, Sampling
+from judge_decoding.text import TextStream
+
+FinishReason = Literal["stop", "length", "cancelled", "deadline"]
+"""`stop`: an end token or a stop string; `length`: `max_tokens` or the context is full; the others:
+whoever runs the loop ended it early."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to continue and how. `max_draft_len` None takes the deployment's."""
+
+    prompt_ids: list[int]
+    max_tokens: int
+    acceptance: Acceptance = field(default_factory=Acceptance)
+    sampling: Sampling = field(default_factory=Sampling)
+    max_draft_len: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_end: bool = False
+    """Go on after an end token: benchmarks that want a fixed number of tokens."""
+    min_tokens: int = 0
+    """An end token before so many others does not end the answer."""
+    text: bool = True
+    """False: ids alone come out, and the caller makes them text."""
+
+    def ends(self, token: int, position: int, end_ids: frozenset[int]) -> bool:
+        """Whether an emitted token, the `position`-th from 1, is an end token that counts."""
+        return token in end_ids and not self.ignore_end and position > self.min_tokens
+
+
+class Token(NamedTuple):
+    """An emitted token; `score` is the judge's, for drafted tokens that were judged."""
+
+    id: int
+    provenance: Provenance
+    score: float | None
+
+
+@dataclass
+class AcceptanceRecord:
+    """Counts over the rounds that drafted; names as in vLLM and AIPerf.
+
+    Tokens accepted behind the end of an answer are not counted: they are not emitted.
+    """
+
+    num_spec_steps: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_draft_tokens: int = 0
+    num_judged_tokens: int = 0
+    num_target_tokens: int = 0
+    acceptance_histogram: list[int] = field(default_factory=list)
+    """[n] = rounds that accepted n drafted tokens."""
+
+    def add(self, drafted: int, accepted: int) -> None:
+        self.num_spec_steps += 1
+        self.num_draft_tokens += drafted
+        self.num_accepted_draft_tokens += accepted
+        missing = drafted + 1 - len(self.acceptance_histogram)
+        self.acceptance_histogram.extend([0] * missing)
+        self.acceptance_histogram[accepted] += 1
+
+    def merge(self, other: AcceptanceRecord) -> None:
+        self.num_spec_steps += other.num_spec_steps
+        self.num_draft_tokens += other.num_draft_tokens
+        self.num_accepted_draft_tokens += other.num_accepted_draft_tokens
+        self.num_judged_tokens += other.num_judged_tokens
+        self.num_target_tokens += other.num_target_tokens
+        missing = len(other.acceptance_histogram) - len(self.acceptance_histogram)
+        self.acceptance_histogram.extend([0] * missing)
+        for n, count in enumerate(other.acceptance_histogram):
+            self.acceptance_histogram[n] += count
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """1 + accepted / rounds: the correction or bonus token is counted. 1 without rounds."""
+        if not self.num_spec_steps:
+            return 1.0
+        return 1 + self.num_accepted_draft_tokens / self.num_spec_steps
+
+    @property
+    def draft_acceptance_rate(self) -> float:
+        """accepted / drafted; 0 without drafts."""
+        if not self.num_draft_tokens:
+            return 0.0
+        return self.num_accepted_draft_tokens / self.num_draft_tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "num_spec_steps": self.num_spec_steps,
+            "num_draft_tokens": self.num_draft_tokens,
+            "num_accepted_draft_tokens": self.num_accepted_draft_tokens,
+            "num_judged_tokens": self.num_judged_tokens,
+            "num_target_tokens": self.num_target_tokens,
+            "num_spec_tokens": max(len(self.acceptance_histogram) - 1, 0),
+            "mean_acceptance_length": self.mean_acceptance_length,
+            "draft_acceptance_rate": self.draft_acceptance_rate,
+            "acceptance_histogram": list(self.acceptance_histogram),
+        }
+
+
+@dataclass
+class Sequence:
+    """The loop's state of one request.
+
+    text         prompt and emitted ids
+    target_kept  positions of the target's cache that hold `text`'s beginning; at most len(text) - 1
+    draft_kept   the same for the draft's cache
+    """
+
+    request: Request
+    stream: TextStream | None
+    end_ids: frozenset[int]
+    max_context: int
+    text: list[int]
+    target_kept: int = 0
+    draft_kept: int = 0
+    tokens: list[Token] = field(default_factory=list)
+    record: AcceptanceRecord = field(default_factory=AcceptanceRecord)
+    finish_reason: FinishReason | None = None
+    output: str = ""
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be emitted."""
+        return min(self.request.max_tokens - len(self.tokens), self.max_context - len(self.text))
+
+    def emit(self, token: Token) -> str:
+        """Take in one token, apply the stop rules (they set `finish_reason`); the new text."""
+        self.tokens.append(token)
+        self.text.append(token.id)
+        if token.provenance == "target":
+            self.record.num_target_tokens += 1
+        elif token.provenance == "judged":
+            self.record.num_judged_tokens += 1
+        ended = self.request.ends(token.id, len(self.tokens), self.end_ids)
+        new = ""
+        if self.stream is not None and not ended:
+            new = self.stream.push(token.id)
+            ended = self.stream.stopped
+        if ended:
+            self.finish_reason = "stop"
+        elif self.remaining <= 0:
+            self.finish_reason = "length"
+        if self.finish_reason and self.stream is not None:
+            new += self.stream.flush()
+            if self.stream.stopped:  # in what the flush brought
+                self.finish_reason = "stop"
+        self.output += new
+        return new

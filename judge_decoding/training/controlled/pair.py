@@ -1,0 +1,295 @@
+"""Train the controlled pair: a small target that can do the task, a draft that errs now and then.
+
+    OMP_NUM_THREADS=1 python build/controlled_pair.py target
+    OMP_NUM_THREADS=1 python build/controlled_pair.py draft
+
+Both are Llamas from scratch on text of `controlled_task`, each in its own writer's wording, with a
+loss on answers alone. Muon for the matrices, AdamW for embeddings and norms. The target reads text
+without slips first and with slips later.
+The same tokenizer goes into both folders: a word is a token, a number is a token.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import typer
+from torch.nn import functional as F
+
+from judge_decoding.checkpoint import HEAD, Checkpoint
+from judge_decoding.decoding.contracts import Acceptance
+from judge_decoding.decoding.loop import SpeculativeDecoder
+from judge_decoding.decoding.round import Engines
+from judge_decoding.decoding.sequence import Request
+from judge_decoding.text import Tokenizer
+from judge_decoding.torch_engine.engine import load_target
+from judge_decoding.training.controlled.task import (
+    MAX_TOKENS,
+    PUNCTUATION,
+    Problem,
+    first_false,
+    make_problem,
+    problems,
+    vocabulary,
+    words_of,
+    write,
+)
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
+SPECIAL = ("<unk>", "<|end|>", "<|user|>", "<|assistant|>")
+UNKNOWN, END, USER, ASSISTANT = range(4)
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+CONTEXT = 512
+WARM_UP = 50  # steps
+TEST_SEED = 2
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Size and training of one model. `slips_from` is the share of the steps before slips come;
+    `autocast` computes in bfloat16, in which a CPU without AVX-512 takes seven times as long for a
+    product."""
+
+    writer: str
+    hidden: int
+    layers: int
+    heads: int
+    inner: int
+    steps: int
+    problems: int
+    rate: float
+    slips_from: float
+    seed: int
+    autocast: bool
+
+
+RECIPES = {
+    "target": Recipe("target", 128, 4, 4, 320, 2000, 24, 5e-3, 0.2, 0, False),
+    "draft": Recipe("draft", 96, 2, 3, 256, 600, 24, 5e-3, 1.0, 1, True),
+}
+
+
+def make_tokenizer(folder: Path) -> None:
+    """`tokenizer.json` and `tokenizer_config.json`: words with the space before them, and marks."""
+    from tokenizers import Regex, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Fast
+
+    words = [word if word in PUNCTUATION else " " + word for word in vocabulary()]
+    ids = {word: i for i, word in enumerate([*SPECIAL, *words])}
+    fast = Fast(models.WordLevel(ids, unk_token=SPECIAL[UNKNOWN]))
+    fast.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+|[^\w\s]"), "isolated")
+    fast.decoder = decoders.Fuse()
+    fast.add_special_tokens(list(SPECIAL))
+    folder.mkdir(parents=True, exist_ok=True)
+    fast.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": SPECIAL[UNKNOWN],
+        "eos_token": SPECIAL[END],
+        "pad_token": SPECIAL[END],
+        "chat_template": TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": CONTEXT,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+class Example(NamedTuple):
+    """Prompt and answer as ids; the end token is part of the answer."""
+
+    prompt: list[int]
+    answer: list[int]
+
+
+class Encoder:
+    """Words to ids, without the tokenizer's cost for every example."""
+
+    def __init__(self) -> None:
+        self._ids = {word: i for i, word in enumerate(vocabulary(), len(SPECIAL))}
+        self.size = len(SPECIAL) + len(self._ids)
+
+    def __call__(self, words: Sequence[str]) -> list[int]:
+        return [self._ids[word] for word in words]
+
+    def example(self, problem: Problem, writer: str, rng: random.Random, slips: bool) -> Example:
+        prompt = [USER, *self(words_of(problem.question)), END, ASSISTANT]
+        return Example(prompt, [*self(write(problem, writer, rng, slips=slips)), END])
+
+
+def batches(recipe: Recipe, encoder: Encoder) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(ids, labels) int64 [problems, T] of every step; a batch's problems have as many changes."""
+    rng = random.Random(recipe.seed)
+    waiting: dict[int, list[Problem]] = {}
+    for step in range(recipe.steps):
+        slips = step >= recipe.slips_from * recipe.steps
+        while True:
+            problem = make_problem(rng)
+            if problem.held_out:
+                continue
+            same = waiting.setdefault(len(problem.changes), [])
+            same.append(problem)
+            if len(same) == recipe.problems:
+                break
+        waiting[len(problem.changes)] = []
+        examples = [encoder.example(p, recipe.writer, rng, slips) for p in same]
+        yield collate(examples)
+
+
+def collate(examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Padded on the right: causal attention then needs no mask. Labels are the next ids.
+
+    To a multiple of 32: kernels are compiled for every shape they meet.
+    """
+    longest = -(-max(len(e.prompt) + len(e.answer) for e in examples) // 32) * 32
+    ids = torch.full((len(examples), longest), END)
+    labels = torch.full((len(examples), longest), IGNORED)
+    for row, (prompt, answer) in enumerate(examples):
+        text = prompt + answer
+        ids[row, : len(text) - 1] = torch.tensor(text[:-1])
+        labels[row, len(prompt) - 1 : len(text) - 1] = torch.tensor(answer)
+    return ids, labels
+
+
+def make_model(recipe: Recipe, vocab_size: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.inner,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=END,
+        pad_token_id=END,
+        initializer_range=0.05,
+        rms_norm_eps=1e-5,
+        use_cache=False,
+    )
+    model = LlamaForCausalLM(config)
+    model.set_attn_implementation("eager")  # at 128 positions twice as fast on a CPU as the fused
+    return model
+
+
+def train(recipe: Recipe, model: Any, encoder: Encoder) -> Iterator[tuple[int, int, float]]:
+    """Yields (steps done, answer tokens seen, loss) after every step. Cosine schedule."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim == 1 or "embed" in n]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(
+            matrices, lr=recipe.rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(others, lr=recipe.rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    seen = 0
+    for step, (ids, labels) in enumerate(batches(recipe, encoder), 1):
+        cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+        for group in (g for o in optimizers for g in o.param_groups):
+            group["lr"] = recipe.rate * min(1.0, step / WARM_UP) * (0.02 + 0.98 * cosine)
+        wanted = labels != IGNORED
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.autocast):
+            logits = model.lm_head(model.model(input_ids=ids).last_hidden_state[wanted])
+        loss = F.cross_entropy(logits.float(), labels[wanted])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([*matrices, *others], 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        seen += int(wanted.sum())
+        yield step, seen, loss.item()
+
+
+def save(model: Any, folder: Path) -> None:
+    """A Llama folder in bfloat16, with the tokenizer; written beside its place and renamed."""
+    from safetensors.torch import save_file
+
+    make_tokenizer(folder)
+    tensors = {
+        name: tensor.to(torch.bfloat16).contiguous()
+        for name, tensor in model.state_dict().items()
+        if name != HEAD  # tied to the embeddings
+    }
+    temporary = folder / ".model.safetensors"
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    os.replace(temporary, folder / "model.safetensors")
+    config = model.config.to_dict() | {"architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
+    config["use_cache"] = True
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def accuracy(folder: Path, asked: Sequence[Problem]) -> dict[str, float]:
+    """Greedy answers of a model alone, through the project's engine in bfloat16.
+
+    `accuracy` by the final number; `true` the share of answers with nothing false in them.
+    """
+    target = load_target(
+        Checkpoint(folder), dtype="bfloat16", max_context=CONTEXT, max_sequences=32
+    )
+    tokenizer = Tokenizer(folder)
+    decoder = SpeculativeDecoder(Engines(None, target), tokenizer=tokenizer)
+    requests = [
+        Request(
+            tokenizer.chat([{"role": "user", "content": problem.question}]),
+            MAX_TOKENS,
+            Acceptance("none"),
+        )
+        for problem in asked
+    ]
+    texts = [words_of(result.text) for result in decoder.generate(requests)]
+    right = [w[-2:-1] == [str(p.answer)] for p, w in zip(asked, texts, strict=True)]
+    true = [first_false(p, w) is None for p, w in zip(asked, texts, strict=True)]
+    return {"accuracy": sum(right) / len(asked), "true": sum(true) / len(asked)}
+
+
+def main(
+    which: str = typer.Argument(help="target or draft"),
+    out: Path | None = typer.Option(None, help="default: models/controlled-WHICH"),
+    before_slips: Path | None = typer.Option(None, help="also save the model before slips come"),
+    steps: int | None = typer.Option(None, min=1, help="instead of the recipe's"),
+    test: int = typer.Option(200, min=1, help="held-out problems to answer at the end"),
+) -> None:
+    """Train one model of the pair."""
+    if which not in RECIPES:
+        raise SystemExit(f"controlled_pair: {which!r} is not one of {', '.join(RECIPES)}")
+    recipe = RECIPES[which] if steps is None else replace(RECIPES[which], steps=steps)
+    folder = out or MODELS / f"controlled-{which}"
+    torch.manual_seed(recipe.seed)
+    encoder = Encoder()
+    model = make_model(recipe, encoder.size)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{which}: {parameters} parameters, {asdict(recipe)}", flush=True)
+    began, seen = time.process_time(), 0
+    for step, seen, loss in train(recipe, model, encoder):
+        if step % 20 == 0:
+            spent = time.process_time() - began
+            print(f"step {step}, {spent:.0f} CPU s, {seen} tokens, loss {loss:.4f}", flush=True)
+        if before_slips is not None and step == int(recipe.slips_from * recipe.steps):
+            save(model, before_slips)
+        if step % 200 == 0 or step == recipe.steps:
+            save(model, folder)
+    asked = list(itertools.islice(problems(TEST_SEED, held_out=True), test))
+    found = accuracy(folder, asked)
+    report = asdict(recipe) | {
+        "parameters": parameters,
+        "answer_tokens_seen": seen,
+        "cpu_seconds": round(time.process_time() - began),
+        **found,
+    }
+    print(json.dumps(report))

@@ -1,0 +1,273 @@
+"""Distil the demo draft: a few layers of the target's width that foresee the target's own text.
+
+    python build/distil_text.py text.jsonl.gz --count 6000
+    python build/distil_draft.py text.jsonl.gz --out models/smollm2-135m-draft --minutes 50
+
+The draft is a Llama of its own that shares the target's embeddings and LM head (frozen, so not
+shipped), its layers copied from the target's, or from a draft that is trained on (`--init`). It is
+trained to the target's distribution over a short-list of the most frequent ids (the full head
+would be most of a small draft's step) and to the target's last hidden state, on answers the target
+wrote. Those states come from distil_text.py or are computed once, when a batch is first seen.
+
+The text is the target's, not the draft's own: under `strict` a draft only ever continues what the
+target itself would have written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import typer
+from torch.nn import functional as F
+
+from judge_decoding.checkpoint import EMBEDDING, HEAD, Checkpoint, read_json
+from judge_decoding.config import cache_folder
+from judge_decoding.errors import UserError
+from judge_decoding.text import Tokenizer
+from judge_decoding.training.draft.data import (
+    Answer,
+    batches,
+    collate,
+    figures,
+    load_answers,
+    most_frequent,
+    split_held_out,
+)
+
+SLICE = 1024  # rows of the loss at a time: 8,000 logits a row are what memory goes to
+WARM_UP = 30  # steps
+EVALUATE_EVERY = 300  # seconds
+EMA = 0.99
+
+
+class Distiller:
+    """Teacher, student and what they share."""
+
+    def __init__(
+        self,
+        target: Path,
+        layers: list[int],
+        short_list: torch.Tensor,
+        device: str,
+        init: Path | None = None,
+    ):
+        """layers  the target's, that the student starts from; those of `init`, a draft, if given"""
+        from transformers import LlamaConfig, LlamaModel
+
+        whole = Checkpoint(target)
+        tensors = whole.tensors
+        state = {n.removeprefix("model."): tensors.get(n) for n in tensors.names() if n != HEAD}
+        config = LlamaConfig.from_pretrained(target)
+        self.device = device
+        self.teacher = LlamaModel(config).to(torch.bfloat16)
+        self.teacher.load_state_dict(state)
+        self.teacher.to(device).eval()
+        begun = None if init is None else Checkpoint(init)
+        count = len(layers) if begun is None else begun.config.num_layers
+        config = LlamaConfig.from_pretrained(target, num_hidden_layers=count)
+        self.student = LlamaModel(config).float()
+        kept = {n: t for n, t in state.items() if not n.startswith("layers.")}
+        if begun is not None:
+            trained = begun.tensors
+            kept |= {
+                n.removeprefix("model."): trained.get(n)
+                for n in trained.names()
+                if n.startswith("model.")
+            }
+        for place, source in enumerate(layers if init is None else []):
+            prefix = f"layers.{source}."
+            kept |= {
+                f"layers.{place}.{n.removeprefix(prefix)}": t
+                for n, t in state.items()
+                if n.startswith(prefix)
+            }
+        self.student.load_state_dict(kept)
+        self.student.to(device)
+        self.student.embed_tokens.weight.requires_grad_(False)
+        self.short_list = short_list
+        rows = tensors.get(EMBEDDING if whole.config.tie_word_embeddings else HEAD)[short_list]
+        self.head = rows.to(device, torch.bfloat16)
+        self.column = torch.full((config.vocab_size,), -1)
+        self.column[short_list] = torch.arange(len(short_list))
+        self.average = {n: p.detach().clone() for n, p in self.trainable()}
+
+    def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return ((n, p) for n, p in self.student.named_parameters() if p.requires_grad)
+
+    def states(self, model: torch.nn.Module, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self.device, dtype=torch.bfloat16):
+            out = model(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
+        return out.flatten(0, 1)[rows.to(self.device)]
+
+    @torch.no_grad()
+    def label(self, batch: Sequence[Answer]) -> None:
+        """The target's states for answers that lack them."""
+        todo = [a for a in batch if a.states is None]
+        if todo:
+            ids, rows, _ = collate(todo)
+            states = self.states(self.teacher, ids, rows).to("cpu", torch.bfloat16)
+            for a, part in zip(todo, states.split([len(a.response) for a in todo]), strict=True):
+                a.states = part.clone()
+
+    def loss(self, batch: Sequence[Answer]) -> torch.Tensor:
+        """Cross-entropy to the target's distribution plus smooth-L1 to its state, a token."""
+        self.label(batch)
+        ids, rows, labels = collate(batch)
+        mine = self.states(self.student, ids, rows)
+        theirs = torch.cat([a.states for a in batch if a.states is not None]).to(self.device)
+        total = torch.zeros((), device=self.device)
+        for a, b in zip(mine.split(SLICE), theirs.split(SLICE), strict=True):
+            with torch.autocast(self.device, dtype=torch.bfloat16):
+                logits = F.linear(a, self.head)
+            with torch.no_grad():
+                wanted = F.linear(b, self.head).float().softmax(-1)
+            total = total - (wanted * logits.float().log_softmax(-1)).sum()
+            total = total + F.smooth_l1_loss(a.float(), b.float(), reduction="sum") / a.shape[-1]
+        return total / len(labels)
+
+    @torch.no_grad()
+    def evaluate(self, answers: Sequence[Answer]) -> dict[str, float]:
+        """`distil_data.figures` of the averaged student."""
+        live = {n: p.detach().clone() for n, p in self.trainable()}
+        self._set(self.average)
+        hits: list[list[bool]] = []
+        for batch in batches(answers, None):
+            ids, rows, labels = collate(batch)
+            logits = F.linear(self.states(self.student, ids, rows).bfloat16(), self.head)
+            right = self.short_list[logits.argmax(-1).cpu()] == labels
+            hits += [part.tolist() for part in right.split([len(a.response) for a in batch])]
+        self._set(live)
+        return figures(hits)
+
+    @torch.no_grad()
+    def _set(self, values: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self.trainable():
+            parameter.copy_(values[name])
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """Move the running average towards the weights."""
+        decay = min(EMA, 1 - 1 / (step + 1))
+        for name, parameter in self.trainable():
+            self.average[name].lerp_(parameter, 1 - decay)
+
+    def save(self, folder: Path, target: Path) -> None:
+        """The averaged draft, written beside its place and renamed."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"model.{n}": t.to("cpu", torch.bfloat16).contiguous() for n, t in self.average.items()
+        }
+        tensors["draft_vocab_ids"] = self.short_list.int()
+        temporary = folder / ".model.safetensors"
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        os.replace(temporary, folder / "model.safetensors")
+        config = read_json(target / "config.json")
+        config["num_hidden_layers"] = self.student.config.num_hidden_layers
+        config["shared_with_target"] = [EMBEDDING, HEAD]
+        config["draft_vocab_size"] = len(self.short_list)
+        (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def train(
+    distiller: Distiller,
+    answers: Sequence[Answer],
+    minutes: float,
+    rate: float,
+    positions: int,
+    seed: int,
+) -> Iterator[tuple[int, int, float]]:
+    """Cosine schedule over `minutes`; yields (step, tokens seen, loss) after every step.
+
+    Muon for the matrices (their update is orthogonalised, which small models learn faster with),
+    AdamW for the norms.
+    """
+    parameters = [p for _, p in distiller.trainable()]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(
+            [p for p in parameters if p.ndim == 2],
+            lr=rate,
+            weight_decay=0.01,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW([p for p in parameters if p.ndim == 1], lr=rate, weight_decay=0.0),
+    ]
+    rng, step, seen, began = random.Random(seed), 0, 0, time.monotonic()
+    while True:
+        for batch in batches(answers, rng, positions):
+            done = (time.monotonic() - began) / (60 * minutes)
+            if done >= 1:
+                return
+            cosine = 0.5 * (1 + math.cos(math.pi * done))
+            for group in (g for o in optimizers for g in o.param_groups):
+                group["lr"] = rate * min(1.0, (step + 1) / WARM_UP) * (0.03 + 0.97 * cosine)
+            loss = distiller.loss(batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            distiller.follow(step)
+            step += 1
+            seen += sum(len(a.response) for a in batch)
+            yield step, seen, loss.item()
+
+
+def main(
+    text: list[Path],
+    out: Path = typer.Option(..., help="folder of the draft"),
+    target: Path | None = typer.Option(None, help="default: the demo target"),
+    layers: str = typer.Option("0,1,29", help="the target's layers that the draft starts from"),
+    init: Path | None = typer.Option(None, help="a draft's folder to train on from instead"),
+    vocabulary: int = typer.Option(8000, min=1, help="ids that the draft's head covers"),
+    minutes: float = typer.Option(50.0, min=0.01),
+    rate: float = typer.Option(2e-3, min=0),
+    positions: int = typer.Option(4096, min=256, help="of a step, padding included"),
+    device: str = "cpu",
+    seed: int = 0,
+) -> None:
+    """Distil a draft from TEXT files into OUT."""
+    folder = target or cache_folder() / "smollm2-135m-instruct"
+    torch.manual_seed(seed)
+    try:
+        config = Checkpoint(folder).config
+        answers, held = split_held_out(
+            load_answers(text, Tokenizer(folder), config.hidden_size), seed
+        )
+        size = config.vocab_size
+        short_list = most_frequent(answers, size, min(vocabulary, size))
+        sources = [int(i) for i in layers.split(",")]
+        distiller = Distiller(folder, sources, short_list, device, init)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+
+    def evaluate() -> dict[str, dict[str, float]]:
+        return {kind: distiller.evaluate(part) for kind, part in held.items()}
+
+    print(
+        f"{len(answers)} answers, {sum(len(a.response) for a in answers)} tokens; held out: "
+        f"{ {kind: len(part) for kind, part in held.items()} }"
+    )
+    print("before", json.dumps(evaluate()), flush=True)
+    began, evaluated = time.monotonic(), 0.0
+    step = seen = 0
+    for step, seen, loss in train(distiller, answers, minutes, rate, positions, seed):
+        passed = time.monotonic() - began
+        if step % 20 == 0:
+            print(f"step {step}, {passed / 60:.1f} min, {seen} tokens, loss {loss:.3f}", flush=True)
+        if passed - evaluated > EVALUATE_EVERY:
+            print(json.dumps(evaluate()), flush=True)
+            distiller.save(out, folder)
+            evaluated = passed
+    distiller.save(out, folder)
+    print(json.dumps({"steps": step, "tokens_seen": seen, "held_out": evaluate()}))

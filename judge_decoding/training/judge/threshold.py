@@ -1,0 +1,151 @@
+"""Choosing the judge's threshold, and saying how: the method goes into the judge's metadata."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from judge_decoding.commands import console
+from judge_decoding.config import Deployment, load_deployment
+from judge_decoding.decoding.judge import Judge
+from judge_decoding.errors import UserError
+from judge_decoding.evaluation.evaluate import evaluate
+from judge_decoding.evaluation.gate import Trial, choose_threshold, groups_needed
+from judge_decoding.evaluation.statistics import Paired, worth
+from judge_decoding.evaluation.systems import systems_of
+from judge_decoding.evaluation.task import Item, read_task
+from judge_decoding.pipeline import load_pipeline
+from judge_decoding.training.judge.measures import Array, Flags, pick_threshold, threshold_curve
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A threshold, how it was chosen in words, the figures that decided, and all candidates'."""
+
+    threshold: float
+    method: str
+    figures: dict[str, float] = field(default_factory=dict)
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+
+    def document(self, scores: Array, good: Flags) -> dict[str, Any]:
+        """For the report, with what the threshold does to these tokens."""
+        return {
+            "threshold": self.threshold,
+            "threshold_method": self.method,
+            "threshold_figures": self.figures,
+            "threshold_candidates": self.candidates,
+            "at_threshold": threshold_curve(scores, good, (self.threshold,))[0],
+        }
+
+
+def fixed(threshold: float) -> Choice:
+    return Choice(threshold, "fixed by hand")
+
+
+def by_bad_recall(scores: Array, good: Flags, recall: float) -> Choice:
+    """The smallest threshold that refuses `recall` of the bad tokens.
+
+    scores  of tokens by heads that did not see them: cross-validated
+    """
+    threshold = pick_threshold(threshold_curve(scores, good), recall)
+    bad = int((~good).sum())
+    asked = f"the smallest that refuses {100 * recall:g} % of {bad} bad tokens, cross-validated"
+    if threshold == 1.0:
+        asked = f"none refuses {100 * recall:g} % of {bad} bad tokens, so 1: the standard rule"
+    reached = threshold_curve(scores, good, (threshold,))[0]
+    keys = ("bad_rejected", "good_accepted", "precision")
+    return Choice(threshold, asked, {key: reached[key] for key in keys})
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A task and the deployment that answers it, checked before anything takes long."""
+
+    deployment: Deployment
+    task: str
+    items: list[Item]
+    budget: float
+
+    @classmethod
+    def of(
+        cls, deployment: Path, task: str, budget: float, batch: int | None = None
+    ) -> Calibration:
+        """The items of split `calibrate`, all where the task has no splits. UserError where no
+        threshold could pass, or where the judge cannot be exchanged."""
+        config = load_deployment(deployment)
+        if config.draft is None:
+            raise UserError(f"--deployment: {deployment} has no draft, so nothing is judged")
+        if config.engine == "trtllm":
+            raise UserError(
+                f"--deployment: {deployment} has engine trtllm, which compiles the judge in; train "
+                "with --bad-recall, build the engine, then choose by `judge-decoding eval`"
+            )
+        items = [item for item in read_task(task) if item.checked]
+        if any(item.split for item in items):
+            items = [item for item in items if item.split == "calibrate"]
+        groups, needed = worth([item.group for item in items]), groups_needed(budget)
+        if groups < needed:
+            raise UserError(
+                f"--task: {task} has groups to calibrate on that are worth {groups:.0f} of equal "
+                f"size, and a drop of at most {budget:g} cannot be shown on fewer than {needed}; "
+                "give more, or a larger budget"
+            )
+        limits = config.limits.model_dump()
+        limits |= {} if batch is None else {"max_sequences": batch}
+        config = config.override(draft_len_schedule={}, limits=limits)
+        return cls(config, task, items, budget)
+
+    def choose(self, judge: Judge, thresholds: Sequence[float], run_code: bool = False) -> Choice:
+        """Every item answered by the target alone and by this judge at each of the thresholds,
+        through the real loop."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "judge.safetensors"
+            judge.save(path)
+            pipeline = load_pipeline(self.deployment.override(judge={"path": path}))
+        try:
+            systems = systems_of(pipeline, ["none"], thresholds=thresholds)
+            with console.progress("answers") as progress:
+                found = evaluate(
+                    pipeline, self.items, systems, run_code=run_code, progress=progress
+                )
+        finally:
+            pipeline.close()
+        outcomes: dict[float, Paired] = {}
+        for answers in found.answers[1:]:
+            paired = found.paired(answers)
+            assert paired is not None and answers.system.threshold is not None
+            outcomes[answers.system.threshold] = paired
+        return within_budget(outcomes, self.budget, Path(self.task).name)
+
+
+def within_budget(outcomes: Mapping[float, Paired], budget: float, task: str) -> Choice:
+    """The smallest threshold that loses at most `budget` of accuracy, surely enough
+    (`evaluation.gate`); 1, the standard rule, where none does."""
+    gate = choose_threshold(outcomes, budget)
+    passed = [trial for trial in gate.trials if trial.passed]
+    sure = f"{100 * gate.confidence:g} % upper bound"
+    where = f"{gate.items} items of {gate.groups} groups of task {task}"
+    figures = {"budget": budget, "confidence": gate.confidence, "items": float(gate.items)}
+    figures["groups"] = float(gate.groups)
+    if passed:
+        figures |= {"drop": passed[-1].drop, "drop_upper_bound": passed[-1].upper_bound}
+        method = (
+            f"quality budget: the smallest of {len(outcomes)} that loses at most {100 * budget:g} "
+            f"points, {sure}, with all above it, on {where} ({_lost(passed[-1])})"
+        )
+    else:
+        tried = gate.trials[0]
+        method = (
+            f"quality budget: none of {len(outcomes)} loses at most {100 * budget:g} points "
+            f"({sure}) on {where}: so 1: the standard rule ({tried.threshold:g}: "
+            f"{_lost(tried)})"
+        )
+    return Choice(gate.threshold, method, figures, [vars(trial) for trial in gate.trials])
+
+
+def _lost(trial: Trial) -> str:
+    """In points; + 0.0 makes a zero of a negative one."""
+    return f"lost {100 * trial.drop + 0.0:.1f}, bound {100 * trial.upper_bound:.1f}"

@@ -1,0 +1,302 @@
+"""The search for labels: a coroutine a prompt, the engines' passes batched over all of them.
+
+See mine_labels.py for what is searched. Draft and target are met through the contracts of
+`engine.base` alone; only `judge_likelihood` needs a `Reader` besides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, TypeAlias
+
+import torch
+
+from judge_decoding.decoding.contracts import (
+    Acceptance,
+    Drafter,
+    Proposal,
+    ProposeRequest,
+    Target,
+    Verdict,
+    VerifyRequest,
+)
+from judge_decoding.training.mining.jobs import Job
+from judge_decoding.training.target_reader import ReadRequest
+
+NEXT_TOKENS = 20
+"""The target's own tokens after a swap that its likelihood is judged by."""
+
+Ask: TypeAlias = ProposeRequest | VerifyRequest | ReadRequest
+
+
+class Reader(Protocol):
+    """A target that says how likely it finds given tokens."""
+
+    def likelihood(self, requests: Sequence[ReadRequest]) -> list[torch.Tensor]:
+        """float32 [len(tokens) - 1] a request; see `ReadRequest`."""
+
+
+@dataclass
+class Cost:
+    """What mining took. Passes of the target are batches over all prompts in flight."""
+
+    prompts: int = 0
+    good: int = 0
+    bad: int = 0
+    target_passes: int = 0
+    target_tokens: int = 0
+    draft_calls: int = 0
+    draft_tokens: int = 0
+    seconds: float = 0.0
+    """Of work, summed over the ranks."""
+
+    def add(self, other: Cost) -> None:
+        for f in fields(self):
+            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+
+
+@dataclass
+class Swap:
+    """The draft's token at place `at` of the answer, and the answer up to and with it."""
+
+    at: int
+    good: bool
+    ids: list[int]
+    score: float = 0.0
+
+
+@dataclass
+class Mined:
+    """The answer with its good swaps, and all swaps that were tried. An answer is cut off where
+    its final answer is settled."""
+
+    response: list[int]
+    swaps: list[Swap] = field(default_factory=list)
+
+
+@dataclass
+class Miner:
+    """What the coroutines share.
+
+    max_tokens  of an answer, where the item does not say
+    tau         `judge_likelihood`: good above it, in nats
+    floor       `search`: swaps that the target finds less likely are no labels; -inf: none is left
+                out, and then any engine will do (else one that has rule `typical`)
+    """
+
+    end_ids: frozenset[int]
+    decode: Callable[[Sequence[int]], str]
+    max_tokens: int
+    draft_len: int
+    tau: float
+    floor: float
+
+    def is_over(self, job: Job, answer: Sequence[int]) -> bool:
+        if len(answer) >= (job.item.max_tokens or self.max_tokens):
+            return True
+        text = self.decode(answer)
+        return job.settled(text) or any(stop in text for stop in job.item.stop)
+
+    def ends(self, job: Job, answer: Sequence[int], token: int) -> bool:
+        """Whether `token` ends the answer and is no part of it."""
+        if token in self.end_ids:
+            return True
+        stops = job.item.stop
+        return bool(stops) and any(stop in self.decode([*answer, token]) for stop in stops)
+
+    def go_on(
+        self,
+        sequence: int,
+        text: Sequence[int],
+        begin: int,
+        job: Job,
+        *,
+        kept: int = 0,
+        token: int | None = None,
+    ) -> Generator[Ask, Any, tuple[list[int], int]]:
+        """The target's greedy continuation of `text`, whose answer begins at `begin`.
+
+        kept   positions of `text` that the target's cache holds
+        token  what the target goes on with, where that is known
+        -> the whole text, and the positions of it that are cached
+        """
+        text = list(text)
+        while not self.is_over(job, text[begin:]):
+            if token is None:
+                verdict: Verdict = yield VerifyRequest(
+                    sequence, kept, text[kept:], acceptance=Acceptance("none")
+                )
+                token, kept = verdict.next_token, len(text)
+            if self.ends(job, text[begin:], token):
+                break
+            text.append(token)
+            token = None
+        return text, kept
+
+    def search(self, sequence: int, prompt: Sequence[int], job: Job) -> Generator[Ask, Any, Mined]:
+        """AutoJudge's semi-greedy search; no swap where the target gives no answer itself."""
+        begin = len(prompt)
+        text, kept = yield from self.go_on(sequence, prompt, begin, job)
+        mined = Mined(text[begin:])
+        reference = job.answer(self.decode(text[begin:]))
+        if reference is None:
+            return mined
+        walk = _Walk(begin, target_kept=kept)
+        while (yield from self.next_mismatch(sequence, text, walk)):
+            at, token = walk.at, walk.token
+            if job.settled(self.decode(text[begin:at])):
+                break  # what follows cannot change the answer
+            swapped = [*text[:at], token]
+            verdict: Verdict = yield self.swap(sequence, swapped, min(walk.target_kept, at - 1))
+            walk.target_kept = at
+            if self.floor > -math.inf and not verdict.accepted:
+                continue  # nonsense that changes no answer is no good token either
+            swapped, kept = yield from self.go_on(
+                sequence, swapped, begin, job, kept=at + 1, token=verdict.next_token
+            )
+            good = job.answer(self.decode(swapped[begin:])) == reference
+            mined.swaps.append(Swap(at - begin, good, [*text[begin:at], token]))
+            if good:
+                text, walk.target_kept = swapped, kept
+        mined.response = text[begin:]
+        return mined
+
+    def swap(self, sequence: int, text: Sequence[int], kept: int) -> VerifyRequest:
+        """Ask whether the last token is above the floor, and what follows it, in one pass."""
+        if self.floor == -math.inf:
+            rule = Acceptance("none")
+            return VerifyRequest(sequence, kept, list(text[kept:]), acceptance=rule)
+        # With so large a delta, typical acceptance is "more likely than epsilon".
+        rule = Acceptance(
+            "typical",
+            typical_epsilon=math.exp(self.floor),
+            typical_delta=1e9,
+            protect_end_ids=False,
+        )
+        draft = Proposal([text[-1]])
+        return VerifyRequest(sequence, kept, list(text[kept:-1]), draft, acceptance=rule)
+
+    def judge_likelihood(
+        self, sequence: int, prompt: Sequence[int], job: Job
+    ) -> Generator[Ask, Any, Mined]:
+        """SelfJudge's score; each swap by itself, none is kept."""
+        begin = len(prompt)
+        text, _ = yield from self.go_on(sequence, prompt, begin, job)
+        mined = Mined(text[begin:])
+        if len(text) - begin < 2:
+            return mined
+        found: torch.Tensor = yield ReadRequest(sequence, begin - 1, text[begin - 1 :])
+        base = [0.0] * begin + found.tolist()
+        walk = _Walk(begin, target_kept=len(text))
+        while (yield from self.next_mismatch(sequence, text, walk)):
+            at, token = walk.at, walk.token
+            end = min(len(text), at + 1 + NEXT_TOKENS)
+            kept = min(walk.target_kept, at - 1)
+            read = yield ReadRequest(sequence, kept, [*text[kept:at], token, *text[at + 1 : end]])
+            walk.target_kept = at
+            score = float(read[at - 1 - kept :].sum()) - sum(base[at:end])
+            ids = [*text[begin:at], token]
+            mined.swaps.append(Swap(at - begin, score > self.tau, ids, score))
+        return mined
+
+    def next_mismatch(
+        self, sequence: int, text: Sequence[int], walk: _Walk
+    ) -> Generator[Ask, Any, bool]:
+        """Let the draft propose along `text` from walk.next on; True with walk.at and walk.token
+        where it differs. As in serving, a round that is accepted whole skips the target's own next
+        token; and what `protect_end_ids` keeps from the judge is no mismatch."""
+        while walk.next < len(text):
+            k = min(self.draft_len, len(text) - walk.next)
+            proposal: Proposal = yield ProposeRequest(
+                sequence, walk.draft_kept, list(text[walk.draft_kept : walk.next]), k
+            )
+            n = 0
+            while n < len(proposal.tokens) and proposal.tokens[n] == text[walk.next + n]:
+                n += 1
+            walk.draft_kept = walk.next + min(n, len(proposal.tokens) - 1)
+            walk.at = walk.next + n
+            walk.next = walk.at + 1
+            if n < len(proposal.tokens) and proposal.tokens[n] not in self.end_ids:
+                walk.token = proposal.tokens[n]
+                return True
+        return False
+
+
+@dataclass
+class _Walk:
+    """Where the draft stands in the text.
+
+    next           the place it proposes for next
+    target_kept, draft_kept  positions of the caches that hold the text's beginning
+    at, token      the last mismatch
+    """
+
+    next: int
+    target_kept: int
+    draft_kept: int = 0
+    at: int = 0
+    token: int = 0
+
+
+Coroutine: TypeAlias = Generator[Ask, Any, Mined]
+
+
+def run_all(
+    jobs: Iterable[tuple[Job, Callable[[int], Coroutine]]],
+    drafter: Drafter,
+    target: Target,
+    reader: Reader | None = None,
+    *,
+    in_flight: int | None = None,
+    cost: Cost | None = None,
+) -> Iterator[tuple[Job, Mined]]:
+    """Run coroutines, as many at a time as the caches hold sequences, their passes batched."""
+    cost = Cost() if cost is None else cost
+    most = min(target.max_sequences, drafter.max_sequences, in_flight or target.max_sequences)
+    waiting = iter(jobs)
+    active: dict[int, tuple[Job, Coroutine]] = {}
+    asked: dict[int, Ask] = {}
+    done: list[tuple[Job, Mined]] = []
+
+    def resume(number: int, answer: Any) -> None:
+        job, coroutine = active[number]
+        try:
+            asked[number] = coroutine.send(answer)
+        except StopIteration as finished:
+            del active[number]
+            asked.pop(number, None)
+            drafter.release(number)
+            target.release(number)
+            done.append((job, finished.value))
+
+    def answer_all(kind: type, run: Callable[[list[Any]], list[Any]]) -> list[Any]:
+        mine = {n: ask for n, ask in asked.items() if isinstance(ask, kind)}
+        requests = list(mine.values())
+        if requests:
+            for n, answer in zip(mine, run(requests), strict=True):
+                resume(n, answer)
+        return requests
+
+    number = 0
+    while True:
+        while len(active) < most and (following := next(waiting, None)) is not None:
+            active[number] = (following[0], following[1](number))
+            resume(number, None)
+            number += 1
+        if not active:
+            yield from done
+            return
+        # The draft until nobody asks it, so that the target's pass has all that are in flight.
+        while proposed := answer_all(ProposeRequest, drafter.propose):
+            cost.draft_calls += 1
+            cost.draft_tokens += sum(r.draft_len for r in proposed)
+        if verified := answer_all(VerifyRequest, target.verify):
+            cost.target_passes += 1
+            cost.target_tokens += sum(len(r.tokens) + len(r.draft.tokens) for r in verified)
+        if reader is not None and (read := answer_all(ReadRequest, reader.likelihood)):
+            cost.target_passes += 1
+            cost.target_tokens += sum(len(r.tokens) for r in read)
+        yield from done
+        done.clear()

@@ -1,0 +1,302 @@
+"""What labels are worth: mined against court against both, noise, how many, and how else to train.
+
+    python build/judge_study.py --mined cache:mined-facts.jsonl --mined cache:mined-chat.jsonl \
+        --court cache:court.jsonl --second cache:mined-facts-likelihood.jsonl
+
+The first --mined file is what is studied: every figure is an AUC over its mismatches (tokens that a
+draft really wrote and the target would not), each scored by a head that saw nothing of its fact,
+with a 95 % bootstrap interval over facts. Parts, one or more (--part), all by default:
+
+sources    a head a source, tested on every file; what a head is worth that knows the domain alone,
+           and the target's own likelihood of the token (no training)
+variants   features, class weights, likely tokens only, even domains
+mixtures   court labels as a light addition
+noise      training labels flipped with probability p
+curve      fewer facts to train on
+agreement  do two mining methods label the same token alike (--second)
+
+Needs the hidden states that train_judge.py keeps in the cache, or the target to read them. Writes
+DOCS/results/judge_study.json, row by row (an interrupted part goes on), and
+DOCS/figures/judge_study.png; prints the tables of docs/training.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from judge_decoding.checkpoint import Checkpoint
+from judge_decoding.config.paths import resolve
+from judge_decoding.errors import UserError
+from judge_decoding.provenance import collect
+from judge_decoding.training.judge.features import (
+    Tokens,
+    gather,
+    hidden_of_all,
+    inference_dtype,
+    join,
+    likelihood_of,
+)
+from judge_decoding.training.judge.head import fit
+from judge_decoding.training.judge.measures import auc, interval, within
+from judge_decoding.training.labels import LabelRecord, file_name, labels_hash, read_labels
+from judge_decoding.training.studies.agreement import agreement
+from judge_decoding.training.studies.labels_study_report import draw, tables
+from judge_decoding.training.studies.recipes import (
+    DOMAINS_ALONE,
+    FOLDS,
+    LIKELIHOOD,
+    Data,
+    Recipe,
+    best_scores,
+    domain_scores,
+    folds_of,
+    splits,
+)
+
+PARTS = ("sources", "variants", "mixtures", "noise", "curve", "agreement")
+FLIPPED = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4)
+GROUPS = (10, 20, 40, 80, 160)
+Rows = Sequence[dict[str, Any]]
+STRENGTH = 1e-3  # of noise and curve: what cross-validation chose for all labels
+
+
+def main(
+    mined: Annotated[list[str], typer.Option(help="JSONL files; the first is studied")],
+    court: Annotated[list[str] | None, typer.Option(help="JSONL files")] = None,
+    second: Annotated[
+        str | None, typer.Option(help="the first file's prompts, mined by another method")
+    ] = None,
+    part: Annotated[list[str] | None, typer.Option(help=", ".join(PARTS))] = None,
+    target: str = "cache:smollm2-135m-instruct",
+    docs: Annotated[Path, typer.Option(help="folder of results/ and figures/")] = Path("docs"),
+    cache: Annotated[str, typer.Option(help="folder for hidden states")] = "cache:",
+    seeds: Annotated[int, typer.Option(min=2, help="of noise and curve")] = 5,
+    dtype: Annotated[str, typer.Option(help="of inference: auto, float32, bfloat16")] = "auto",
+    reader: Annotated[str, typer.Option(help="torch (CPU) or transformers (GPUs)")] = "torch",
+    block: Annotated[int, typer.Option(min=1, help="tokens a verify pass reads")] = 9,
+) -> None:
+    try:
+        for name in part or ():
+            if name not in PARTS:
+                raise UserError(f"--part: {name!r} is not one of {', '.join(PARTS)}")
+        files = [resolve(path) for path in [*mined, *(court or [])]]
+        records = {file_name(path): read_labels([path]) for path in files}
+        if len(records) < len(files):
+            raise UserError("judge_study: two label files have the same name")
+        model, kept = Checkpoint(resolve(target)), resolve(cache)
+        dtype = inference_dtype(dtype, reader)
+        hidden = hidden_of_all(records, model, kept, dtype, block, reader)
+        parsed = [file_name(path) for path in files[: len(mined)]]
+        studied = parsed[0]
+        data = load(records, hidden, {studied: likelihood_of(records[studied], model, kept, dtype)})
+        if not data.of(studied).any():
+            raise UserError(f"judge_study: {files[0]} holds no labelled mismatches")
+        other = read_labels([resolve(second)]) if second else None
+    except UserError as error:
+        raise SystemExit(f"judge_study: {error}") from None
+    generated = [file_name(path) for path in files[len(mined) :]]
+    file = one_file(data, studied)
+    wanted: dict[str, Callable[[Rows], Iterator[dict[str, Any]]]] = {
+        "sources": lambda done: sources(data, parsed, generated, done),
+        "variants": lambda done: variants(data, studied, done),
+        "mixtures": lambda done: mixtures(data, studied, generated, done),
+        "noise": lambda done: noise(file, seeds),
+        "curve": lambda done: curve(file, seeds),
+    }
+    if other is not None:
+        wanted["agreement"] = lambda done: iter([agreement(records[studied], other)])
+    out = docs / "results" / "judge_study.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    identity = {n: labels_hash(r) for n, r in records.items()}
+    document: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
+    if document.get("labels") != identity or document.get("studied") != studied:
+        document = {"studied": studied, "labels": identity, "folds": FOLDS, "parts": {}}
+    for name, run in wanted.items():
+        if part is not None and name not in part:
+            continue
+        before = document["parts"].get(name, {"complete": True})
+        rows: list[dict[str, Any]] = []
+        for row in run(() if before["complete"] else before["result"]):
+            rows.append(row)
+            document["parts"][name] = {"result": rows, "complete": False}
+            out.write_text(json.dumps(document, indent=1) + "\n")
+        document["parts"][name] |= {"complete": True, "provenance": collect()}
+        out.write_text(json.dumps(document, indent=1) + "\n")
+    draw(docs / "figures" / "judge_study.png", document)
+    print(tables(document))
+    print(json.dumps(document))
+
+
+def load(
+    records: dict[str, list[LabelRecord]], hidden: dict[str, Any], likely: dict[str, Any]
+) -> Data:
+    """The mismatches of all files."""
+    before, after, logprob = [], [], []
+    for name, rows in records.items():
+        every = gather(rows, hidden[name], "pre_norm", None, name)
+        before.append(every.where(every.mismatch))
+        post = gather(rows, hidden[name], "post_norm", None, name)
+        after.append(post.hidden[post.mismatch])
+        read = np.full(len(every.good), np.nan)
+        if name in likely:
+            kept = [label != "ignore" for r in rows for label, _ in spanned(r)]
+            read = likely[name].numpy().astype(float)[np.array(kept)]
+        logprob.append(read[every.mismatch])
+    return Data(join(before), np.concatenate(after), np.concatenate(logprob))
+
+
+def spanned(record: LabelRecord) -> list[tuple[str, str]]:
+    labels = record.token_labels()
+    return [labels[at] for span in record.spans for at in range(span.start, span.end)]
+
+
+def one_file(data: Data, name: str) -> Tokens:
+    return data.tokens.where(data.of(name))
+
+
+def measured(
+    scores: NDArray[Any], tokens: Tokens, against: NDArray[Any] | None, inside: bool
+) -> dict[str, Any]:
+    """AUC, within domains too if `inside`, and the differences to other scores of the same rows."""
+    good, domain = tokens.good, tokens.domain
+    measures: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
+        "auc": lambda s, w: auc(s, good, w)
+    }
+    if inside:
+        measures["within_domains"] = lambda s, w: within(s, good, domain, w)
+    found = {}
+    for name, measure in measures.items():
+        found[name] = interval(lambda w, m=measure: m(scores, w), tokens.group)  # type: ignore
+        if against is not None:
+            found[f"{name}_difference"] = interval(
+                lambda w, m=measure: m(scores, w) - m(against, w),  # type: ignore
+                tokens.group,
+            )
+    return {name: value._asdict() for name, value in found.items()}
+
+
+def compare(
+    recipes: Sequence[Recipe], data: Data, tested: Sequence[str], done: Rows = ()
+) -> Iterator[dict[str, Any]]:
+    """Every recipe on every file's mismatches, and within domains on the first file's; differences
+    are to the first recipe. Rows that are `done` are handed on."""
+    fold = folds_of(data.tokens.group, FOLDS, 0)
+    first: NDArray[Any] | None = None
+    known = {row["recipe"]: row for row in done}
+    for recipe in recipes:
+        if first is not None and recipe.name in known:
+            yield known[recipe.name]
+            continue
+        scores, strength = best_scores(recipe, data, fold)
+        row: dict[str, Any] = {"recipe": recipe.name, "strength": strength, "on": {}}
+        for name in tested:
+            at = data.of(name)
+            against = None if first is None else first[at]
+            row["on"][name] = measured(
+                scores[at], data.tokens.where(at), against, name == tested[0]
+            )
+        first = scores if first is None else first
+        print(f"{recipe.name}: {row['on'][tested[0]]['auc']['value']:.4f}", flush=True)
+        yield row
+
+
+def sources(
+    data: Data, mined: Sequence[str], court: Sequence[str], done: Rows
+) -> Iterator[dict[str, Any]]:
+    every = [*mined, *court]
+    recipes = [Recipe(f"{mined[0]} alone", {mined[0]: 1})]
+    if len(mined) > 1:
+        recipes += [Recipe(f"{name} alone", {name: 1}) for name in mined[1:]]
+        recipes.append(Recipe("all mined", dict.fromkeys(mined, 1.0)))
+    if court:
+        recipes.append(Recipe("court alone", dict.fromkeys(court, 1.0)))
+        recipes.append(Recipe("mined and court", dict.fromkeys(every, 1.0)))
+    yield from compare(recipes, data, every, done)
+    fold = folds_of(data.tokens.group, FOLDS, 0)
+    untrained = {DOMAINS_ALONE: domain_scores(data, fold, mined[0]), LIKELIHOOD: data.logprob}
+    for name, scores in untrained.items():
+        at = data.of(mined[0])
+        found = measured(scores[at], data.tokens.where(at), None, True)
+        yield {"recipe": name, "strength": None, "on": {mined[0]: found}}
+
+
+def variants(data: Data, studied: str, done: Rows) -> Iterator[dict[str, Any]]:
+    alone = {studied: 1.0}
+    recipes = [
+        Recipe("before the norm", alone),
+        Recipe("after the norm", alone, feature="post_norm"),
+        Recipe("both features", alone, feature="both"),
+        Recipe("classes as they are", alone, even="not"),
+        Recipe("likely tokens only (p > exp(-4))", alone, least_logprob=-4),
+        Recipe("domains evened", alone, even="domain"),
+    ]
+    return compare(recipes, data, [studied], done)
+
+
+def mixtures(
+    data: Data, studied: str, court: Sequence[str], done: Rows
+) -> Iterator[dict[str, Any]]:
+    recipes = [Recipe("no court", {studied: 1.0})]
+    for weight in (0.02, 0.1) if court else ():
+        files = {studied: 1.0, **dict.fromkeys(court, weight)}
+        recipes.append(Recipe(f"court, weight {weight:g}", files))
+        recipes.append(Recipe(f"court, weight {weight:g}, domains evened", files, even="domain"))
+    return compare(recipes, data, [studied], done)
+
+
+def noise(tokens: Tokens, seeds: int) -> Iterator[dict[str, Any]]:
+    """Training labels flipped with probability p; tested on labels as they are."""
+    for p in FLIPPED:
+        found = []
+        for seed in range(seeds):
+            flip = np.random.default_rng(seed).random(len(tokens.good)) < p
+            scores = np.zeros(len(flip))
+            for train, test in splits(folds_of(tokens.group, FOLDS, seed)):
+                lied = Tokens(**{**vars(tokens), "good": tokens.good ^ flip}).where(train)
+                scores[test] = fit(lied, STRENGTH, "balanced").score(tokens.hidden[test])
+            found.append(areas(scores, tokens))
+        yield {"flipped": p, **spread(found)}
+
+
+def curve(tokens: Tokens, seeds: int) -> Iterator[dict[str, Any]]:
+    """Trained on so many groups of the folds that are not tested on, or on all of them."""
+    for most in (*GROUPS, None):
+        found, labels, groups = [], [], []
+        for seed in range(seeds):
+            rng = np.random.default_rng(seed)
+            scores = np.zeros(len(tokens.good))
+            for train, test in splits(folds_of(tokens.group, FOLDS, seed)):
+                known = rng.permutation(np.unique(tokens.group[train]))[:most]
+                used = train & np.isin(tokens.group, known)
+                chosen = tokens.where(used)
+                labels.append(int(used.sum()))
+                groups.append(len(known))
+                scores[test] = fit(chosen, STRENGTH, "balanced").score(tokens.hidden[test])
+            found.append(areas(scores, tokens))
+        if most is None or min(groups) == most:  # else there are no more, and "all" says it
+            counts = {"groups": float(np.mean(groups)), "labels": float(np.mean(labels))}
+            yield counts | spread(found)
+
+
+def areas(scores: NDArray[Any], tokens: Tokens) -> tuple[float, float]:
+    return auc(scores, tokens.good), within(scores, tokens.good, tokens.domain)
+
+
+def spread(found: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Mean, standard deviation over seeds, smallest and largest, of both areas."""
+    return {
+        name: {
+            "mean": float(np.mean(values)),
+            "sd": float(np.std(values, ddof=1)),
+            "low": min(values),
+            "high": max(values),
+        }
+        for name, values in zip(("auc", "within_domains"), zip(*found, strict=True), strict=True)
+    }

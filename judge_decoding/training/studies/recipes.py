@@ -1,0 +1,143 @@
+"""Ways to train a judge, compared on the same folds: which labels, how weighted, which feature.
+
+Whatever the recipe, what comes out is one linear head on one vector, and nothing but the token's
+own hidden state is known when it scores. The folds are over groups (facts, prompts) of all label
+files together: a fact that one file trains on is never tested on in another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from judge_decoding.training.judge.features import Tokens
+from judge_decoding.training.judge.head import fit
+from judge_decoding.training.judge.measures import auc
+
+STRENGTHS = (1e-4, 1e-3, 1e-2)
+FOLDS = 5
+DOMAINS_ALONE, LIKELIHOOD = "domain alone", "target's likelihood"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """files         label file -> weight of a token of it; files not named are not trained on
+    feature       `pre_norm`, `post_norm`, or `both`, one after the other
+    even          weigh the classes to be even over all tokens, within each domain (telling domains
+                  apart then earns nothing in training), or not
+    least_logprob train only on tokens that the target finds likelier
+    """
+
+    name: str
+    files: Mapping[str, float]
+    feature: str = "pre_norm"
+    even: Literal["all", "domain", "not"] = "all"
+    least_logprob: float = -np.inf
+
+
+@dataclass(frozen=True)
+class Data:
+    """Mismatches of all label files, in one order.
+
+    tokens   hidden states before the norm
+    after    float32 [n, H], those after it
+    logprob  float [n], the target's log-probability of the token; NaN where it was not read
+    """
+
+    tokens: Tokens
+    after: NDArray[np.float32]
+    logprob: NDArray[Any]
+
+    def feature(self, name: str) -> NDArray[np.float32]:
+        before = self.tokens.hidden
+        if name == "both":
+            return np.concatenate([before, self.after], axis=1)
+        return self.after if name == "post_norm" else before
+
+    def of(self, file: str) -> NDArray[np.bool_]:
+        return np.asarray(self.tokens.source == file)
+
+
+def folds_of(groups: NDArray[Any], folds: int, seed: int) -> NDArray[np.int64]:
+    """int [n]: the fold in which a row is tested; the same for all rows of a group."""
+    names, index = np.unique(groups, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    return np.asarray(order % folds)[index]
+
+
+def splits(fold: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """(rows to train on, rows to test on), a pair a fold."""
+    for number in np.unique(fold):
+        yield fold != number, fold == number
+
+
+def weights_of(recipe: Recipe, data: Data) -> NDArray[np.float64]:
+    """Of every row; 0 where it is not trained on."""
+    tokens = data.tokens
+    weight = np.zeros(len(tokens.good))
+    for file, value in recipe.files.items():
+        weight[data.of(file)] = value
+    if recipe.least_logprob > -np.inf:
+        weight[~(data.logprob > recipe.least_logprob)] = 0
+    return weight
+
+
+def even(good: NDArray[np.bool_], weight: NDArray[Any], part: NDArray[Any]) -> NDArray[np.float64]:
+    """`weight` with both classes of each part brought to half of the part's own total; a part of
+    one class is left out. With one part in all, scikit-learn's `balanced`, but by weight."""
+    evened = np.zeros(len(weight))
+    for name in np.unique(part):
+        classes = [(part == name) & good, (part == name) & ~good]
+        totals = [weight[rows].sum() for rows in classes]
+        if min(totals) > 0:
+            for rows, total in zip(classes, totals, strict=True):
+                evened[rows] = weight[rows] * sum(totals) / 2 / total
+    return evened
+
+
+def scores_at(
+    recipe: Recipe, data: Data, fold: NDArray[np.int64], strength: float
+) -> NDArray[np.float64]:
+    """Every row's score by a head that saw nothing of its group, whatever file it is from."""
+    tokens = replace(data.tokens, hidden=data.feature(recipe.feature))
+    weight = weights_of(recipe, data)
+    scores = np.zeros(len(weight))
+    for train, test in splits(fold):
+        rows = train & (weight > 0)
+        chosen, used = tokens.where(rows), weight[rows]
+        if recipe.even != "not":
+            part = chosen.domain if recipe.even == "domain" else np.zeros(len(used))
+            used = even(chosen.good, used, part)
+            chosen, used = chosen.where(used > 0), used[used > 0]
+        scores[test] = fit(chosen, strength, None, used).score(tokens.hidden[test])
+    return scores
+
+
+def best_scores(
+    recipe: Recipe, data: Data, fold: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], float]:
+    """`scores_at` the best strength for the tokens that are trained on, as train_judge chooses it:
+    the mined ones if there are any."""
+    trained = weights_of(recipe, data) > 0
+    at = trained & data.tokens.mined
+    at = at if at.any() else trained
+    found = {c: scores_at(recipe, data, fold, c) for c in STRENGTHS}
+    best = max(STRENGTHS, key=lambda c: auc(found[c][at], data.tokens.good[at]))
+    return found[best], best
+
+
+def domain_scores(data: Data, fold: NDArray[np.int64], file: str) -> NDArray[np.float64]:
+    """The share of good tokens of the row's domain, in the other folds of `file`: what a head is
+    worth that knows the domain and nothing else."""
+    tokens, here = data.tokens, data.of(file)
+    scores = np.full(len(tokens.good), tokens.good[here].mean())
+    for train, test in splits(fold):
+        for domain in np.unique(tokens.domain[here]):
+            known = train & here & (tokens.domain == domain)
+            if known.any():
+                scores[test & (tokens.domain == domain)] = tokens.good[known].mean()
+    return scores

@@ -1,0 +1,107 @@
+"""The target as the judge's scripts read it: how likely it finds given tokens, and its states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from judge_decoding.checkpoint import Checkpoint
+from judge_decoding.commands.console import track
+from judge_decoding.decoding.sampling import greedy
+from judge_decoding.text import Tokenizer
+from judge_decoding.torch_engine.engine import DTYPES, TorchTarget
+from judge_decoding.torch_engine.llama import Llama
+from judge_decoding.training.labels import LabelRecord
+
+
+class ReadRequest(NamedTuple):
+    """Read `tokens` after `keep` cached positions -> float32 [len(tokens) - 1], the log-likelihood
+    of each of them but the first."""
+
+    sequence: int
+    keep: int
+    tokens: list[int]
+
+
+class ReadingTarget(TorchTarget):
+    """A target whose rows are handed out, not only its verdicts."""
+
+    @torch.inference_mode()
+    def likelihood(self, requests: Sequence[ReadRequest]) -> list[torch.Tensor]:
+        rows = [len(r.tokens) for r in requests]
+        hidden = self._read([(r.sequence, r.keep, r.tokens) for r in requests], rows)
+        found = []
+        for request, part in zip(requests, hidden.split(rows), strict=True):
+            logits = self.model.logits(self.model.final_norm(part[:-1]).contiguous()).float()
+            wanted = torch.tensor(request.tokens[1:]).unsqueeze(-1)
+            found.append(logits.log_softmax(-1).gather(-1, wanted)[:, 0])
+        return found
+
+    @torch.inference_mode()
+    def states(
+        self, sequence: int, keep: int, text: Sequence[int], first: int, block: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Read text[keep:], as verification would from position `first` on: passes of the last
+        token and `block` drafted ones.
+
+        -> pre_norm, post_norm [n, H] at the positions first .. len(text) - 1, in the model's dtype;
+        argmax int64 [n], the target's own choices for them. The first pass reads what lies before
+        `first` as well; keep < first.
+        """
+        parts: list[tuple[torch.Tensor, ...]] = []
+        for start in range(first, len(text), block):
+            end = min(start + block, len(text))
+            hidden = self._read([(sequence, keep, text[keep:end])], [end - start + 1])
+            keep = end - 1  # read again: its row is the next pass's first
+            post = self.model.final_norm(hidden)
+            choice = greedy(self.model.logits(post[:-1].contiguous()))
+            parts.append((hidden[1:].clone(), post[1:].clone(), choice))
+        pre, post, choice = (torch.cat(column) for column in zip(*parts, strict=True))
+        return pre, post, choice
+
+
+def load_reader(
+    checkpoint: Checkpoint, *, dtype: str, max_context: int, max_sequences: int
+) -> ReadingTarget:
+    model = Llama(checkpoint, dtype=DTYPES[dtype], context=max_context)
+    return ReadingTarget(model, max_context=max_context, max_sequences=max_sequences)
+
+
+def in_span(record: LabelRecord) -> list[int]:
+    """The places of the tokens that lie in a span, whatever its label."""
+    return [at for span in record.spans for at in range(span.start, span.end)]
+
+
+def read_states(
+    records: Sequence[LabelRecord], target: ReadingTarget, tokenizer: Tokenizer, block: int
+) -> dict[str, torch.Tensor]:
+    """pre_norm, post_norm, argmax of all tokens in spans, one record after the other.
+
+    Records are read in the order of their text, so that each reads only what its predecessor has
+    not: the answers to one question share all that lies before their first difference.
+    """
+    prompts = {(r.prompt, r.chat): r.prompt_ids(tokenizer) for r in records}
+    begins = [prompts[r.prompt, r.chat] for r in records]
+    texts = [[*begin, *r.response_ids] for begin, r in zip(begins, records, strict=True)]
+    found: dict[int, tuple[torch.Tensor, ...]] = {}
+    held: list[int] = []
+    order = sorted((n for n, r in enumerate(records) if r.spans), key=lambda n: texts[n])
+    for n in track(order, "hidden states"):
+        begin, wanted = len(begins[n]), in_span(records[n])
+        text = texts[n][: begin + wanted[-1] + 1]
+        first = begin + wanted[0]
+        shared = 0
+        while shared < min(len(held), first - 1) and held[shared] == text[shared]:
+            shared += 1
+        columns = target.states(0, shared, text, first, block)
+        places = torch.tensor([at - wanted[0] for at in wanted])
+        found[n] = tuple(column[places] for column in columns)
+        held = text
+    target.release(0)
+    names = ("pre_norm", "post_norm", "argmax")
+    return {
+        name: torch.cat([found[n][column] for n in range(len(records)) if n in found])
+        for column, name in enumerate(names)
+    }

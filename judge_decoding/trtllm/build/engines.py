@@ -1,0 +1,232 @@
+"""TensorRT-LLM checkpoints -> TensorRT engines of draft and target, the judge inside the target's.
+
+    python build/build_engines.py --config configs/llama-8b-70b-h100x2.yaml [--dry-run]
+
+Runs `trtllm-build` with the options of TensorRT-LLM 1.2.1 (tensorrt_llm/commands/build.py), one
+process a rank. With `acceptance.rule: judge` the target is built through judge_decoding/trtllm/build/judge_llama.py,
+which loads the plugin before it makes the network. Engines go to `draft` and `target` under
+`trtllm.engines`, each with its manifest; what is ready is left alone, `--again` redoes it.
+`--baseline` also builds `target-plain` (no plugin) and `target-threshold-1` (the plugin, never
+accepting), which verify_engines.py compares.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from judge_decoding.config import Deployment, load_deployment
+from judge_decoding.config.checkpoints import Checkpoints
+from judge_decoding.config.layout import Model
+from judge_decoding.errors import UserError
+from judge_decoding.trtllm.build.convert import checkpoint_folder, is_ready, models
+from judge_decoding.trtllm.build.judge_build import VARIABLE, JudgeBuild
+from judge_decoding.trtllm.build.preflight import (
+    check_disk,
+    check_gpus,
+    check_models,
+    check_plugin,
+    check_tool,
+    sizes,
+)
+from judge_decoding.trtllm.build.steps import Step, describe, partial, run_steps
+from judge_decoding.trtllm.manifest import (
+    MANIFEST,
+    check_engine,
+    engine_config,
+    engine_files,
+    manifest_for,
+    rank_group,
+    sections,
+    wanted_threshold,
+)
+from judge_decoding.trtllm.stack import Runtime, this_runtime
+
+MODEL_CLASS_FILE = Path(__file__).resolve().parent / "judge_llama.py"
+MODEL_CLASS = "JudgeLlamaForCausalLM"
+BOOST = {"float32": 1e4, "float16": 3e4}
+"""Far above any logit; in float16 with room below 65504 for the row's own maximum."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine to build: `deployment` is what it serves, baseline variants differ in its rule."""
+
+    name: str
+    model: Model
+    deployment: Deployment
+
+    @property
+    def folder(self) -> Path:
+        return sections(self.deployment).engines / self.name
+
+    @property
+    def judged(self) -> bool:
+        return self.model == "target" and self.deployment.acceptance.rule == "judge"
+
+    @property
+    def processes(self) -> int:
+        """That build it at the same time, each on a GPU of its own."""
+        tp = rank_group(self.deployment, self.model).tp
+        return min(tp, sections(self.deployment).gpus_per_node)
+
+
+def engines(deployment: Deployment, only: str, baseline: bool) -> list[Engine]:
+    """Draft and target, and the two that show what the plugin does and does not change."""
+    found = [Engine(model, model, deployment) for model in models(only)]
+    if baseline:
+        if deployment.acceptance.rule != "judge" or deployment.judge is None:
+            raise UserError(
+                "--baseline compares with a judged target; acceptance.rule is not judge"
+            )
+        plain = deployment.acceptance.model_dump() | {"rule": "strict"}
+        never = deployment.judge.model_dump() | {"threshold": 1.0}
+        found += [
+            Engine("target-plain", "target", deployment.override(acceptance=plain)),
+            Engine("target-threshold-1", "target", deployment.override(judge=never)),
+        ]
+    return found
+
+
+def command(engine: Engine, checkpoint: Path, output: Path) -> tuple[str, ...]:
+    """trtllm-build and its options.
+
+    max_seq_len is the deployment's: for a speculative target the builder adds max_draft_len itself
+    (tensorrt_llm/builder.py `build`). `--workers=1`, since a class from --model_cls_file cannot be
+    pickled into workers; several ranks are several MPI processes instead (commands/build.py
+    `parallel_build`: rank r takes the engines r, r + n, ...).
+    """
+    deployment = engine.deployment
+    build, limits = sections(deployment), deployment.limits
+    part = engine_config(deployment, engine.model)
+    timing = build.engines / "timing.cache"
+    options = [
+        f"--checkpoint_dir={checkpoint}",
+        f"--output_dir={output}",
+        f"--gemm_plugin={'auto' if part.quantization == 'fp8' else deployment.dtype}",
+        "--use_paged_context_fmha=enable",
+        f"--use_fp8_context_fmha={'enable' if part.kv_cache_dtype == 'fp8' else 'disable'}",
+        "--kv_cache_type=paged",
+        f"--max_batch_size={limits.max_sequences}",
+        f"--max_input_len={limits.max_context}",
+        f"--max_seq_len={limits.max_context}",
+        f"--max_num_tokens={build.max_num_tokens}",
+        f"--logits_dtype={build.logits_dtype}",
+        f"--input_timing_cache={timing}",
+        f"--output_timing_cache={timing}",
+        "--workers=1",
+    ]
+    if engine.model == "target":
+        options += [
+            "--speculative_decoding_mode=draft_tokens_external",
+            f"--max_draft_len={deployment.max_draft_len}",
+        ]
+    if engine.judged:
+        options += [f"--model_cls_file={MODEL_CLASS_FILE}", f"--model_cls_name={MODEL_CLASS}"]
+    if (processes := engine.processes) == 1:
+        return ("trtllm-build", *options)
+    exported = ("-x", VARIABLE) if engine.judged else ()
+    mpirun = ("mpirun", "--allow-run-as-root", "-n", str(processes), *exported)
+    return (*mpirun, "trtllm-build", *options)
+
+
+def judge_build(engine: Engine, checkpoints: Checkpoints) -> JudgeBuild:
+    deployment = engine.deployment
+    judge = checkpoints.judge
+    assert judge is not None and deployment.judge is not None
+    build = sections(deployment)
+    config = checkpoints.target.config
+    return JudgeBuild(
+        judge=deployment.judge.path,
+        plugin=build.plugin,
+        threshold=wanted_threshold(deployment, judge),
+        boost=BOOST[build.logits_dtype],
+        vocab_size=config.vocab_size,
+        end_ids=config.end_ids,
+        protect_end_ids=deployment.acceptance.protect_end_ids,
+        max_draft_len=deployment.max_draft_len,
+    )
+
+
+def step(engine: Engine, checkpoints: Checkpoints, runtime: Runtime | None) -> Step:
+    """runtime: what the manifest names; None in a dry run, which makes none."""
+    build = sections(engine.deployment)
+    file = build.engines / f"{engine.name}.judge.json"
+
+    def finish(half: Path) -> None:
+        assert runtime is not None
+        manifest_for(engine.deployment, engine.model, checkpoints, runtime).save(half)
+
+    return Step(
+        name=f"build {engine.name}",
+        command=command(
+            engine, checkpoint_folder(engine.deployment, engine.model), partial(engine.folder)
+        ),
+        output=engine.folder,
+        files=(*engine_files(rank_group(engine.deployment, engine.model).tp), MANIFEST),
+        log=build.engines / "logs" / f"build-{engine.name}.log",
+        env={VARIABLE: str(file)} if engine.judged else {},
+        writes={file: judge_build(engine, checkpoints).model_dump_json(indent=2)}
+        if engine.judged
+        else {},
+        finish=finish,
+    )
+
+
+def main(
+    config: Annotated[Path, typer.Option(help="The deployment.")],
+    only: Annotated[str, typer.Option(help="draft, target or both")] = "both",
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Also build what verify_engines.py compares with.")
+    ] = False,
+    calibration: Annotated[
+        str, typer.Option(help="FP8: as given to convert_checkpoint.py.")
+    ] = "cnn_dailymail",
+    again: Annotated[bool, typer.Option("--again", help="Redo what is there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done.")] = False,
+) -> None:
+    try:
+        deployment = load_deployment(config)
+        checkpoints = Checkpoints.of(deployment)
+        check_models(deployment, checkpoints)
+        wanted = engines(deployment, only, baseline)
+        if dry_run:
+            there = [e for e in wanted if not again and e.folder.is_dir()]
+            steps = [step(engine, checkpoints, None) for engine in wanted if engine not in there]
+            print(describe(steps, [engine.folder for engine in there]))
+            return
+        runtime = this_runtime()
+        there = [e for e in wanted if not again and e.folder.is_dir()]
+        for engine in there:
+            check_engine(engine.deployment, engine.model, checkpoints, runtime, engine.folder)
+            print(f"engine: {engine.folder} is ready")
+        todo = [engine for engine in wanted if engine not in there]
+        if todo:
+            preflight(deployment, checkpoints, todo, calibration)
+            run_steps([step(engine, checkpoints, runtime) for engine in todo])
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+def preflight(
+    deployment: Deployment, checkpoints: Checkpoints, todo: list[Engine], calibration: str
+) -> None:
+    for engine in todo:
+        if not is_ready(deployment, engine.model, checkpoints, calibration):
+            raise UserError(
+                f"checkpoint: no {checkpoint_folder(deployment, engine.model)}; run "
+                "build/convert_checkpoint.py with this config first"
+            )
+    processes = max(engine.processes for engine in todo)
+    check_tool("trtllm-build")
+    if processes > 1:
+        check_tool("mpirun")
+    check_plugin(deployment)
+    check_gpus(deployment, wanted=processes)
+    total = sum(sizes(deployment, engine.model).total for engine in todo)
+    check_disk(sections(deployment).engines, total, "the engines")

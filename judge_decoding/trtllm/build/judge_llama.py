@@ -1,0 +1,130 @@
+"""The target with the judge inside, for `trtllm-build --model_cls_file`.
+
+`build_engines.py` starts trtllm-build with this file and says in a `judge_build.JudgeBuild` what to
+build. The class is the stock Llama plus one layer: the JudgeAccept plugin between
+the LM head and the `logits` output, so that TensorRT-LLM's unmodified runtime accepts what the
+judge accepts. Engine inputs stay the stock ones; there is one more output, `judge_scores`
+float32 [B, max_draft_len], NaN where there is no score.
+
+The judge's feature says what the plugin reads:
+- `post_norm`: the LM head's input, already gathered to the rows that get logits
+- `pre_norm`: the input of the final norm `ln_f`, gathered here by last_token_ids
+
+Read against TensorRT-LLM 1.2.1: tensorrt_llm/models/modeling_utils.py
+(DecoderModelForCausalLM.forward: transformer, gather_last_token_logits, lm_head, mark_output),
+models/llama/model.py (LLaMAModel.forward: ln_f), commands/build.py (SourceFileLoader).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# trtllm-build loads this file by its path, without its folder.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from judge_decoding.decoding.judge import Judge
+from judge_decoding.errors import UserError
+from judge_decoding.trtllm import compat as trtllm
+from judge_decoding.trtllm.build.judge_build import JudgeBuild, read_build
+
+
+class JudgeLlamaForCausalLM(trtllm.LLaMAForCausalLM):
+    """LLaMAForCausalLM whose logits have passed the judge."""
+
+    def __init__(self, config: Any) -> None:
+        build = read_build()
+        judge = Judge.load(build.judge)
+        _check(config, build, judge)
+        trtllm.load_plugin(build.plugin)
+        super().__init__(config)
+        # Not in the constructor of a layer: quantization and optimization passes replace layers.
+        self.judge_build, self.judge = build, judge
+
+    def forward(
+        self, input_ids: Any, *args: Any, last_token_ids: Any, attention_params: Any, **kwargs: Any
+    ) -> Any:
+        """The stock forward, with the judge after the LM head.
+
+        The builder passes every input by name (tensorrt_llm/builder.py `build`: model(**inputs)).
+        """
+        pre_norm: list[Any] = []
+
+        def norm(stock: Callable[..., Any], hidden: Any, *more: Any, **named: Any) -> Any:
+            pre_norm.append(hidden)
+            return stock(hidden, *more, **named)
+
+        def head(stock: Callable[..., Any], hidden: Any, *more: Any, **named: Any) -> Any:
+            logits = stock(hidden, *more, **named)
+            feature = hidden
+            if self.judge.metadata.feature == "pre_norm":
+                feature = trtllm.gather_rows(pre_norm[-1], last_token_ids)
+            return self._judged(
+                logits, feature, input_ids, last_token_ids, attention_params.context_lengths
+            )
+
+        with wrapped(self.transformer.ln_f, norm), wrapped(self.lm_head, head):
+            return super().forward(
+                input_ids,
+                *args,
+                last_token_ids=last_token_ids,
+                attention_params=attention_params,
+                **kwargs,
+            )
+
+    def _judged(self, logits: Any, *inputs: Any) -> Any:
+        """Logits in the engine's logits type, edited. The plugin takes float32 and float16, the LM
+        head gives bfloat16, and the cast of the stock mark_output would come behind the plugin."""
+        build = self.judge_build
+        logits = trtllm.cast(logits, self.config.logits_dtype)
+        edited, scores = trtllm.add_judge(
+            [logits, *inputs],
+            weight=self.judge.weight.numpy(),
+            bias=self.judge.bias,
+            threshold=build.threshold,
+            boost=build.boost,
+            vocab_size=build.vocab_size,
+            end_ids=build.end_ids,
+            protect_end_ids=build.protect_end_ids,
+            max_draft_len=build.max_draft_len,
+        )
+        scores.mark_output("judge_scores", "float32")
+        return edited
+
+
+@contextmanager
+def wrapped(module: Any, around: Callable[..., Any]) -> Iterator[None]:
+    """Call `around(stock forward, ...)` instead of the module's forward, inside the block alone.
+
+    On the instance, not by another class: names of weights and layers stay the checkpoint's, and
+    whatever layer quantization has put there is kept.
+    """
+    stock = module.forward
+    module.forward = lambda *args, **kwargs: around(stock, *args, **kwargs)
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def _check(config: Any, build: JudgeBuild, judge: Judge) -> None:
+    """What cannot work, refused before a build of hours."""
+    mapping = config.mapping
+    if mapping.pp_size != 1 or mapping.cp_size != 1:
+        raise UserError(
+            f"judge_llama: pp_size {mapping.pp_size} and cp_size {mapping.cp_size} must be 1: the "
+            "plugin needs input_ids and all rows on every rank; convert with --tp_size alone"
+        )
+    if config.hidden_size != judge.metadata.hidden_size:
+        raise UserError(
+            f"judge_llama: the judge is for hidden size {judge.metadata.hidden_size}, the "
+            f"checkpoint has {config.hidden_size}; give the judge trained on this target"
+        )
+    if config.vocab_size != build.vocab_size:
+        raise UserError(
+            f"judge_llama: the checkpoint has {config.vocab_size} tokens, the target's config.json "
+            f"{build.vocab_size}; convert the checkpoint again"
+        )

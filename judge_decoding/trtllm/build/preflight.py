@@ -1,0 +1,146 @@
+"""What must hold before hours of work start: models, judge, disk, GPUs, tools. One line each."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from judge_decoding.checkpoint import LlamaConfig
+from judge_decoding.config import Deployment
+from judge_decoding.config.checkpoints import Checkpoints
+from judge_decoding.config.layout import MODELS, Model
+from judge_decoding.errors import UserError
+from judge_decoding.trtllm.manifest import engine_config, rank_group, sections
+from judge_decoding.trtllm.stack import CONTAINER, SM
+
+GIB = 1024**3
+SPARE = 4 * GIB
+"""GPU memory beside the weights of a loaded engine: workspace, buffers, a minimal cache."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of a model's weights as TensorRT-LLM holds them.
+
+    rank   on one rank; the embedding is whole on each
+    total  of all ranks: of a checkpoint, and of an engine
+    """
+
+    rank: int
+    total: int
+
+
+def size(config: LlamaConfig, *, quantization: str, tp: int) -> Size:
+    """FP8 holds the layers' matrices in one byte; embedding and LM head stay in two."""
+    heads = config.num_heads * config.head_dim
+    kv_heads = max(config.num_kv_heads, tp) * config.head_dim  # copied where ranks outnumber them
+    attention = config.hidden_size * (2 * heads + 2 * kv_heads)
+    matrices = config.num_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
+    table = 2 * config.vocab_size * config.hidden_size
+    rank = (matrices * (1 if quantization == "fp8" else 2) + table) // tp + table
+    return Size(rank, rank * tp)
+
+
+def sizes(deployment: Deployment, model: Model) -> Size:
+    return size(
+        Checkpoints.of(deployment)[model].config,
+        quantization=engine_config(deployment, model).quantization,
+        tp=rank_group(deployment, model).tp,
+    )
+
+
+def check_models(deployment: Deployment, checkpoints: Checkpoints) -> None:
+    """Both models there and whole, one vocabulary, the judge this target's."""
+    sections(deployment)
+    checkpoints.check_vocabulary()
+    draft, target = checkpoints["draft"], checkpoints.target
+    if shared := draft.config.shared_with_target:
+        raise UserError(
+            f"draft: {draft.folder} borrows {shared[0]} from its target; TensorRT-LLM needs a "
+            "whole checkpoint: save the draft with all of its tensors"
+        )
+    draft.fingerprint, target.fingerprint  # noqa: B018 - a missing or damaged shard is an error
+    if deployment.acceptance.rule == "judge":
+        checkpoints.checked_judge()
+
+
+def check_plugin(deployment: Deployment) -> None:
+    library = sections(deployment).plugin
+    if deployment.acceptance.rule == "judge" and not library.is_file():
+        raise UserError(
+            f"plugin: no file {library}; build it (plugins/judge_accept/README.md) and name it in "
+            "trtllm.plugin"
+        )
+
+
+def check_disk(folder: Path, needed: int, what: str) -> None:
+    """`needed` bytes free where `folder` is or will be."""
+    there = folder
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UserError(
+            f"disk: {what} needs {needed / GIB:.1f} GiB in {folder}, {free / GIB:.1f} GiB are "
+            "free; free some, or point trtllm.engines elsewhere"
+        )
+
+
+def check_tool(name: str) -> None:
+    if shutil.which(name) is None:
+        raise UserError(f"{name} is not on PATH; run inside the container {CONTAINER}")
+
+
+def check_script(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(
+            f"no {path}; it is part of the container {CONTAINER}: run inside it, or give "
+            "--examples the examples folder of TensorRT-LLM 1.2.1"
+        )
+
+
+def check_a_gpu() -> None:
+    """Any at all: TensorRT-LLM does not import without a driver, FP8 is calibrated on a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            "no GPU is visible; start the container with --gpus all (nvidia-smi must list them)"
+        )
+
+
+def check_gpus(deployment: Deployment, *, wanted: int) -> None:
+    """`wanted` GPUs of the deployment's kind, with room for what shares one of them."""
+    import torch
+
+    check_a_gpu()
+    kind = sections(deployment).gpu
+    if (count := torch.cuda.device_count()) < wanted:
+        raise UserError(
+            f"{count} GPUs are visible, {wanted} are needed (ranks.*.tp); use a machine with "
+            "more, or a smaller tp"
+        )
+    name = torch.cuda.get_device_name(0)
+    major, minor = torch.cuda.get_device_capability(0)
+    if 10 * major + minor != SM[kind] or kind.upper() not in name.upper():
+        raise UserError(
+            f"trtllm.gpu is {kind} (SM {SM[kind]}), but this machine has {name} "
+            f"(SM {10 * major + minor}); build on the GPU kind that serves"
+        )
+    check_memory(deployment, torch.cuda.get_device_properties(0).total_memory)
+
+
+def check_memory(deployment: Deployment, memory: int) -> None:
+    """The weights of every rank on one GPU, and something to run in, within `memory` bytes."""
+    groups = {model: rank_group(deployment, model).devices for model in MODELS}
+    taken = {model: sizes(deployment, model).rank for model in MODELS}
+    for gpu in sorted({*groups["draft"], *groups["target"]}, key=str):
+        on_it = [model for model in MODELS if gpu in groups[model]]
+        needed = sum(taken[model] for model in on_it) + SPARE
+        if needed > memory:
+            parts = " and ".join(f"{model} {taken[model] / GIB:.1f} GiB" for model in on_it)
+            raise UserError(
+                f"GPU {gpu} has {memory / GIB:.1f} GiB, but holds {parts} of weights and needs "
+                f"{SPARE / GIB:.0f} GiB beside; use quantization fp8 or more GPUs (ranks.*.tp)"
+            )

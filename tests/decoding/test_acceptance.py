@@ -1,0 +1,353 @@
+"""Acceptance rules on hand-built logits: exact tokens, invariants, distributions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from judge_decoding.decoding import acceptance as rules
+from judge_decoding.decoding.contracts import Acceptance, Proposal, Sampling, VerifyRequest
+from judge_decoding.decoding.sampling import probabilities
+from judge_decoding.decoding.verdict import decide
+
+V = 8
+
+
+def rows(*winners: int, margin: float = 5.0) -> torch.Tensor:
+    """Logits [len(winners), V] whose argmax is given."""
+    logits = torch.zeros(len(winners), V)
+    logits[torch.arange(len(winners)), torch.tensor(winners)] = margin
+    return logits
+
+
+def verdict(
+    logits: torch.Tensor,
+    draft: list[int],
+    *,
+    scores: list[float] | None = None,
+    probs: torch.Tensor | None = None,
+    vocab_ids: torch.Tensor | None = None,
+    end_ids: tuple[int, ...] = (),
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    **acceptance: Any,
+) -> Any:
+    params = Acceptance(**acceptance)
+    request = VerifyRequest(
+        sequence=0,
+        keep=0,
+        tokens=[0],
+        draft=Proposal(draft, probs, vocab_ids),
+        sampling=sampling or Sampling(),
+        acceptance=params,
+    )
+    threshold = 0.5 if params.threshold is None else params.threshold
+    return decide(
+        request,
+        logits,
+        logits.argmax(-1),
+        None if scores is None else torch.tensor(scores),
+        threshold,
+        end_ids,
+        torch.Generator().manual_seed(seed),
+    )
+
+
+def test_strict_never_sometimes_always() -> None:
+    logits = rows(1, 2, 3, 4)
+    assert verdict(logits, [5, 2, 3])[:2] == (0, [])
+    assert verdict(logits, [5, 2, 3]).next_token == 1
+    assert verdict(logits, [1, 5, 3]) == (1, [False], [], 2)
+    assert verdict(logits, [1, 2, 3]) == (3, [False] * 3, [], 4)
+
+
+def test_no_draft_is_the_targets_own_token() -> None:
+    assert verdict(rows(6), []) == (0, [], [], 6)
+
+
+def test_judge_accepts_what_strict_refuses_and_says_so() -> None:
+    logits = rows(1, 2, 3, 4)
+    got = verdict(logits, [1, 5, 3], scores=[0.1, 0.9, 0.1], rule="judge")
+    assert got.accepted == 3
+    assert got.overridden == [False, True, False]
+    assert got.scores == pytest.approx([0.1, 0.9, 0.1])
+    assert got.next_token == 4
+
+
+def test_judge_stops_at_the_first_token_that_neither_wants() -> None:
+    got = verdict(rows(1, 2, 3, 4), [5, 6, 3], scores=[0.9, 0.2, 0.9], rule="judge")
+    assert (got.accepted, got.overridden, got.next_token) == (1, [True], 2)
+
+
+def test_judge_score_must_exceed_the_threshold() -> None:
+    logits = rows(1, 2)
+    assert verdict(logits, [5], scores=[0.5], rule="judge", threshold=0.5).accepted == 0
+    assert verdict(logits, [5], scores=[0.51], rule="judge", threshold=0.5).accepted == 1
+
+
+@given(
+    logits=st.lists(st.integers(0, V - 1), min_size=1, max_size=6),
+    draft=st.data(),
+    seed=st.integers(0, 2**31),
+    temperature=st.sampled_from([0.0, 0.7, 1.5]),
+)
+@settings(max_examples=200, deadline=None)
+def test_threshold_1_is_bit_identical_to_the_standard_rule(
+    logits: list[int], draft: Any, seed: int, temperature: float
+) -> None:
+    k = len(logits) - 1
+    tokens = draft.draw(st.lists(st.integers(0, V - 1), min_size=k, max_size=k))
+    torch.manual_seed(seed)
+    noisy = rows(*logits, margin=1.0) + torch.randn(k + 1, V)
+    q = torch.rand(k, V).softmax(-1)
+    sampling = Sampling(temperature)
+    common: Any = {"probs": q, "sampling": sampling, "seed": seed}
+    standard = verdict(noisy, tokens, rule="rejection" if temperature else "strict", **common)
+    judged = verdict(noisy, tokens, scores=[1.0] * k, rule="judge", threshold=1.0, **common)
+    assert judged[:2] == standard[:2]
+    assert judged.next_token == standard.next_token
+
+
+@given(
+    standard=st.lists(st.booleans(), max_size=12),
+    data=st.data(),
+    low=st.floats(0, 1),
+    high=st.floats(0, 1),
+)
+def test_raising_the_threshold_never_lengthens_the_run(
+    standard: list[bool], data: Any, low: float, high: float
+) -> None:
+    low, high = sorted((low, high))
+    size = len(standard)
+    unit = st.floats(0, 1, width=32)
+    scores = torch.tensor(data.draw(st.lists(unit, min_size=size, max_size=size)))
+    ok = torch.tensor(standard, dtype=torch.bool)
+    runs = [rules.accepted_length(rules.judge(ok, scores, t)) for t in (low, high)]
+    assert runs[0] >= runs[1] >= rules.accepted_length(ok)
+
+
+@given(ok=st.lists(st.booleans(), max_size=20))
+def test_the_accepted_run_is_the_longest_true_prefix(ok: list[bool]) -> None:
+    n = rules.accepted_length(torch.tensor(ok, dtype=torch.bool))
+    assert all(ok[:n])
+    assert n == len(ok) or not ok[n]
+
+
+@pytest.mark.parametrize("rule", ["judge", "topk", "typical"])
+def test_no_override_where_the_answer_ends(rule: Any) -> None:
+    """A judged token where the target wants to end makes it run on; a judged end cuts it short."""
+    flat = {"top_k": V, "typical_delta": 1.0, "typical_epsilon": 1e-6}
+    logits = rows(7, 1, margin=0.1)
+    common: Any = {"scores": [0.99], "rule": rule, **flat}
+    assert verdict(logits, [3], end_ids=(7,), **common).accepted == 0
+    assert verdict(rows(1, 1, margin=0.1), [7], end_ids=(7,), **common).accepted == 0
+    assert verdict(logits, [3], end_ids=(7,), protect_end_ids=False, **common).accepted == 1
+    assert verdict(logits, [3], end_ids=(), **common).accepted == 1
+
+
+def test_a_drafted_end_token_that_the_target_wants_too_is_accepted() -> None:
+    got = verdict(rows(7, 1), [7], end_ids=(7,), scores=[0.0], rule="judge")
+    assert (got.accepted, got.overridden) == (1, [False])
+
+
+def test_topk_counts_strictly_better_tokens() -> None:
+    logits = torch.tensor([[3.0, 2.0, 2.0, 1.0]])
+    expected = {0: 1, 1: 2, 2: 2, 3: 4}  # token -> the smallest k that takes it; 1 and 2 tie
+    for token, k in expected.items():
+        for limit in (1, 2, 3, 4):
+            got = rules.topk(logits, torch.tensor([token]), limit)
+            assert got.tolist() == [limit >= k]
+
+
+def test_typical_is_the_minimum_of_both_borders() -> None:
+    p = torch.tensor([[0.5, 0.3, 0.15, 0.05]])
+    entropy = -sum(x * math.log(x) for x in p[0].tolist())
+    border = min(0.09, 0.3 * math.exp(-entropy))
+    for token in range(4):
+        got = rules.typical(p, torch.tensor([token]), epsilon=0.09, delta=0.3)
+        assert got.tolist() == [p[0, token].item() > border]
+    assert rules.typical(p, torch.tensor([2]), epsilon=0.2, delta=10.0).tolist() == [False]
+
+
+def kl(
+    p: torch.Tensor,
+    q: torch.Tensor,
+    draft: list[int],
+    *,
+    support: list[int] | None = None,
+    tau: float = 0.3,
+    confident: float = 0.9,
+) -> list[bool]:
+    """Rule `kl` where nothing is filtered."""
+    ids = None if support is None else torch.tensor(support)
+    return rules.kl(p, p, q, torch.tensor(draft), ids, tau, confident).tolist()
+
+
+def test_kl_gate() -> None:
+    p = torch.tensor([[0.6, 0.4, 0.0], [0.95, 0.05, 0.0], [0.6, 0.4, 0.0]])
+    q = torch.tensor([[0.5, 0.4, 0.1], [0.95, 0.05, 0.0], [0.01, 0.01, 0.98]])
+    # Close and unsure: open. Close but confident: strict. Far away: closed.
+    assert kl(p, q, [1, 1, 1]) == [True, False, False]
+    expected = 0.6 * math.log(0.6 / 0.5) + 0.4 * math.log(0.4 / 0.4)
+    assert kl(p[:1], q[:1], [1], tau=expected + 1e-5) == [True]
+    assert kl(p[:1], q[:1], [1], tau=expected - 1e-5) == [False]
+
+
+def test_kl_ignores_ids_that_a_short_list_cannot_write() -> None:
+    p = torch.tensor([[0.5, 0.3, 0.2]])
+    q = torch.tensor([[0.625, 0.375, 0.0]])
+    assert kl(p, q, [1], support=[0, 1], tau=1e-4) == [True]
+    assert kl(p, q, [1]) == [False]  # the third id is no shortcoming of the list: q is far away
+
+
+def test_kl_refuses_what_the_target_cannot_write() -> None:
+    """Regression: with a q of few ids, p renormalised on them was 0 or 1, at no distance at all."""
+    one_hot = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    assert kl(torch.tensor([[1e-6, 0.5, 0.5, 0.0]]), one_hot, [0]) == [False]
+    disjoint = torch.tensor([[0.0, 0.5, 0.5, 0.0]]), torch.tensor([[0.6, 0.0, 0.0, 0.4]])
+    assert kl(*disjoint, [0]) == [False]
+    # Close as they are, p(d) is 0.
+    p, q = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.45, 0.45, 0.1]])
+    assert kl(p, q, [2]) == [False]
+    assert kl(p, q, [1]) == [True]
+
+
+def test_kl_refuses_where_the_target_has_nothing_on_the_short_list() -> None:
+    p, q = torch.tensor([[0.5, 0.5, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 0.5, 0.5]])
+    assert kl(p, q, [2], support=[2, 3]) == [False]
+
+
+def test_kl_takes_what_underflowed_for_little() -> None:
+    """At low temperatures q is 0 for ids that p gives 1e-30: no infinite distance."""
+    p, q = torch.tensor([[0.5, 0.5, 1e-30]]), torch.tensor([[0.5, 0.5, 0.0]])
+    assert kl(p, q, [1], tau=1e-4) == [True]
+
+
+TOP_2 = Sampling(temperature=1.0, top_k=2)
+
+
+def test_kl_compares_the_models_and_not_their_filters() -> None:
+    """Regression: two close models' top 2 are {0, 1} and {0, 2}, p was taken on {0} alone, and 2
+    was accepted. On both top 2 as they are, the distance would be infinite and
+    1 refused."""
+    target = torch.tensor([[2.0, 1.0, 0.9, *[-5.0] * 5]] * 2)  # 0.58, 0.21, 0.19; of two 0.73, 0.27
+    close = torch.tensor([[1.6, 1.3, 1.4, *[-5.0] * 5]])
+    q = probabilities(close, TOP_2.unfiltered)
+    # `confident`: the target's own 0.58 counts.
+    common: Any = {"rule": "kl", "sampling": TOP_2, "kl_confident": 0.65}
+    got = [verdict(target, [1], probs=q, seed=seed, **common) for seed in range(20)]
+    assert [one.accepted for one in got] == [1] * 20
+    assert [True] in [one.overridden for one in got]  # not by the standard rule alone
+    far = probabilities(target[:1].roll(3, -1), TOP_2.unfiltered)
+    for token, probs in ((2, q), (3, far)):  # filtered out; far away
+        got = [verdict(target, [token], probs=probs, seed=seed, **common) for seed in range(20)]
+        assert [one.accepted for one in got] == [0] * 20
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    spread=st.sampled_from([0.1, 1.0, 8.0]),
+    sampling=st.sampled_from(
+        [Sampling(1.0, top_k=2), Sampling(0.7, top_p=0.5), Sampling(0.2, 3, 0.9), Sampling(1.0)]
+    ),
+    filtered=st.booleans(),
+    listed=st.booleans(),
+    rule=st.sampled_from(["rejection", "kl", "typical"]),
+)
+def test_what_the_target_cannot_write_is_never_accepted(
+    seed: int, spread: float, sampling: Sampling, filtered: bool, listed: bool, rule: str
+) -> None:
+    """However lenient the rule, under any filter, on a short-list or not."""
+    torch.manual_seed(seed)
+    logits = spread * torch.randn(2, V)
+    ids = torch.tensor([0, 2, 3, 7]) if listed else torch.arange(V)
+    own = sampling if filtered else sampling.unfiltered
+    q = probabilities(logits[:1, ids] + torch.randn(1, len(ids)), own)
+    p = probabilities(logits[0], sampling)
+    lenient: Any = {"kl_tau": 1e6, "kl_confident": 1.0, "typical_epsilon": 1e-9}
+    for token in ids.tolist():
+        got = verdict(
+            logits,
+            [token],
+            probs=q,
+            vocab_ids=ids if listed else None,
+            sampling=sampling,
+            seed=seed,
+            rule=rule,
+            **lenient,
+        )
+        assert p[token] > 0 or got.accepted == 0
+        if rule != "rejection" and p[token] > 1e-6:
+            assert got.accepted == 1  # the rule was lenient indeed
+
+
+def test_fly_needs_doubt_and_a_full_window_of_matches() -> None:
+    flat, sharp = torch.full((1, V), 1 / V), rows(0, margin=20.0).softmax(-1)
+    match = torch.tensor([False, True, True, True])
+    assert rules.fly(flat.repeat(4, 1), match, 0.3, 2).tolist() == [True, True, False, False]
+    assert rules.fly(flat.repeat(4, 1), match, 0.3, 3).tolist() == [True, False, False, False]
+    assert rules.fly(flat.repeat(4, 1), match, 0.3, 4).tolist() == [False] * 4
+    assert rules.fly(sharp.repeat(4, 1), match, 0.3, 2).tolist() == [False] * 4
+    broken = torch.tensor([False, True, False, True])
+    assert rules.fly(flat.repeat(4, 1), broken, 0.3, 2)[0].item() is False
+
+
+@pytest.mark.parametrize(("mean", "uniform", "expected"), [(2.5, 0.4, 2), (2.5, 0.5, 3), (9, 0, 4)])
+def test_synthetic_forces_the_asked_mean(mean: float, uniform: float, expected: int) -> None:
+    assert rules.accepted_length(rules.synthetic(4, mean, uniform)) == expected
+
+
+P = torch.tensor([0.35, 0.25, 0.15, 0.1, 0.08, 0.04, 0.02, 0.01])
+Q = torch.tensor([0.05, 0.4, 0.05, 0.2, 0.1, 0.1, 0.05, 0.05])
+
+
+def test_residual_is_the_normalised_positive_part() -> None:
+    rest = (P - Q).clamp_min(0)
+    assert torch.allclose(rules.residual(P, Q), rest / rest.sum())
+    assert torch.equal(rules.residual(P, P), P)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.6, top_k=5), Sampling(1.3, 0, 0.8)])
+def test_rejection_writes_the_targets_own_distribution(sampling: Sampling) -> None:
+    """Chi-square of the first emitted token against p, the draft drawing from another q."""
+    runs = 20_000
+    logits = P.log().unsqueeze(0).repeat(2, 1)
+    p = probabilities(logits[0], sampling)
+    generator = torch.Generator().manual_seed(1)
+    drafts = torch.multinomial(Q.repeat(runs, 1), 1, generator=generator)[:, 0].tolist()
+    request = [VerifyRequest(0, 0, [0], Proposal([d], Q.unsqueeze(0)), sampling) for d in range(V)]
+    counts = torch.zeros(V)
+    for drafted in drafts:
+        got = decide(request[drafted], logits, logits.argmax(-1), None, 1.0, (), generator)
+        counts[drafted if got.accepted else got.next_token] += 1
+    possible = p > 0
+    assert counts[~possible].sum() == 0
+    assert (
+        chisquare(counts[possible], p[possible].double() / p[possible].double().sum() * runs)[1]
+        > 1e-3
+    )
+
+
+def test_the_chi_square_test_can_fail() -> None:
+    """Accepting everything writes q: the test above must notice."""
+    generator = torch.Generator().manual_seed(1)
+    drafts = torch.multinomial(Q.repeat(20_000, 1), 1, generator=generator)[:, 0]
+    counts = torch.bincount(drafts, minlength=V)
+    assert chisquare(counts, P.double() / P.double().sum() * 20_000)[1] < 1e-6
+
+
+def test_rejection_accepts_with_probability_min_1_p_over_q() -> None:
+    p, q = P.unsqueeze(0), Q.unsqueeze(0)
+    for token in range(V):
+        ratio = float(P[token] / Q[token])
+        below, above = torch.tensor([min(ratio, 1.0) - 1e-4]), torch.tensor([ratio + 1e-4])
+        assert rules.rejection(p, q, torch.tensor([token]), below).item() is True
+        if ratio < 1:
+            assert rules.rejection(p, q, torch.tensor([token]), above).item() is False

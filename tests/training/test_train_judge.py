@@ -1,0 +1,293 @@
+"""Training the judge: the head exactly, the thresholds by hand, and all of it on a tiny target."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sklearn", reason="training needs the build extra")
+pytest.importorskip("matplotlib", reason="figures need the build extra")
+
+import numpy as np
+import torch
+from conftest import write_judge
+from tiny_task import write_tiny_task
+
+from judge_decoding.checkpoint import Checkpoint
+from judge_decoding.decoding.judge import Judge, JudgeMetadata
+from judge_decoding.errors import UserError
+from judge_decoding.training.judge import head as judge_head
+from judge_decoding.training.judge import train as train_judge
+from judge_decoding.training.judge.features import Tokens
+from judge_decoding.training.labels import LabelRecord, Span, write_labels
+
+
+def tokens(n: int = 400, width: int = 12, noise: float = 0.3) -> Tokens:
+    """Good where the first feature is positive; features far from standard scale."""
+    rng = np.random.default_rng(0)
+    good = rng.random(n) < 0.7
+    hidden = rng.normal(size=(n, width)).astype(np.float32)
+    hidden[:, 0] = np.where(good, 1.0, -1.0) + noise * hidden[:, 0]
+    hidden = (hidden * np.linspace(1, 500, width) + 30).astype(np.float32)
+    return Tokens(
+        hidden=hidden,
+        good=good,
+        mismatch=rng.random(n) < 0.5,
+        group=np.array([f"g{i // 4}" for i in range(n)]),
+        domain=np.array(["facts" if i // 4 % 2 else "chat" for i in range(n)]),
+        origin=np.array(["correct"] * n),
+        source=np.array(["court"] * n),
+        heldout=np.arange(n) % 4 == 0,
+    )
+
+
+@pytest.mark.parametrize("wide", [12, 11])  # at most this many features for the second order
+def test_the_head_is_scaler_and_regression(wide):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    data = tokens(noise=1.0)
+    data = replace(data, hidden=data.hidden.astype(np.float64))
+    solver = "lbfgs" if wide < 12 else "newton-cholesky"
+    regression = LogisticRegression(C=0.01, class_weight="balanced", solver=solver, max_iter=1000)
+    model = make_pipeline(StandardScaler(), regression).fit(data.hidden, data.good)
+    head = judge_head.fit(data, 0.01, "balanced", wide=wide)
+    expected = model.predict_proba(data.hidden)[:, 1]
+    np.testing.assert_allclose(head.score(data.hidden), expected, atol=1e-6)
+
+
+def test_the_judge_file_scores_like_the_regression(tmp_path):
+    data = tokens()
+    head = judge_head.fit(data, 0.1, "balanced")
+    meta = JudgeMetadata(
+        feature="pre_norm",
+        hidden_size=12,
+        target_fingerprint="f",
+        tokenizer_hash="t",
+        threshold=0.5,
+        threshold_method="by hand",
+        training_data_hash="d",
+    )
+    path = tmp_path / "judge.safetensors"
+    Judge(torch.tensor(head.weight, dtype=torch.float32), head.bias, meta).save(path)
+    loaded = Judge.load(path)
+    assert loaded.metadata == meta
+    scores = loaded.score(torch.from_numpy(data.hidden))
+    np.testing.assert_allclose(scores.numpy(), head.score(data.hidden), atol=1e-4)
+
+
+def test_a_judge_without_a_threshold_method_still_loads(tmp_path, tiny_target):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = write_judge(tmp_path / "judge.safetensors", tiny_target)
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in ("weight", "bias")}
+    meta = json.loads(header["judge"])
+    del meta["threshold_method"]
+    save_file(tensors, path, metadata=header | {"judge": json.dumps(meta)})
+    assert Judge.load(path).metadata.threshold_method is None
+
+
+def test_separable_features_are_separated():
+    data = tokens(noise=0.1)
+    assert judge_head.cross_validate(data, 1.0, "balanced") == 1.0
+    assert judge_head.held_out_domains(data, data, 1.0, None) == {"chat": 1.0, "facts": 1.0}
+
+
+def test_features_that_say_nothing_separate_nothing():
+    data = tokens()
+    data = replace(data, hidden=np.full((len(data.good), 3), 7.0, dtype=np.float32))
+    scores = judge_head.fit(data, 1.0, "balanced").score(data.hidden)
+    np.testing.assert_allclose(scores, 0.5, atol=1e-6)  # balanced classes, nothing else known
+
+
+def test_a_token_of_weight_zero_is_not_there():
+    data = tokens(noise=1.0)
+    lies = replace(data, good=~data.good)
+    both = judge_head.join([data, lies])
+    weight = np.repeat([1.0, 0.0], len(data.good))
+    alone = judge_head.fit(data, 0.1, None)
+    found = judge_head.fit(both, 0.1, None, weight)
+    np.testing.assert_allclose(found.weight, alone.weight, rtol=1e-4, atol=1e-8)
+
+
+def test_an_unseen_domain_is_tested_on_all_its_tokens():
+    """Of one domain the label means the opposite: a head that never saw it has it all wrong."""
+    data = tokens(noise=0.1)
+    chat = data.domain == "chat"
+    data = replace(data, good=np.where(chat, ~data.good, data.good))
+    train, heldout = data.where(~data.heldout), data.where(data.heldout)
+    found = judge_head.held_out_domains(train, heldout, 1.0, None)
+    assert found == {"chat": 0.0, "facts": 0.0}
+
+
+def test_mined_tokens_count_alone_where_there_are_any():
+    data = tokens()
+    assert (judge_head.counted(data) == data.mismatch).all()
+    origin = np.where(np.arange(400) < 100, "mined_search", "correct")
+    counted = judge_head.counted(replace(data, origin=origin))
+    assert (counted == (data.mismatch & (np.arange(400) < 100))).all()
+
+
+def test_labels_that_cannot_be_trained_on_are_refused():
+    data = tokens()
+    with pytest.raises(UserError, match="bad tokens to train on come from 0 group"):
+        judge_head.check_trainable(data.where(data.good))
+    with pytest.raises(UserError, match="good tokens to train on come from 1 group"):
+        judge_head.check_trainable(
+            data.where(~data.good | (data.group == data.group[data.good][0]))
+        )
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory) -> Path:
+    """Even ids are good, odd ones bad; a third of the groups held out, one domain never seen."""
+    rng = np.random.default_rng(0)
+    records = []
+    for n in range(48):
+        ids = [int(i) for i in rng.integers(40, 120, 6)]
+        spans = [
+            Span(start=at, end=at + 1, label="bad" if i % 2 else "good", origin="mined_search")
+            for at, i in enumerate(ids)
+        ]
+        records.append(
+            LabelRecord(
+                id=f"r{n}",
+                group=f"g{n}",
+                domain="new" if n >= 40 else "even" if n % 2 else "odd",
+                prompt=f"Say {n}",
+                response="",
+                response_ids=ids,
+                spans=spans,
+                split="heldout" if n % 3 == 0 or n >= 40 else "train",
+            )
+        )
+    path = tmp_path_factory.mktemp("labels") / "mined.jsonl"
+    write_labels(path, records)
+    return path
+
+
+def train(labels, target, folder, **options):
+    options = {"dtype": "float32", "cache": str(labels.parent), **options}
+    train_judge.main(
+        labels=[str(labels)],
+        target=str(target),
+        out=folder / "models" / "judge.safetensors",
+        docs=folder / "docs",
+        **options,
+    )
+    return Judge.load(folder / "models" / "judge.safetensors")
+
+
+def test_training_ships_judge_card_figures_and_figures_of_merit(
+    labels, tiny_target, tmp_path, capsys
+):
+    judge = train(labels, tiny_target, tmp_path)
+    meta = judge.metadata
+    assert meta.target_fingerprint == Checkpoint(tiny_target).fingerprint
+    assert meta.threshold_method.startswith("the smallest that refuses 95 % of")
+    assert meta.metrics["threshold_bad_rejected"] >= 0.95
+    assert meta.metrics["auc_low"] <= meta.metrics["auc"] <= meta.metrics["auc_high"]
+    document = json.loads((tmp_path / "docs" / "results" / "judge_training.json").read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["threshold"] == meta.threshold
+    assert document["provenance"]["versions"]["torch"] == version("torch")
+    assert set(document["auc_on_unseen_domain"]) == {"even", "odd"}
+    assert document["domains_never_trained_on"] == ["new"]
+    assert document["heldout"]["new"]["groups"] == 8
+    assert sorted(p.name for p in (tmp_path / "docs" / "figures").iterdir()) == [
+        "judge_pr.png",
+        "judge_reliability.png",
+        "judge_roc.png",
+        "judge_threshold.png",
+    ]
+    card = (tmp_path / "models" / "judge.md").read_text()
+    assert f"**{meta.threshold:g}**: the smallest that refuses 95 %" in card
+    assert "Domains that no training label is from: new." in card
+    assert "](../docs/figures/judge_reliability.png)" in card
+    assert "| new | " in card
+    assert "nan" not in card
+
+
+@pytest.fixture(scope="module")
+def deployment(tiny_target, tiny_draft, tmp_path_factory):
+    return write_tiny_task(tmp_path_factory.mktemp("deployment"), tiny_target, tiny_draft)
+
+
+def test_training_by_a_quality_budget(labels, tiny_target, deployment, tmp_path):
+    judge = train(
+        labels,
+        tiny_target,
+        tmp_path,
+        max_quality_drop=0.2,
+        deployment=deployment,
+        task=str(deployment.parent / "own.jsonl"),
+        tried="0.999,1.0",
+    )
+    assert judge.metadata.threshold in (0.999, 1.0)
+    assert judge.metadata.threshold_method.startswith("quality budget: ")
+    assert judge.metadata.metrics["threshold_budget"] == 0.2
+
+
+LABEL = {"label": "bad", "origin": "error"}
+LABELLED = {"id": "one", "group": "g98", "domain": "d", "prompt": "p", "response": "r"}
+LABELLED |= {"response_ids": [50], "spans": [{"start": 0, "end": 1} | LABEL], "split": "heldout"}
+BUDGET = {"deployment": Path("nowhere.yaml"), "task": "court"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"feature": "middle"}, "--feature: 'middle' is not one of"),
+        ({"dtype": "float16"}, "--dtype: 'float16' is not auto, float32 or bfloat16"),
+        ({"threshold": 0.5, "bad_recall": 0.9}, "give one of --threshold"),
+        ({"max_quality_drop": 0.01}, "--max-quality-drop needs --deployment and --task"),
+        (BUDGET | {"max_quality_drop": 0.0}, "--max-quality-drop: 0 is not above 0 and below 1"),
+        (BUDGET | {"max_quality_drop": 1.0}, "--max-quality-drop: 1 is not above 0 and below 1"),
+        ({"tried": "0.5,1.5"}, r"--try: 1.5 is not in \[0, 1\]"),
+        ({"tried": "nan"}, r"--try: nan is not in \[0, 1\]"),
+    ],
+)
+def test_wrong_options_say_so(labels, tiny_target, tmp_path, options, message):
+    with pytest.raises(SystemExit, match=message):
+        train(labels, tiny_target, tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, "second.jsonl labels no token"),
+        ({"spans": []}, "second.jsonl labels no token"),
+        (
+            {"response_ids": [50] * 1100, "spans": [{"start": 1090, "end": 1091} | LABEL]},
+            r"record 'long' has \d+ tokens up to its last label, and 1024 can be read",
+        ),
+    ],
+)
+def test_labels_that_cannot_be_read_are_named_before_any_are(
+    labels, tiny_target, tmp_path, monkeypatch, change, message
+):
+    """The bugs: "torch.cat(): expected a non-empty list", and a ValueError of the engine's once the
+    other files had been read."""
+    second = tmp_path / "second.jsonl"
+    second.touch()
+    if change is not None:
+        record = LABELLED | {"id": "long", "group": "g99"} | change
+        write_labels(second, [LabelRecord.model_validate(record)])
+    monkeypatch.setattr("judge_decoding.training.judge.features.load_reader", None)
+    with pytest.raises(SystemExit, match=message):
+        train(labels, tiny_target, tmp_path, held_out_labels=[str(second)], cache=str(tmp_path))
+
+
+def test_what_follows_the_last_label_is_not_read(labels, tiny_target, tmp_path):
+    """Only the text up to it must fit."""
+    record = LABELLED | {"response_ids": [50] * 1100, "spans": [{"start": 5, "end": 6} | LABEL]}
+    second = tmp_path / "second.jsonl"
+    write_labels(second, [LabelRecord.model_validate(record)])
+    train(labels, tiny_target, tmp_path, held_out_labels=[str(second)])

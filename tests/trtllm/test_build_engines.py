@@ -1,0 +1,613 @@
+"""Converting, building and verifying: exact commands, clear refusals, resumable steps.
+
+`trtllm-build`, `mpirun` and the examples' scripts are RECORDING FAKES here, small scripts that note
+their arguments and make the files that the real ones document; nothing is compiled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from judge_decoding.checkpoint import Checkpoint
+from judge_decoding.config import load_deployment
+from judge_decoding.config.checkpoints import Checkpoints
+from judge_decoding.errors import UserError
+from judge_decoding.trtllm.build import convert as convert_checkpoint
+from judge_decoding.trtllm.build import engines as build_engines
+from judge_decoding.trtllm.build import preflight as _preflight
+from judge_decoding.trtllm.build import verify as verify_engines
+from judge_decoding.trtllm.build.judge_build import JudgeBuild
+from judge_decoding.trtllm.manifest import EngineManifest, check_engine
+from judge_decoding.trtllm.stack import Runtime
+from tests.conftest import write_llama, write_tokenizer
+from tests.trtllm.test_manifest import write_judge
+
+ROOT = Path(__file__).parents[2]
+
+RUNTIME = Runtime("10.14.1.48", "1.2.1", 90)
+PYTHON = sys.executable
+
+
+class Site:
+    """A folder with models, judge and deployment, as a deployer has them."""
+
+    def __init__(self, folder: Path, target: Path, draft: Path) -> None:
+        self.folder, self.target, self.draft = folder, target, draft
+        self.engines = folder / "engines"
+        self.examples = folder / "examples"
+        self.plugin = folder / "libjudge_accept_plugin.so"
+        self.plugin.touch()
+        self.judge = write_judge(folder / "judge.safetensors", target)
+        self.config = folder / "deployment.yaml"
+        self.write()
+
+    def write(self, *, ranks: str = "", trtllm: str = "", rest: str = "") -> None:
+        ranks = ranks or "{draft: {devices: [0]}, target: {tp: 2, devices: [1, 2]}}"
+        rest = rest or f"judge: {{path: {self.judge}}}\nacceptance: {{rule: judge}}"
+        self.config.write_text(
+            f"""
+name: test
+engine: trtllm
+target: {{model: {self.target}}}
+draft: {{model: {self.draft}}}
+max_draft_len: 6
+limits: {{max_sequences: 2, max_context: 512}}
+ranks: {ranks}
+trtllm: {{engines: {self.engines}, gpu: h100, max_num_tokens: 1024, plugin: {self.plugin}{trtllm}}}
+{rest}
+"""
+        )
+
+    def run(self, script: Any, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, standard output, standard error of `python build/SCRIPT --config ...`."""
+        app = typer.Typer()
+        app.command()(script.main)
+        result = CliRunner().invoke(app, ["--config", str(self.config), *arguments])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    def refused(self, script: Any, *arguments: str) -> str:
+        """The one line of a refusal."""
+        code, _, error = self.run(script, *arguments)
+        assert code == 2, error
+        assert len(error.strip().splitlines()) == 1, error
+        return error.strip()
+
+
+@pytest.fixture
+def site(tmp_path: Path, tiny_target: Path, tiny_draft: Path) -> Site:
+    return Site(tmp_path, tiny_target, tiny_draft)
+
+
+@pytest.fixture
+def machine(site: Site, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """machine(**what it has): the pinned container with fake tools, and GPUs that are not there."""
+
+    def script(path: Path, body: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(body)
+        path.chmod(0o755)
+
+    def make(
+        *,
+        gpus: int = 3,
+        name: str = "NVIDIA H100 80GB HBM3",
+        capability: tuple[int, int] = (9, 0),
+        memory: int = 79 * _preflight.GIB,
+        free: int = 10**15,
+        version: str | None = "1.2.1",
+        tools: tuple[str, ...] = ("trtllm-build", "mpirun"),
+    ) -> None:
+        bin = site.folder / "bin"
+        shutil.rmtree(bin, ignore_errors=True)
+        bin.mkdir()
+        note = f'echo "$@" >> {site.folder}/called\n'
+        if "trtllm-build" in tools:
+            script(
+                bin / "trtllm-build",
+                f"#!/bin/bash\n{note}"
+                'for a in "$@"; do case $a in --output_dir=*) out=${a#*=};; esac; done\n'
+                "echo building; [ -e $BREAK ] || { echo out of memory; exit 3; }\n"
+                "mkdir -p $out; touch $out/config.json $out/rank0.engine $out/rank1.engine\n",
+            )
+        if "mpirun" in tools:
+            script(
+                bin / "mpirun",
+                f"#!/bin/bash\n{note}"
+                "while [[ $1 == -* ]]; do case $1 in -n|-x) shift 2;; *) shift;; esac; done\n"
+                'exec "$@"\n',
+            )
+        monkeypatch.setenv("PATH", f"{bin}:/usr/bin:/bin")
+        monkeypatch.setenv("BREAK", "/")  # exists: nothing breaks
+        real = metadata.version
+
+        def installed(package: str) -> str:
+            if package != "tensorrt_llm":
+                return real(package)
+            if version is None:
+                raise metadata.PackageNotFoundError(package)
+            return version
+
+        monkeypatch.setattr(metadata, "version", installed)
+        trt = type(sys)("tensorrt")
+        trt.__version__ = RUNTIME.tensorrt
+        monkeypatch.setitem(sys.modules, "tensorrt", trt)
+        properties = type("Properties", (), {"total_memory": memory})
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=0: name)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=0: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        usage = type("Usage", (), {"free": free})
+        monkeypatch.setattr(_preflight.shutil, "disk_usage", lambda path: usage)
+        converter = (
+            f"import sys, os\nopen({str(site.folder / 'called')!r}, 'a').write("
+            "' '.join(sys.argv[1:]) + '\\n')\n"
+            "given = dict(a.split('=', 1) for a in sys.argv[1:] if '=' in a)\n"
+        )
+        writes = (
+            "out = given['--output_dir']\nos.makedirs(out)\n"
+            "for name in ['config.json', 'rank0.safetensors', 'rank1.safetensors']:\n"
+            "    open(os.path.join(out, name), 'w').close()\n"
+        )
+        script(convert_checkpoint.converter(site.examples), converter + writes)
+        script(convert_checkpoint.quantizer(site.examples), converter + writes)
+        script(
+            site.examples / "run.py",
+            converter
+            + "os.makedirs(os.path.dirname(given['--output_csv']))\n"
+            + "tokens = open(os.path.join(given['--engine_dir'], 'says')).read()\n"
+            + "open(given['--output_csv'], 'w').write(tokens)\n",
+        )
+
+    make()
+    return make
+
+
+# --- what is printed -----------------------------------------------------------------------------
+
+
+def test_dry_run_of_a_conversion(site: Site) -> None:
+    code, out, _ = site.run(convert_checkpoint, "--dry-run")
+    assert code == 0
+    root, script = site.engines, "/app/examples/models/core/llama/convert_checkpoint.py"
+    assert out.splitlines() == [
+        "step     convert draft",
+        f"command  {PYTHON} {script} --model_dir={site.draft} "
+        f"--output_dir={root}/checkpoints/draft.partial --dtype=bfloat16 --tp_size=1 --workers=1",
+        f"makes    {root}/checkpoints/draft/config.json",
+        f"makes    {root}/checkpoints/draft/rank0.safetensors",
+        f"makes    {root}/checkpoints/draft/source.json",
+        f"log      {root}/logs/convert-draft.log",
+        "step     convert target",
+        f"command  {PYTHON} {script} --model_dir={site.target} "
+        f"--output_dir={root}/checkpoints/target.partial --dtype=bfloat16 --tp_size=2 --workers=1",
+        f"makes    {root}/checkpoints/target/config.json",
+        f"makes    {root}/checkpoints/target/rank0.safetensors",
+        f"makes    {root}/checkpoints/target/rank1.safetensors",
+        f"makes    {root}/checkpoints/target/source.json",
+        f"log      {root}/logs/convert-target.log",
+    ]
+    assert not root.exists()
+
+
+def test_dry_run_of_a_quantization(site: Site) -> None:
+    site.write(trtllm=", target: {quantization: fp8, kv_cache_dtype: fp8}")
+    arguments = ("--only", "target", "--calibration", "/data/cnn", "--calibration-size", "32")
+    _, out, _ = site.run(convert_checkpoint, "--dry-run", *arguments)
+    assert out.splitlines()[1] == (
+        f"command  {PYTHON} /app/examples/quantization/quantize.py --model_dir={site.target} "
+        f"--output_dir={site.engines}/checkpoints/target.partial --dtype=bfloat16 --tp_size=2 "
+        "--qformat=fp8 --calib_dataset=/data/cnn --calib_size=32 --kv_cache_dtype=fp8"
+    )
+
+
+def common(site: Site, role: str, engine: str, *, gemm: str = "bfloat16", fp8: str = "disable"):
+    return (
+        f"--checkpoint_dir={site.engines}/checkpoints/{role} "
+        f"--output_dir={site.engines}/{engine}.partial --gemm_plugin={gemm} "
+        f"--use_paged_context_fmha=enable --use_fp8_context_fmha={fp8} --kv_cache_type=paged "
+        "--max_batch_size=2 --max_input_len=512 --max_seq_len=512 --max_num_tokens=1024 "
+        f"--logits_dtype=float32 --input_timing_cache={site.engines}/timing.cache "
+        f"--output_timing_cache={site.engines}/timing.cache --workers=1"
+    )
+
+
+SPECULATIVE = "--speculative_decoding_mode=draft_tokens_external --max_draft_len=6"
+CLASS = f"--model_cls_file={ROOT}/build/judge_llama.py --model_cls_name=JudgeLlamaForCausalLM"
+
+
+def test_dry_run_of_a_build(site: Site) -> None:
+    code, out, _ = site.run(build_engines, "--dry-run")
+    assert code == 0
+    root = site.engines
+    lines = out.splitlines()
+    assert lines[:7] == [
+        "step     build draft",
+        f"command  trtllm-build {common(site, 'draft', 'draft')}",
+        f"makes    {root}/draft/config.json",
+        f"makes    {root}/draft/rank0.engine",
+        f"makes    {root}/draft/manifest.json",
+        f"log      {root}/logs/build-draft.log",
+        "step     build target",
+    ]
+    assert lines[7] == f"writes   {root}/target.judge.json"
+    assert json.loads("\n".join(lines[8:-6])) == {
+        "judge": str(site.judge),
+        "plugin": str(site.plugin),
+        "threshold": 0.6,
+        "boost": 10000.0,
+        "vocab_size": 256,
+        "end_ids": [0],
+        "protect_end_ids": True,
+        "max_draft_len": 6,
+    }
+    assert lines[-6:] == [
+        f"command  JUDGE_DECODING_BUILD={root}/target.judge.json mpirun --allow-run-as-root -n 2 "
+        f"-x JUDGE_DECODING_BUILD trtllm-build {common(site, 'target', 'target')} "
+        f"{SPECULATIVE} {CLASS}",
+        f"makes    {root}/target/config.json",
+        f"makes    {root}/target/rank0.engine",
+        f"makes    {root}/target/rank1.engine",
+        f"makes    {root}/target/manifest.json",
+        f"log      {root}/logs/build-target.log",
+    ]
+    assert not root.exists()
+
+
+def test_a_build_without_a_judge_is_plain_speculative_decoding(site: Site) -> None:
+    site.write(rest="acceptance: {rule: strict}")
+    _, out, _ = site.run(build_engines, "--dry-run", "--only", "target")
+    assert out.splitlines()[1] == (
+        "command  mpirun --allow-run-as-root -n 2 trtllm-build "
+        f"{common(site, 'target', 'target')} {SPECULATIVE}"
+    )
+
+
+def test_an_fp8_build(site: Site) -> None:
+    site.write(
+        ranks="{draft: {devices: [0]}, target: {devices: [1]}}",
+        trtllm=", target: {quantization: fp8, kv_cache_dtype: fp8}, logits_dtype: float16",
+    )
+    _, out, _ = site.run(build_engines, "--dry-run", "--only", "target")
+    command = next(line for line in out.splitlines() if line.startswith("command"))
+    wanted = common(site, "target", "target", gemm="auto", fp8="enable")
+    wanted = wanted.replace("--logits_dtype=float32", "--logits_dtype=float16")
+    assert command == (
+        f"command  JUDGE_DECODING_BUILD={site.engines}/target.judge.json trtllm-build {wanted} "
+        f"{SPECULATIVE} {CLASS}"
+    )
+    assert '"boost": 30000.0' in out
+
+
+def test_the_engine_takes_max_draft_len_whatever_the_schedule(site: Site) -> None:
+    """What a request may ask for, where the schedule leaves it that."""
+    rest = f"judge: {{path: {site.judge}}}\nacceptance: {{rule: judge}}"
+    site.write(rest=f"{rest}\ndraft_len_schedule: {{1: 4, 2: 3}}")
+    _, out, _ = site.run(build_engines, "--dry-run", "--only", "target")
+    assert "--speculative_decoding_mode=draft_tokens_external --max_draft_len=6 " in out
+    assert '"max_draft_len": 6' in out
+
+
+def test_more_ranks_than_gpus_of_a_node(site: Site) -> None:
+    """commands/build.py: process r builds the ranks r, r + 8."""
+    ranks = f"{{draft: {{devices: [16]}}, target: {{tp: 16, devices: {list(range(16))}}}}}"
+    site.write(ranks=ranks, trtllm=", mode: leader")
+    _, out, _ = site.run(build_engines, "--dry-run", "--only", "target")
+    assert "mpirun --allow-run-as-root -n 8 -x" in out
+
+
+def test_the_baseline_variants(site: Site) -> None:
+    _, out, _ = site.run(build_engines, "--dry-run", "--baseline")
+    parts = out.split("step     ")
+    assert [part.split("\n")[0] for part in parts[1:]] == [
+        "build draft",
+        "build target",
+        "build target-plain",
+        "build target-threshold-1",
+    ]
+    assert "judge" not in parts[3].replace(str(site.engines), "")
+    assert '"threshold": 1.0' in parts[4]
+    site.write(rest="acceptance: {rule: strict}")
+    assert "--baseline compares with a judged target" in site.refused(build_engines, "--baseline")
+
+
+def test_dry_run_of_a_verification(site: Site) -> None:
+    code, out, _ = site.run(verify_engines, "--dry-run")
+    assert code == 0
+    root = site.engines
+    assert out.splitlines() == [
+        f"checks   {root}/draft/manifest.json",
+        f"checks   {root}/target/manifest.json",
+        "step     generate with target",
+        f"command  mpirun --allow-run-as-root -n 1 {PYTHON} /app/examples/run.py "
+        f"--tokenizer_dir={site.target} --draft_engine_dir={root}/draft --engine_dir={root}/target "
+        "'--draft_target_model_config=[6,[0],[1,2],False]' --max_output_len=64 "
+        "--kv_cache_enable_block_reuse --kv_cache_free_gpu_memory_fraction=0.9 "
+        f"--output_csv={root}/verify/target.partial/tokens.csv --input_text "
+        "'How does speculative decoding work?' 'Write a short story about a lighthouse keeper.'",
+        f"makes    {root}/verify/target/tokens.csv",
+        f"log      {root}/logs/verify-target.log",
+    ]
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", [convert_checkpoint, build_engines])
+def test_models_and_judge_are_checked_first(
+    site: Site, script: Any, tmp_path: Path, tiny_target: Path
+) -> None:
+    """Before TensorRT-LLM and the GPU are looked for, so that a laptop says it too."""
+    site.judge.unlink()
+    assert "judge: no file" in site.refused(script)
+    write_judge(site.judge, tiny_target, target_fingerprint="0" * 16)
+    assert "trained on target 0000000000000000, but this one is" in site.refused(script)
+    write_judge(site.judge, tiny_target, hidden_size=32)
+    assert "trained for hidden size 32, but the target's is 64" in site.refused(script)
+    write_judge(site.judge, tiny_target)
+    site.draft = write_llama(tmp_path / "other", vocab_size=300)
+    site.write()
+    assert "vocabulary of 300 tokens, the target's is 256" in site.refused(script)
+    site.draft = write_llama(tmp_path / "same-size")
+    write_tokenizer(site.draft)
+    raw = json.loads((site.draft / "tokenizer.json").read_text())
+    raw["model"]["vocab"]["a"], raw["model"]["vocab"]["b"] = 1, 0
+    (site.draft / "tokenizer.json").write_text(json.dumps(raw))
+    site.write()
+    assert "has another tokenizer than the target" in site.refused(script)
+    site.draft = tmp_path / "none"
+    site.write()
+    assert f"no folder {tmp_path}/none" in site.refused(script)
+
+
+def test_a_draft_without_its_own_embeddings(site: Site) -> None:
+    site.draft = ROOT / "models" / "smollm2-135m-draft"
+    site.target = site.draft  # the same vocabulary
+    site.write(rest="acceptance: {rule: strict}")
+    assert "borrows model.embed_tokens.weight from its target" in site.refused(convert_checkpoint)
+
+
+def test_a_deployment_of_another_engine(site: Site) -> None:
+    site.config.write_text(f"name: t\ntarget: {{model: {site.target}}}\nacceptance: {{rule: none}}")
+    for script in (convert_checkpoint, build_engines, verify_engines):
+        assert "has engine torch; engines are for engine trtllm" in site.refused(script)
+
+
+@pytest.mark.parametrize("script", [convert_checkpoint, build_engines, verify_engines])
+def test_no_tensorrt_llm_or_another(site: Site, script: Any, machine: Callable[..., None]) -> None:
+    machine(version=None)
+    assert site.refused(script) == (
+        "TensorRT-LLM is not installed here; run inside the container "
+        "nvcr.io/nvidia/tritonserver:26.04-trtllm-python-py3 (docs/h100.md)"
+    )
+    machine(version="1.3.0")
+    assert "TensorRT-LLM 1.3.0 is installed, this needs 1.2.1" in site.refused(script)
+
+
+def test_no_gpu(site: Site, machine: Callable[..., None]) -> None:
+    machine(gpus=0)
+    assert "no GPU is visible" in site.refused(convert_checkpoint, "--examples", str(site.examples))
+    for script in (build_engines, verify_engines):
+        assert "no GPU is visible" in site.refused(script)
+
+
+def convert(site: Site, *arguments: str) -> tuple[int, str, str]:
+    return site.run(convert_checkpoint, "--examples", str(site.examples), *arguments)
+
+
+def test_the_wrong_machine(site: Site, machine: Callable[..., None]) -> None:
+    machine(name="NVIDIA A100-SXM4-80GB", capability=(8, 0))
+    assert convert(site)[0] == 0  # a checkpoint is not tied to a GPU kind
+    assert site.refused(build_engines) == (
+        "trtllm.gpu is h100 (SM 90), but this machine has NVIDIA A100-SXM4-80GB (SM 80); build on "
+        "the GPU kind that serves"
+    )
+    machine(name="NVIDIA H200")
+    assert "this machine has NVIDIA H200 (SM 90)" in site.refused(build_engines)
+    machine(gpus=1)
+    assert "1 GPUs are visible, 2 are needed" in site.refused(build_engines)
+    machine(memory=4 * _preflight.GIB)
+    assert "GPU 0 has 4.0 GiB, but holds draft 0.0 GiB of weights" in site.refused(build_engines)
+    machine(free=1000)
+    assert "disk: the engines needs" in site.refused(build_engines)
+    machine(tools=("mpirun",))
+    assert "trtllm-build is not on PATH; run inside the container" in site.refused(build_engines)
+    machine(tools=("trtllm-build",))
+    assert "mpirun is not on PATH" in site.refused(build_engines)
+    machine()
+    site.plugin.unlink()
+    assert f"plugin: no file {site.plugin}; build it" in site.refused(build_engines)
+    assert not (site.engines / "draft").exists()
+
+
+def test_the_wrong_container(site: Site, machine: Callable[..., None]) -> None:
+    """A missing examples folder, and a full disk."""
+    error = site.refused(convert_checkpoint, "--examples", str(site.folder / "nowhere"))
+    assert "convert_checkpoint.py; it is part of the container nvcr.io" in error
+    machine(free=1000)
+    error = site.refused(convert_checkpoint, "--examples", str(site.examples))
+    assert "disk: the checkpoints needs" in error
+    assert not site.engines.exists()
+
+
+def test_an_engine_without_its_checkpoint(site: Site, machine: Callable[..., None]) -> None:
+    assert "checkpoints/draft; run build/convert_checkpoint.py" in site.refused(build_engines)
+    assert "only: unknown 'judge'" in site.refused(build_engines, "--only", "judge")
+
+
+# --- what is done --------------------------------------------------------------------------------
+
+
+def test_convert_then_build_then_resume(site: Site, machine: Callable[..., None]) -> None:
+    assert convert(site)[0] == 0
+    source = json.loads((site.engines / "checkpoints/target/source.json").read_text())
+    assert source == {
+        "model_fingerprint": Checkpoint(site.target).fingerprint,
+        "dtype": "bfloat16",
+        "tp": 2,
+        "quantization": "none",
+        "kv_cache_dtype": "auto",
+    }
+    code, out, error = site.run(build_engines)
+    assert code == 0, error
+    deployment = load_deployment(site.config)
+    for role in ("draft", "target"):
+        check_engine(deployment, role, Checkpoints.of(deployment), RUNTIME)
+    assert not list(site.engines.rglob("*.partial"))
+    log = (site.engines / "logs/build-target.log").read_text()
+    assert "building" in log and "mpirun --allow-run-as-root -n 2" in log.splitlines()[0]
+    written = JudgeBuild.model_validate_json((site.engines / "target.judge.json").read_text())
+    assert (written.judge, written.threshold) == (site.judge, 0.6)
+
+    called = (site.folder / "called").read_text()
+    code, out, _ = site.run(build_engines)
+    assert (code, out.count("is ready")) == (0, 2)
+    assert convert(site)[1].count("is ready") == 2
+    assert (site.folder / "called").read_text() == called  # nothing ran again
+    code, out, _ = site.run(build_engines, "--dry-run")
+    assert out.splitlines() == [f"ready    {site.engines}/draft", f"ready    {site.engines}/target"]
+    assert site.run(build_engines, "--only", "draft", "--again")[0] == 0
+    assert (site.folder / "called").read_text().count("/draft.partial") == called.count(
+        "/draft.partial"
+    ) + 1
+
+
+def test_what_is_there_for_something_else_is_not_reused(
+    site: Site, machine: Callable[..., None]
+) -> None:
+    assert convert(site)[0] == 0
+    assert site.run(build_engines)[0] == 0
+    site.write(ranks="{draft: {devices: [0]}, target: {devices: [1]}}")
+    error = site.refused(build_engines, "--only", "target")
+    assert "has tp 2, but 1 is needed here; set ranks.target.tp to 2, or build it again" in error
+    error = site.refused(convert_checkpoint, "--examples", str(site.examples))
+    assert "checkpoints/target has tp 2, but 1 is wanted" in error
+    site.write()
+    (site.engines / "checkpoints/target/rank1.safetensors").unlink()
+    error = site.refused(convert_checkpoint, "--examples", str(site.examples))
+    assert "lacks rank1.safetensors; pass --only target --again" in error
+
+
+def test_a_failed_step_says_why_and_leaves_nothing_half_made(
+    site: Site, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert convert(site)[0] == 0
+    monkeypatch.setenv("BREAK", "/nowhere")
+    error = site.refused(build_engines)
+    log = site.engines / "logs/build-draft.log"
+    assert error == (
+        f"build draft failed with exit code 3; log {log}, its end: building | out of memory"
+    )
+    assert not (site.engines / "draft").exists()
+    monkeypatch.setenv("BREAK", "/")
+    assert site.run(build_engines)[0] == 0
+    assert log.read_text().count("building") == 2  # the first attempt's log is kept
+
+
+def test_a_step_that_ends_well_but_makes_too_little(
+    site: Site, machine: Callable[..., None]
+) -> None:
+    site.write(ranks="{draft: {devices: [0]}, target: {tp: 3, devices: [1, 2, 3]}}")
+    error = site.refused(convert_checkpoint, "--examples", str(site.examples))
+    half = site.engines / "checkpoints/target.partial"  # the fake makes two ranks' files
+    assert error.startswith(f"convert target ended well but made no {half}/rank2.safetensors; log ")
+    assert not (site.engines / "checkpoints/target").exists()
+
+
+def test_the_baseline_engines_say_what_they_are(site: Site, machine: Callable[..., None]) -> None:
+    assert convert(site)[0] == 0
+    assert site.run(build_engines, "--baseline")[0] == 0
+    found = {
+        name: EngineManifest.load(site.engines / name)
+        for name in ("target", "target-plain", "target-threshold-1")
+    }
+    assert [(m.plugin, m.threshold) for m in found.values()] == [
+        ("JudgeAccept/1", 0.6),
+        (None, None),
+        ("JudgeAccept/1", 1.0),
+    ]
+
+
+# --- verification --------------------------------------------------------------------------------
+
+
+def built(site: Site, **says: str) -> None:
+    """All engines, each with the tokens that the fake run.py prints for it."""
+    assert convert(site)[0] == 0
+    assert site.run(build_engines, "--baseline")[0] == 0
+    for name in ("target", "target-plain", "target-threshold-1"):
+        (site.engines / name / "says").write_text(says.get(name.replace("-", "_"), "1,2\n3,4\n"))
+
+
+def verify(site: Site, *arguments: str) -> tuple[int, str, str]:
+    return site.run(verify_engines, "--examples", str(site.examples), *arguments)
+
+
+def test_verification_passes(site: Site, machine: Callable[..., None]) -> None:
+    built(site, target="1,2\n3,5\n")
+    code, out, error = verify(site, "--baseline")
+    assert code == 0, error
+    assert out.splitlines()[-4:] == [
+        "target: 4 tokens, prompts and padding included",
+        "target-threshold-1: 4 tokens, prompts and padding included",
+        "target-threshold-1 / plain speculative decoding: 2 of 2 answers equal",
+        "target / plain speculative decoding: 1 of 2 answers equal",
+    ]
+    code, out, _ = verify(site)
+    assert code == 0
+    assert out.splitlines()[-1].startswith("not compared: no baseline engines")
+
+
+def test_a_threshold_of_1_that_changes_a_token_fails(
+    site: Site, machine: Callable[..., None]
+) -> None:
+    built(site, target_threshold_1="1,2\n3,9\n")
+    code, out, _ = verify(site, "--baseline")
+    assert code == 1
+    assert "FAILED: answer 1 differs from token 1 on" in out
+
+
+def test_verification_checks_manifests_first(site: Site, machine: Callable[..., None]) -> None:
+    built(site)
+    code, out, _ = verify(site, "--manifests-only")
+    assert (code, out.count("fits this deployment and machine")) == (0, 2)
+    manifest = EngineManifest.load(site.engines / "target")
+    manifest.model_copy(update={"sm": 100}).save(site.engines / "target")
+    code, _, error = verify(site)
+    assert code == 2
+    assert "has sm 100, but 90 is needed here" in error
+
+
+def test_verification_of_two_nodes(site: Site) -> None:
+    ranks = f"{{draft: {{devices: [16]}}, target: {{tp: 16, devices: {list(range(16))}}}}}"
+    site.write(ranks=ranks, trtllm=", mode: leader")
+    assert "runs on one node, but GPU 16 is on another" in site.refused(verify_engines)
+
+
+def test_tokens_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"verify: cannot read .*tokens\.csv"):
+        verify_engines.read_tokens(tmp_path)
+    (tmp_path / "tokens.csv").write_text("")
+    with pytest.raises(UserError, match="holds no tokens"):
+        verify_engines.read_tokens(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "index"),
+    [([1, 2], [1, 2], None), ([1, 2], [1, 3], 1), ([1], [1, 2], 1), ([], [], None)],
+)
+def test_first_difference(one: list[int], other: list[int], index: int | None) -> None:
+    assert verify_engines.first_difference(one, other) == index
