@@ -14,9 +14,9 @@ search      AutoJudge (arXiv 2504.20039): the target goes on greedily from the d
 likelihood  SelfJudge (arXiv 2510.02329): s = dlogP(token) + dlogP(the target's next 20 tokens),
             read after the swap; good where s > tau. One pass a mismatch, no generation.
 
-Many prompts are in flight at once, and the models' passes are batched over them. Writes the records
-of judge_decoding/training/labels.py: one answer with its good swaps, and for each swap that is not in it one
-that ends there. An interrupted run goes on. With --mpi rank 0 writes, and the others mine
+Many prompts are in flight at once, and the models' passes are batched over them. The records are
+those of `judge_decoding.training.labels`: one answer with its good swaps, and one more for each
+swap that is not in it. An interrupted run goes on. With --mpi rank 0 writes, and the others mine
 (docs/labels.md). The last line is what it cost, as JSON.
 """
 

@@ -62,7 +62,7 @@ class Acceptance:
     """The rule a sequence is verified with, and the parameters of every rule that has some.
 
     `threshold` is the judge's delta in [0, 1]; None takes the one stored with the judge. The
-    defaults of the training-free rules are their papers' (see `judge_decoding.decoding.acceptance`).
+    defaults of the training-free rules are those of their papers (see `decoding.acceptance`).
     """
 
     rule: RuleName = "strict"

@@ -1,6 +1,6 @@
 """Load tests: perf_analyzer's inputs and export, the figures, comparisons, and the tuned schedule.
 
-Everything here is arithmetic on hand-built cases; tests/clients/test_perf_server.py runs the program.
+Everything here is arithmetic on hand-built cases; `test_perf_server.py` runs the program.
 """
 
 from __future__ import annotations

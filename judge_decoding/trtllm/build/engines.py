@@ -3,8 +3,8 @@
     python build/build_engines.py --config configs/llama-8b-70b-h100x2.yaml [--dry-run]
 
 Runs `trtllm-build` with the options of TensorRT-LLM 1.2.1 (tensorrt_llm/commands/build.py), one
-process a rank. With `acceptance.rule: judge` the target is built through judge_decoding/trtllm/build/judge_llama.py,
-which loads the plugin before it makes the network. Engines go to `draft` and `target` under
+process per rank. With `acceptance.rule: judge` the target is built through `judge_llama.py` of this
+folder, which loads the plugin before it makes the network. Engines go to `draft` and `target` under
 `trtllm.engines`, each with its manifest; what is ready is left alone, `--again` redoes it.
 `--baseline` also builds `target-plain` (no plugin) and `target-threshold-1` (the plugin, never
 accepting), which verify_engines.py compares.

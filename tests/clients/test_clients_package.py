@@ -23,7 +23,7 @@ import clients.load
 import judge_client
 import judge_decoding
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "clients" / "judge_client"
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(judge_client.__path__, "judge_client.")
@@ -81,8 +81,8 @@ def test_importing_it_loads_no_grpc_so_that_the_library_may(tmp_path: Path) -> N
     code += "import judge_client.aio, judge_client.terminal, judge_client.metrics"
     assert python(code, tmp_path).returncode == 0
     code = barred("tritonclient", "grpc") + (
-        "import judge_decoding.commands.main, judge_decoding.commands.console, judge_decoding.serving.launcher, "
-        "judge_decoding.evaluation.audit_server"
+        "import judge_decoding.commands.main, judge_decoding.commands.console, "
+        "judge_decoding.serving.launcher, judge_decoding.evaluation.audit_server"
     )
     done = python(code, tmp_path, PYTHONPATH=os.pathsep.join([str(PACKAGE / "src"), str(ROOT)]))
     assert done.returncode == 0, done.stderr
