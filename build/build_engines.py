@@ -4,8 +4,9 @@
 
 Runs `trtllm-build` with the options of TensorRT-LLM 1.2.1 (tensorrt_llm/commands/build.py), one
 process per rank. With `acceptance.rule: judge` the target is built through
-judge_decoding/trtllm/build/judge_llama.py, which loads the plugin before it makes the network. Engines go to `draft` and `target` under
-`trtllm.engines`, each with its manifest; what is ready is left alone, `--again` redoes it.
+judge_decoding/trtllm/build/judge_llama.py, which loads the plugin before it makes the network.
+Engines go to `draft` and `target` under `trtllm.engines`, each with its manifest. What is ready is
+left alone; `--again` builds it anew.
 `--baseline` also builds `target-plain` (no plugin) and `target-threshold-1` (the plugin, never
 accepting), which verify_engines.py compares.
 """

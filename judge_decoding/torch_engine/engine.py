@@ -171,7 +171,12 @@ class TorchDrafter(TorchEngine):
 
 
 class TeacherForced(NamedTuple):
-    """What the target makes of a given response of n tokens; see `TorchTarget.teacher_forced`."""
+    """What the target makes of a given response of n tokens; see `TorchTarget.teacher_forced`.
+
+    pre_norm, post_norm  [n, H] in the model's dtype, at each token's own position
+    argmax               int64 [n], the target's own choices for the positions
+    logprob              float32 [n], of the response's tokens
+    """
 
     pre_norm: torch.Tensor
     post_norm: torch.Tensor
@@ -250,30 +255,38 @@ class TorchTarget(TorchEngine):
 
     @torch.inference_mode()
     def teacher_forced(
-        self, prompt: Sequence[int], response: Sequence[int], block: int = 9
+        self,
+        prompt: Sequence[int],
+        response: Sequence[int],
+        block: int = 9,
+        *,
+        sequence: int | None = None,
+        keep: int = 0,
     ) -> TeacherForced:
-        """Read a response as verification would, `block` tokens a pass: the judge's training view.
+        """Read a response as verification would: passes of the last token and `block` drafted ones.
 
-        -> pre_norm, post_norm float32 [n, H] at each response token's own position; argmax int64
-        [n], the target's own choice for that position; logprob float32 [n] of the response token.
-        The verify pass's numerics (dtype, rows a pass) are inference's: features from one long
-        pass differ in bf16.
+        sequence  the one to read into; None: one of its own, released at the end
+        keep      positions of `sequence` that hold the beginning of `prompt` already,
+                  keep < len(prompt)
+
+        Reading as inference does matters: in bf16, one long pass gives other features.
         """
-        sequence, keep = -1, 0
+        own = -1 if sequence is None else sequence
+        text, first = [*prompt, *response], len(prompt)
         parts: list[tuple[torch.Tensor, ...]] = []
         try:
-            pending = list(prompt)
-            for start in range(0, len(response), block):
-                piece = list(response[start : start + block])
-                pre = self._read([(sequence, keep, pending + piece)], [len(piece) + 1])
-                keep += len(pending) + len(piece) - 1
-                pending = piece[-1:]  # read again: its row is the next block's first
+            for start in range(first, len(text), block):
+                end = min(start + block, len(text))
+                pre = self._read([(own, keep, text[keep:end])], [end - start + 1])
+                keep = end - 1  # read again: its row is the first of the next pass
                 post = self.model.final_norm(pre)
                 logits = self.model.logits(post[:-1]).float()
-                logprob = logits.log_softmax(-1).gather(-1, torch.tensor(piece).unsqueeze(-1))
-                parts.append((pre[1:].float(), post[1:].float(), greedy(logits), logprob[:, 0]))
+                read = torch.tensor(text[start:end]).unsqueeze(-1)
+                logprob = logits.log_softmax(-1).gather(-1, read)[:, 0]
+                parts.append((pre[1:].clone(), post[1:].clone(), greedy(logits), logprob))
         finally:
-            self.release(sequence)
+            if sequence is None:
+                self.release(own)
         return TeacherForced(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

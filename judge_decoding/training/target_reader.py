@@ -9,7 +9,6 @@ import torch
 
 from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.commands.console import track
-from judge_decoding.decoding.sampling import greedy
 from judge_decoding.text import Tokenizer
 from judge_decoding.torch_engine.engine import DTYPES, TorchTarget
 from judge_decoding.torch_engine.llama import Llama
@@ -39,28 +38,6 @@ class ReadingTarget(TorchTarget):
             found.append(logits.log_softmax(-1).gather(-1, wanted)[:, 0])
         return found
 
-    @torch.inference_mode()
-    def states(
-        self, sequence: int, keep: int, text: Sequence[int], first: int, block: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Read text[keep:], as verification would from position `first` on: passes of the last
-        token and `block` drafted ones.
-
-        -> pre_norm, post_norm [n, H] at the positions first .. len(text) - 1, in the model's dtype;
-        argmax int64 [n], the target's own choices for them. The first pass reads what lies before
-        `first` as well; keep < first.
-        """
-        parts: list[tuple[torch.Tensor, ...]] = []
-        for start in range(first, len(text), block):
-            end = min(start + block, len(text))
-            hidden = self._read([(sequence, keep, text[keep:end])], [end - start + 1])
-            keep = end - 1  # read again: its row is the next pass's first
-            post = self.model.final_norm(hidden)
-            choice = greedy(self.model.logits(post[:-1].contiguous()))
-            parts.append((hidden[1:].clone(), post[1:].clone(), choice))
-        pre, post, choice = (torch.cat(column) for column in zip(*parts, strict=True))
-        return pre, post, choice
-
 
 def load_reader(
     checkpoint: Checkpoint, *, dtype: str, max_context: int, max_sequences: int
@@ -82,10 +59,11 @@ def read_states(
     Records are read in the order of their text, so that each reads only what its predecessor has
     not: the answers to one question share all that lies before their first difference.
     """
+    names = ("pre_norm", "post_norm", "argmax")
     prompts = {(r.prompt, r.chat): r.prompt_ids(tokenizer) for r in records}
     begins = [prompts[r.prompt, r.chat] for r in records]
     texts = [[*begin, *r.response_ids] for begin, r in zip(begins, records, strict=True)]
-    found: dict[int, tuple[torch.Tensor, ...]] = {}
+    found: dict[int, list[torch.Tensor]] = {}
     held: list[int] = []
     order = sorted((n for n, r in enumerate(records) if r.spans), key=lambda n: texts[n])
     for n in track(order, "hidden states"):
@@ -95,12 +73,11 @@ def read_states(
         shared = 0
         while shared < min(len(held), first - 1) and held[shared] == text[shared]:
             shared += 1
-        columns = target.states(0, shared, text, first, block)
+        read = target.teacher_forced(text[:first], text[first:], block, sequence=0, keep=shared)
         places = torch.tensor([at - wanted[0] for at in wanted])
-        found[n] = tuple(column[places] for column in columns)
+        found[n] = [getattr(read, name)[places] for name in names]
         held = text
     target.release(0)
-    names = ("pre_norm", "post_norm", "argmax")
     return {
         name: torch.cat([found[n][column] for n in range(len(records)) if n in found])
         for column, name in enumerate(names)

@@ -1,6 +1,6 @@
 """The target's states read by transformers: for targets that the CPU is too small or too slow for.
 
-The same states as `target_reader.ReadingTarget.states`, in the same passes (the last token and
+The same states as `TorchTarget.teacher_forced`, in the same passes (the last token and
 `block` drafted ones at a time, over a cache that rolls back), on all GPUs that there are: layers
 are spread over them by `device_map`. Tested against the PyTorch engine on the CPU
 (tests/training/test_judge_features.py); not executed on a GPU here.
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from judge_decoding.decoding.sampling import greedy
-from judge_decoding.torch_engine.engine import DTYPES
+from judge_decoding.torch_engine.engine import DTYPES, TeacherForced
 from judge_decoding.training.target_reader import ReadRequest
 
 
@@ -63,18 +63,27 @@ class TransformersReader:
         return found
 
     @torch.inference_mode()
-    def states(
-        self, sequence: int, keep: int, text: Sequence[int], first: int, block: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As `target_reader.ReadingTarget.states`, on the CPU."""
+    def teacher_forced(
+        self,
+        prompt: Sequence[int],
+        response: Sequence[int],
+        block: int = 9,
+        *,
+        sequence: int = 0,
+        keep: int = 0,
+    ) -> TeacherForced:
+        """As `TorchTarget.teacher_forced`, on the CPU; the one sequence stays."""
+        text, first = [*prompt, *response], len(prompt)
         parts: list[tuple[torch.Tensor, ...]] = []
         for start in range(first, len(text), block):
             end = min(start + block, len(text))
             rows = end - start + 1
             post = self._read(keep, text[keep:end])[-rows:]
-            keep = end - 1  # read again: its row is the next pass's first
+            keep = end - 1  # read again: its row is the first of the next pass
             assert self._before is not None
-            choice = greedy(self._model.lm_head(post[:-1]).cpu())
-            parts.append((self._before[0, -rows:][1:].cpu(), post[1:].cpu(), choice))
-        pre, post, choice = (torch.cat(column) for column in zip(*parts, strict=True))
-        return pre, post, choice
+            logits = self._model.lm_head(post[:-1]).float()
+            read = torch.tensor(text[start:end], device=logits.device).unsqueeze(-1)
+            logprob = logits.log_softmax(-1).gather(-1, read)[:, 0].cpu()
+            pre = self._before[0, -rows:][1:].cpu()
+            parts.append((pre, post[1:].cpu(), greedy(logits.cpu()), logprob))
+        return TeacherForced(*(torch.cat(column) for column in zip(*parts, strict=True)))

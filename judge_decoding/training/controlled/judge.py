@@ -254,7 +254,7 @@ def read_tokens(target: TorchTarget, tokenizer: Tokenizer, answers: Sequence[Ans
         for response, part, label in cases:
             seen = target.teacher_forced(prompt, response, block=17)
             keep = (seen.argmax != torch.tensor(response))[part]
-            hidden.append(seen.pre_norm[part][keep].numpy())
+            hidden.append(seen.pre_norm[part][keep].float().numpy())
             labels = [False]
             if label:
                 own = seen.argmax.tolist()

@@ -69,7 +69,7 @@ def inference_dtype(asked: str, reader: str) -> str:
 
 
 def open_reader(kind: str, target: Checkpoint, dtype: str) -> Any:
-    """What answers `states` and `likelihood`."""
+    """What answers `teacher_forced` and `likelihood`."""
     if kind == "transformers":
         from judge_decoding.training.transformers_reader import TransformersReader
 
