@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from judge_decoding.commands import registry
 from judge_decoding.commands.eval import audit, evaluate
 from judge_decoding.commands.plan import plan
 from judge_decoding.decoding.contracts import RULES, Acceptance, Sampling
@@ -219,6 +220,7 @@ def serve(
 app.command()(plan)
 app.command("eval")(evaluate)
 app.command()(audit)
+registry.add_to(app)
 
 
 def read_prompts(path: Path | None) -> list[str]:

@@ -5,7 +5,8 @@ project's cache folder ($JUDGE_DECODING_CACHE, else ~/.cache/judge-decoding).
 """
 
 from judge_decoding.config.deployment import Deployment
-from judge_decoding.config.fields import cache_folder, describe
+from judge_decoding.config.fields import describe
+from judge_decoding.config.paths import cache_folder
 from judge_decoding.config.sections import (
     AuditConfig,
     JudgeConfig,

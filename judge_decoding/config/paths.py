@@ -1,13 +1,34 @@
-"""Where the scripts' files are: cache:NAME is NAME in the project's cache folder."""
+"""The cache folder, and the paths that lie in it: `cache:NAME` is NAME in the cache folder."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from judge_decoding.config import cache_folder
+from judge_decoding.checkpoint.config_json import DEMO_FOLDER
+from judge_decoding.errors import UserError
+
+_CACHE = "cache:"
+DEMO_TARGET = f"{_CACHE}{DEMO_FOLDER}"
+"""The folder that `build/demo_target.py` makes."""
+
+
+def cache_folder() -> Path:
+    """Where prepared models are kept between runs: $JUDGE_DECODING_CACHE if it is set."""
+    path = os.environ.get("JUDGE_DECODING_CACHE") or "~/.cache/judge-decoding"
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"cache: {path} has no home folder; set JUDGE_DECODING_CACHE to a full path"
+        ) from None
+
+
+def in_cache(path: str) -> Path | None:
+    """The path that `cache:NAME` stands for; None for any other path."""
+    return cache_folder() / path.removeprefix(_CACHE) if path.startswith(_CACHE) else None
 
 
 def resolve(path: str) -> Path:
-    if path.startswith("cache:"):
-        return cache_folder() / path.removeprefix("cache:")
-    return Path(path).expanduser()
+    """A path from the command line: `cache:NAME`, or one relative to the working folder."""
+    return in_cache(path) or Path(path).expanduser()

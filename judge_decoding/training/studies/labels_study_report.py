@@ -1,4 +1,4 @@
-"""What build/judge_study.py found: one figure and Markdown tables, from its document."""
+"""What the study of labels found: one figure and Markdown tables, from its document."""
 
 from __future__ import annotations
 
