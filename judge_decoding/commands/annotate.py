@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from judge_decoding.config.paths import DEMO_TARGET, resolve
 from judge_decoding.errors import check_choice
@@ -33,6 +32,8 @@ def annotate(
     seed: Annotated[int, typer.Option(help="The seed of court-labels, for the split.")] = 0,
 ) -> None:
     """Label answers by hand, in a terminal. The screen names the keys."""
+    from rich.console import Console
+
     file, console = resolve(out), Console()
     check_growing(file)
     tokenizer = Tokenizer(resolve(target))

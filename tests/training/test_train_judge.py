@@ -31,6 +31,8 @@ from judge_decoding.training.judge.head import (
     fit,
     held_out_domains,
 )
+from judge_decoding.training.judge.threshold import fixed
+from judge_decoding.training.judge.train import TrainedJudge
 from judge_decoding.training.labels import LabelRecord, Span, write_labels
 
 
@@ -235,30 +237,39 @@ def test_training_ships_judge_card_figures_and_figures_of_merit(
     assert "nan" not in card
 
 
-def test_labels_that_teach_nothing_are_told(tiny_target, tmp_path, capsys):
-    """Labels by a coin: the AUC is no better than chance; and a threshold of 1 accepts nothing."""
-    rng = np.random.default_rng(1)
-    records = []
-    for n in range(24):
-        ids = [int(i) for i in rng.integers(40, 120, 4)]
-        spans = [
-            Span(
-                start=at, end=at + 1, label=str(rng.choice(["bad", "good"])), origin="mined_search"
-            )
-            for at in range(4)
-        ]
-        common = {"group": f"g{n}", "domain": "d", "prompt": f"Say {n}", "split": "train"}
-        records.append(
-            LabelRecord(id=f"r{n}", response="", response_ids=ids, spans=spans, **common)
-        )
-    write_labels(tmp_path / "coin.jsonl", records)
-    train(tmp_path / "coin.jsonl", tiny_target, tmp_path, threshold=1.0)
+@pytest.mark.parametrize(
+    ("low", "good_accepted", "bad_rejected", "warnings"),
+    [
+        (0.51, 0.2, 0.95, []),
+        (0.5, 0.2, 0.95, ["the AUC is 0.600 [0.500, 0.700] on the tokens that count, and 0.5 is "]),
+        (0.51, 0.0, 1.0, ["at threshold 0.9 the judge accepts none of the labelled tokens, so "]),
+        (0.51, 0.0, 0.99, []),  # it accepts a bad one
+    ],
+)
+def test_a_judge_that_knows_or_does_nothing_is_told(low, good_accepted, bad_rejected, warnings):
+    meta = JudgeMetadata(
+        feature="pre_norm",
+        hidden_size=2,
+        target_fingerprint="f",
+        tokenizer_hash="t",
+        threshold=0.9,
+        training_data_hash="d",
+    )
+    document = {
+        "counted": {"value": 0.6, "low": low, "high": 0.7},
+        "at_threshold": {"good_accepted": good_accepted, "bad_rejected": bad_rejected},
+    }
+    trained = TrainedJudge(Judge(torch.zeros(2), 0.0, meta), fixed(0.9), document, {})
+    found = trained.warnings()
+    assert len(found) == len(warnings)
+    assert all(text.startswith(begin) for text, begin in zip(found, warnings, strict=True))
+
+
+def test_a_warning_is_printed_and_json_is_not(labels, tiny_target, tmp_path, capsys):
+    train(labels, tiny_target, tmp_path, threshold=1.0)
     printed = capsys.readouterr()
-    warnings = [line for line in printed.err.splitlines() if line.startswith("warning: ")]
-    assert len(warnings) == 2
-    assert "on the tokens that count, and 0.5 is chance" in warnings[0]
-    assert "at threshold 1 the judge accepts none of the labelled tokens" in warnings[1]
-    assert not printed.out.splitlines()[-1].startswith("{")
+    assert "warning: at threshold 1 the judge accepts none of" in printed.err.splitlines()[-1]
+    assert printed.out.splitlines()[-1].startswith("next: ")
 
 
 @pytest.fixture(scope="module")

@@ -200,7 +200,7 @@ def train(recipe: PairRecipe, model: Any, encoder: Encoder) -> Iterator[tuple[in
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.autocast):
             logits = model.lm_head(model.model(input_ids=ids).last_hidden_state[wanted])
         loss = F.cross_entropy(logits.float(), labels[wanted])
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_([*matrices, *others], 1.0)
         for optimizer in optimizers:
             optimizer.step()

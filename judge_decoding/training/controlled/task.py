@@ -125,7 +125,7 @@ class Problem:
         return tuple(parts)
 
     def _part(self, template: str, day: str, facts: dict[str, str], sizes: set[str]) -> Part:
-        wrong = {}
+        wrong: dict[str, tuple[float, tuple[str, ...]]] = {}
         for slot in ("start", "n", "before", "after"):
             if slot not in facts:
                 continue

@@ -61,13 +61,15 @@ class Distiller:
         state = {n.removeprefix("model."): tensors.get(n) for n in tensors.names() if n != HEAD}
         config = LlamaConfig.from_pretrained(target)
         self.device = device
-        self.teacher = LlamaModel(config).to(torch.bfloat16)
+        teacher: torch.nn.Module = LlamaModel(config)
+        self.teacher = teacher.to(torch.bfloat16)
         self.teacher.load_state_dict(state)
         self.teacher.to(device).eval()
         begun = None if init is None else Checkpoint(init)
         count = len(layers) if begun is None else begun.config.num_layers
         config = LlamaConfig.from_pretrained(target, num_hidden_layers=count)
-        self.student = LlamaModel(config).float()
+        student: Any = LlamaModel(config)
+        self.student = student.float()
         kept = {n: t for n, t in state.items() if not n.startswith("layers.")}
         if begun is not None:
             trained = begun.tensors
@@ -98,8 +100,9 @@ class Distiller:
 
     def states(self, model: torch.nn.Module, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device, dtype=torch.bfloat16):
-            out = model(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
-        return out.flatten(0, 1)[rows.to(self.device)]
+            out = model(input_ids=ids.to(self.device), use_cache=False)
+        hidden: torch.Tensor = out.last_hidden_state
+        return hidden.flatten(0, 1)[rows.to(self.device)]
 
     @torch.no_grad()
     def label(self, batch: Sequence[TargetAnswer]) -> None:
@@ -108,7 +111,8 @@ class Distiller:
         if todo:
             ids, rows, _ = collate(todo)
             states = self.states(self.teacher, ids, rows).to("cpu", torch.bfloat16)
-            for a, part in zip(todo, states.split([len(a.response) for a in todo]), strict=True):
+            parts = torch.split(states, [len(a.response) for a in todo])
+            for a, part in zip(todo, parts, strict=True):
                 a.states = part.clone()
 
     def loss(self, batch: Sequence[TargetAnswer]) -> torch.Tensor:
@@ -118,7 +122,7 @@ class Distiller:
         mine = self.states(self.student, ids, rows)
         theirs = torch.cat([a.states for a in batch if a.states is not None]).to(self.device)
         total = torch.zeros((), device=self.device)
-        for a, b in zip(mine.split(SLICE), theirs.split(SLICE), strict=True):
+        for a, b in zip(torch.split(mine, SLICE), torch.split(theirs, SLICE), strict=True):
             with torch.autocast(self.device, dtype=torch.bfloat16):
                 logits = F.linear(a, self.head)
             with torch.no_grad():
@@ -137,7 +141,8 @@ class Distiller:
             ids, rows, labels = collate(batch)
             logits = F.linear(self.states(self.student, ids, rows).bfloat16(), self.head)
             right = self.short_list[logits.argmax(-1).cpu()] == labels
-            hits += [part.tolist() for part in right.split([len(a.response) for a in batch])]
+            parts = torch.split(right, [len(a.response) for a in batch])
+            hits += [part.tolist() for part in parts]
         self._set(live)
         return figures(hits)
 
@@ -201,7 +206,7 @@ def train(
             for group in (g for o in optimizers for g in o.param_groups):
                 group["lr"] = rate * min(1.0, (step + 1) / WARM_UP) * (0.03 + 0.97 * cosine)
             loss = distiller.loss(batch)
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             for optimizer in optimizers:
                 optimizer.step()

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-import yaml
 from torch.nn import functional as F
 
 import judge_decoding
@@ -150,6 +149,8 @@ def _cut(row: list[int], ends: list[bool]) -> list[int]:
 
 
 def prompt_parts() -> dict[str, list[str]]:
+    import yaml
+
     found: dict[str, list[str]] = yaml.safe_load(
         (Path(__file__).parent / "prompts.yaml").read_text(encoding="utf-8")
     )

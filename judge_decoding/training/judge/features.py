@@ -208,7 +208,7 @@ def gather(
     kept = np.array([label != "ignore" for label, _ in labels])
 
     def spread(values: Sequence[Any]) -> NDArray[Any]:
-        return np.repeat(np.array(values), lengths)[kept]
+        return np.asarray(np.repeat(np.array(values), lengths)[kept])
 
     return LabelledTokens(
         hidden=hidden[feature][torch.from_numpy(kept)].float().numpy(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,18 @@ class Head(NamedTuple):
         return np.asarray(expit(hidden @ self.weight + self.bias))
 
 
+class LabelledStates(Protocol):
+    """What a head is fitted to: hidden states [n, H], and whether each token is good [n]."""
+
+    @property
+    def hidden(self) -> NDArray[Any]: ...
+
+    @property
+    def good(self) -> NDArray[np.bool_]: ...
+
+
 def fit(
-    tokens: LabelledTokens,
+    tokens: LabelledStates,
     strength: float,
     class_weight: str | None,
     weight: NDArray[Any] | None = None,

@@ -115,9 +115,16 @@ def open_engines(deployment: Deployment, in_flight: int, max_context: int) -> Mi
         return MiningEngines(load_pipeline(deployment).engines, None)
     checkpoints = Checkpoints.of(deployment)
     checkpoints.check_vocabulary()
-    bounds = {"max_sequences": in_flight, "max_context": max_context}
-    target = batched(load_reader(checkpoints.target, dtype=deployment.dtype, **bounds))
+    dtype = deployment.dtype
+    target = load_reader(
+        checkpoints.target, dtype=dtype, max_sequences=in_flight, max_context=max_context
+    )
+    target = batched(target)
     drafter = load_drafter(
-        checkpoints["draft"], target=checkpoints.target, dtype=deployment.dtype, **bounds
+        checkpoints["draft"],
+        target=checkpoints.target,
+        dtype=dtype,
+        max_sequences=in_flight,
+        max_context=max_context,
     )
     return MiningEngines(Engines(batched(drafter), target), target)
