@@ -45,7 +45,7 @@ class Span(BaseModel):
 
 
 class LabelRecord(BaseModel):
-    """One answer. Records with one `group` share a fact and never lie in different splits.
+    """One answer. Records of the same `group` share a fact and always lie in the same split.
 
     chat  the prompt is a user's turn, put in the chat template; false: raw text
     """
@@ -158,6 +158,6 @@ def check_growing(path: Path) -> None:
 
 
 def labels_hash(records: Iterable[LabelRecord]) -> str:
-    """Identity of a training set: 16 hex digits, whatever the files and their order."""
+    """Identity of a training set: 16 hex digits, independent of the files and their order."""
     lines = sorted(record.to_json() for record in records)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

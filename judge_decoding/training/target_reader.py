@@ -1,4 +1,4 @@
-"""The target as the judge's scripts read it: how likely it finds given tokens, and its states."""
+"""The target as training reads it: how likely it finds given tokens, and its hidden states."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def leads_astray(
 
 
 def labels_of(tokenizer: Tokenizer, answers: Sequence[DraftAnswer]) -> list[LabelRecord]:
-    """A record an answer, all of it good, and one a mistake, whose last token is bad."""
+    """A record per answer, all of it good, and one per mistake, whose last token is bad."""
     records = []
     for number, (problem, ids, mistakes) in enumerate(answers):
         common: dict[str, Any] = {

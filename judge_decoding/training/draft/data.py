@@ -31,7 +31,7 @@ class TargetAnswer:
 
 
 def load_answers(paths: Iterable[Path], tokenizer: Tokenizer, width: int) -> list[TargetAnswer]:
-    """All answers of the text files, one a prompt; the first file's where two have the same.
+    """All answers of the text files, one per prompt: the first file's where two have the same.
 
     The states beside a text file (`.states`, bf16 rows of `width`) are mapped, not read.
     """

@@ -69,7 +69,7 @@ def inference_dtype(asked: str, reader: str) -> str:
 
 
 def open_reader(kind: str, target: Checkpoint, dtype: str) -> Any:
-    """What answers `teacher_forced` and `likelihood`."""
+    """An object with `teacher_forced` and `likelihood`."""
     if kind == "transformers":
         from judge_decoding.training.transformers_reader import TransformersReader
 
@@ -86,8 +86,11 @@ def hidden_of_all(
     block: int,
     reader: str = "torch",
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """`hidden_of` each file. UserError where one labels no token, or holds a text that is too long
-    to be read: before the first is read, which takes minutes or hours."""
+    """`hidden_of` each file.
+
+    UserError where a file labels no token or holds a text that is too long. All files are checked
+    first, since reading takes minutes or hours.
+    """
     most = target.config.max_position_embeddings
     most = min(CONTEXT, most) if reader == "torch" else most
     for name, records in files.items():
@@ -121,7 +124,7 @@ def hidden_of(
     block: int,
     reader: str = "torch",
 ) -> dict[str, torch.Tensor]:
-    """`target_reader.read_states`, kept in a file of the cache: it takes minutes.
+    """`target_reader.read_states`, kept in a file of the cache, since it takes minutes.
 
     reader  `torch`, the CPU engine, or `transformers`, on the GPUs that there are
     """
@@ -140,7 +143,7 @@ def hidden_of(
 def _identity(
     records: Sequence[LabelRecord], target: Checkpoint, dtype: str, kind: int | str
 ) -> str:
-    """Of what is read, where and how; not of its labels."""
+    """Identity of what is read, by what and how. The labels are not part of it."""
     read = [[r.prompt, r.response_ids, in_span(r), *(() if r.chat else ("raw",))] for r in records]
     identity = json.dumps([read, target.fingerprint, dtype, kind])
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -153,7 +156,7 @@ def likelihood_of(
     dtype: str,
     reader: str = "torch",
 ) -> torch.Tensor:
-    """float32, a row a token that lies in a span: the target's log-probability of the token, from
+    """float32, a row per token that lies in a span: the target's log-probability of the token, from
     the row before it. Kept in a file of the cache, like the states."""
     kind = "likelihood" if reader == "torch" else f"likelihood {reader}"
     path = cache / f"likelihood-{_identity(records, target, dtype, kind)}.safetensors"
@@ -168,7 +171,8 @@ def likelihood_of(
 def read_likelihood(
     records: Sequence[LabelRecord], target: Any, tokenizer: Tokenizer
 ) -> torch.Tensor:
-    """As `likelihood_of`; each record reads only what the one before it, by text, has not."""
+    """As `likelihood_of`. Records are read in the order of their text, and each reads only what its
+    predecessor has not."""
     begins = [r.prompt_ids(tokenizer) for r in records]
     texts = [[*begin, *r.response_ids] for begin, r in zip(begins, records, strict=True)]
     found: dict[int, torch.Tensor] = {}
@@ -196,7 +200,7 @@ def gather(
 ) -> LabelledTokens:
     """The labelled tokens of all records; ignored ones are left out.
 
-    hidden  `target_reader.read_states`: one row a token that lies in a span
+    hidden  `target_reader.read_states`: one row per token that lies in a span
     """
     places = [in_span(record) for record in records]
     lengths = [len(at) for at in places]

@@ -24,7 +24,7 @@ Flags = NDArray[np.bool_]
 
 
 class Interval(NamedTuple):
-    """A value and its 95 % interval; NaN where it cannot be had."""
+    """A value and its 95 % interval; NaN where it is undefined."""
 
     value: float
     low: float

@@ -26,10 +26,10 @@ from judge_decoding.training.target_reader import load_reader
 
 
 class BatchedLlama(Llama):
-    """Attends once for all sequences with as many rows, not once a sequence.
+    """Attends once for all sequences that have the same number of rows.
 
-    Serving has few sequences, and latency counts; here many are in flight, and a call for each in
-    every layer costs more than the matrix products.
+    Serving attends once per sequence, because it has few and latency counts. Here many are in
+    flight, and a call per sequence in every layer costs more than the matrix products.
     """
 
     _plan: tuple[Any, list[_Rows]] = (None, [])
@@ -43,7 +43,7 @@ class BatchedLlama(Llama):
     ) -> torch.Tensor:
         heads, kv_heads = self.local.num_heads, self.local.num_kv_heads
         group, size = heads // kv_heads, qkv.shape[-1]
-        if self._plan[0] is not masks:  # once a pass, not once a layer
+        if self._plan[0] is not masks:  # once per pass, not once per layer
             self._plan = (masks, list(_by_row_count(segments, masks)))
         keys_values = qkv[:, heads:].transpose(0, 1)
         row = 0
@@ -91,14 +91,14 @@ _Engine = TypeVar("_Engine", bound=TorchEngine)
 
 
 def batched(engine: _Engine) -> _Engine:
-    """The engine, for many sequences at a time."""
+    """The same engine, made fast for many sequences at a time."""
     engine.model.__class__ = BatchedLlama  # its state is Llama's
     return engine
 
 
 @dataclass(frozen=True)
 class MiningEngines:
-    """What a deployment is mined with; `reader` None where it gives no likelihoods."""
+    """What a deployment is mined with. reader: None for an engine that gives no likelihoods."""
 
     engines: Engines
     reader: TokenReader | None

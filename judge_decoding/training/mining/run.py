@@ -90,7 +90,7 @@ def open_run(
     config = load_deployment(settings.deployment)
     _check_engine(config, settings.method, settings.floor, mpi)
     prompts = choose_prompts(choice, settings.method)
-    # TensorRT-LLM's engines are built for so many sequences, and no more.
+    # TensorRT-LLM's engines are built for at most this many sequences.
     most = config.limits.max_sequences if config.engine == "trtllm" else IN_FLIGHT
     threads = max(1, _cores() // workers) if workers else 0
     settings = replace(

@@ -14,7 +14,7 @@ from judge_decoding.training.labels import LabelRecord
 
 
 def agreement(one: Sequence[LabelRecord], two: Sequence[LabelRecord]) -> dict[str, Any]:
-    """Of tokens that both label: the same prompt, the same answer up to and with the token."""
+    """Over the tokens that both label: the same prompt, and the same answer up to the token."""
     from sklearn.metrics import cohen_kappa_score
 
     first, other = labels_by_token(one), labels_by_token(two)

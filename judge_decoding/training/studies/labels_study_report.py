@@ -99,7 +99,7 @@ def span(part: dict[str, float], signed: bool = False) -> str:
 
 
 def sources_table(rows: list[dict[str, Any]]) -> str:
-    """A row a source, a column a file: AUC, and beneath within domains where it differs."""
+    """A row per source, a column per file: AUC, and last the AUC within domains on the first."""
     files = list(rows[0]["on"])
     lines = ["| trained on | C | " + " | ".join(f"AUC on {name}" for name in files) + " |"]
     lines[0] += f" {files[0]}, within domains |"

@@ -1,8 +1,8 @@
 """Ways to train a judge, compared on the same folds: which labels, how weighted, which feature.
 
-Whatever the recipe, what comes out is one linear head on one vector, and nothing but the token's
-own hidden state is known when it scores. The folds are over groups (facts, prompts) of all label
-files together: a fact that one file trains on is never tested on in another.
+Every recipe gives one linear head on one vector, which scores a token by its own hidden state only.
+The folds are over groups (facts, prompts) of all label files together: a fact that one file trains
+on is never tested on in another.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def folds_of(groups: NDArray[Any], folds: int, seed: int) -> NDArray[np.int64]:
 
 
 def splits(fold: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """(rows to train on, rows to test on), a pair a fold."""
+    """(rows to train on, rows to test on), one pair per fold."""
     for number in np.unique(fold):
         yield fold != number, fold == number
 

@@ -82,7 +82,7 @@ def source(
 def is_ready(
     deployment: Deployment, model: Model, checkpoints: Checkpoints, calibration: str
 ) -> bool:
-    """Whether the checkpoint is there, whole; UserError where it is of something else."""
+    """Whether the checkpoint is there and whole; UserError if it was made for something else."""
     folder = checkpoint_folder(deployment, model)
     if not folder.is_dir():
         return False

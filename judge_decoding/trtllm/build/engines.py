@@ -66,13 +66,13 @@ class EngineBuild:
 
     @property
     def processes(self) -> int:
-        """That build it at the same time, each on a GPU of its own."""
+        """How many build it at the same time, each on a GPU of its own."""
         tp = rank_group(self.deployment, self.model).tp
         return min(tp, sections(self.deployment).gpus_per_node)
 
 
 def engines(deployment: Deployment, only: str, baseline: bool) -> list[EngineBuild]:
-    """Draft and target, and the two that show what the plugin does and does not change."""
+    """Draft and target, and with `baseline` the two engines that show what the plugin changes."""
     found = [EngineBuild(model, model, deployment) for model in models(only)]
     if baseline:
         if deployment.acceptance.rule != "judge" or deployment.judge is None:

@@ -1,7 +1,7 @@
-"""What the judge's layer is built with: written by build_engines.py, read by judge_llama.py.
+"""What the judge's layer is built with: written by `engines`, read by judge_llama.py.
 
-trtllm-build passes a model class nothing, so the values travel in a JSON file that the environment
-names.
+trtllm-build passes no values to a model class, so they travel in a JSON file that an environment
+variable names.
 """
 
 from __future__ import annotations

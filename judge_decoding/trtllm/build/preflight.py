@@ -63,7 +63,7 @@ def absent_models(deployment: Deployment) -> list[str]:
 
 
 def check_models(deployment: Deployment, checkpoints: Checkpoints) -> None:
-    """Both models there and whole, one vocabulary, the judge this target's."""
+    """Both models are there and whole and share a vocabulary, and the judge is this target's."""
     sections(deployment)
     checkpoints.check_vocabulary()
     draft, target = checkpoints["draft"], checkpoints.target
@@ -113,7 +113,7 @@ def check_script(path: Path) -> None:
 
 
 def check_a_gpu() -> None:
-    """Any at all: TensorRT-LLM does not import without a driver, FP8 is calibrated on a GPU."""
+    """Any GPU: TensorRT-LLM does not import without a driver, and FP8 is calibrated on one."""
     import torch
 
     if not torch.cuda.is_available():
@@ -123,7 +123,7 @@ def check_a_gpu() -> None:
 
 
 def check_gpus(deployment: Deployment, *, wanted: int) -> None:
-    """`wanted` GPUs of the deployment's kind, with room for what shares one of them."""
+    """`wanted` GPUs of the deployment's kind, with memory for all models that share one."""
     import torch
 
     check_a_gpu()

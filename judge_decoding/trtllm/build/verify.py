@@ -62,7 +62,7 @@ def command(
 
 
 def read_tokens(folder: Path) -> list[list[int]]:
-    """One row a prompt: its ids and the answer's, padded with the end id (run.py print_output)."""
+    """A row per prompt: its ids and the answer's, padded with the end id (run.py print_output)."""
     path = folder / OUTPUT
     try:
         with path.open(newline="") as file:
