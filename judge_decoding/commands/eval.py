@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
+DEMO = Path("demo")
 
 Config = Annotated[Path, typer.Option(help="Deployment file.", show_default="configs/demo.yaml")]
 Json = Annotated[bool, typer.Option("--json", help="End with one JSON document on one line.")]

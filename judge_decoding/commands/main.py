@@ -67,7 +67,7 @@ app = typer.Typer(
     help="Speculative decoding with a learned judge. Lossy by design: see --rule strict.",
 )
 
-DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
+DEMO = Path("demo")
 """The default deployment: the demo pair of a source checkout."""
 
 Config = Annotated[Path, typer.Option(help="Deployment file.", show_default="configs/demo.yaml")]
@@ -206,13 +206,14 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the deployment with Triton, across its MPI ranks. SIGTERM drains and stops."""
+    from judge_decoding.config import deployment_file
     from judge_decoding.serving.launcher import serve as launch
 
     deployment = _deployment(config)
     ports = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
     chosen = {name: port for name, port in ports.items() if port is not None}
     deployment = _deployment(config, server=deployment.server.model_dump() | chosen)
-    code = launch(deployment, config, dry_run=dry_run, ready_file=ready_file)
+    code = launch(deployment, deployment_file(config), dry_run=dry_run, ready_file=ready_file)
     raise typer.Exit(code)
 
 

@@ -3,25 +3,13 @@ errors read."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 
+from judge_decoding.config.paths import cache_folder
 from judge_decoding.cpu import fast_dtype
-from judge_decoding.errors import UserError
-
-
-def cache_folder() -> Path:
-    """Where prepared models are kept between runs."""
-    path = os.environ.get("JUDGE_DECODING_CACHE") or "~/.cache/judge-decoding"
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise UserError(
-            f"cache: {path} has no home folder; set JUDGE_DECODING_CACHE to a full path"
-        ) from None
 
 
 def _resolve(value: Any, info: ValidationInfo) -> Any:

@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from judge_decoding.config import ServerConfig
+from judge_decoding.config import ServerConfig, shipped
 from judge_decoding.errors import UserError
 from judge_decoding.serving import access
-
-REPOSITORY = Path(__file__).resolve().parents[2] / "triton_repo"
-"""The model repository of a source checkout."""
 
 STUB = "triton_python_backend_stub"
 ENSEMBLE = "ensemble"
@@ -32,12 +29,10 @@ class Triton:
 
     def command(self, server: ServerConfig, *, shm_prefix: str) -> list[str]:
         """The server's command line. Shared memory of Python models is named `shm_prefix`*."""
-        if not REPOSITORY.is_dir():
-            raise UserError(f"serve: no model repository {REPOSITORY}; run from a source checkout")
         backends = [f"--backend-directory={self.backends}"] if self.backends else []
         return [
             str(self.binary),
-            f"--model-repository={REPOSITORY}",
+            f"--model-repository={shipped('triton_repo')}",
             *backends,
             f"--http-address={access.http_host(server)}",
             f"--http-port={server.http_port}",

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from judge_decoding.config import Deployment, ServerConfig
+from judge_decoding.config import Deployment, ServerConfig, shipped
 from judge_decoding.errors import UserError
 from judge_decoding.ranks import mpiexec, run_folder
 from judge_decoding.serving import access, launcher, triton
@@ -197,7 +197,7 @@ def test_rank_0_of_a_foreign_world_is_watched_as_any_server(config: Path, tmp_pa
     assert done.returncode == 1
     assert done.stderr == "judge-decoding: engine: it failed; everything is stopped\n"
     first, mode = (tmp_path / "out").read_text().splitlines()
-    assert first == f"--model-repository={triton.REPOSITORY}"  # not an mpiexec line of its own
+    assert first == f"--model-repository={shipped('triton_repo')}"  # not an mpiexec line of its own
     assert mode == "drwx------"
     assert not list(tmp_path.glob("judge-decoding-*"))
     done = subprocess.run([*RANK_0, "nowhere"], capture_output=True, text=True, check=False)

@@ -61,7 +61,6 @@ from judge_decoding.training.controlled.task import (
 from judge_decoding.training.judge.head import fit
 from judge_decoding.training.labels import LabelRecord, Span, labels_hash, write_labels
 
-ROOT = Path(__file__).resolve().parents[1]
 TRAIN_SEED = 4
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
@@ -300,7 +299,7 @@ def calibrate(deployment: Deployment, budgets: Sequence[float]) -> dict[str, Any
 
 
 def main(
-    config: Path = typer.Option(ROOT / "configs" / "controlled.yaml", help="whose pair"),
+    config: Path = typer.Option("controlled", help="whose pair"),
     out: Path | None = typer.Option(None, help="default: where the deployment has its judge"),
     count: int = typer.Option(600, min=10, help="training problems"),
     labels_out: Path | None = typer.Option(None, help="write the labels there too"),

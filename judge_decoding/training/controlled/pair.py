@@ -45,7 +45,7 @@ from judge_decoding.training.controlled.task import (
     write,
 )
 
-MODELS = Path(__file__).resolve().parents[1] / "models"
+MODELS = Path("models")
 SPECIAL = ("<unk>", "<|end|>", "<|user|>", "<|assistant|>")
 UNKNOWN, END, USER, ASSISTANT = range(4)
 TEMPLATE = (

@@ -30,7 +30,7 @@ import typer
 
 from judge_decoding.evaluation.task import Item, write_task
 
-TASK = Path(__file__).resolve().parents[1] / "judge_decoding/data/tasks/controlled.jsonl"
+TASK = Path(__file__).resolve().parents[2] / "data/tasks/controlled.jsonl"
 TASK_SEED, CALIBRATE, REPORT = 6, 600, 300
 MAX_TOKENS = 192
 

@@ -154,7 +154,7 @@ def _cut(row: list[int], ends: list[bool]) -> list[int]:
 
 def prompt_parts() -> dict[str, list[str]]:
     found: dict[str, list[str]] = yaml.safe_load(
-        (Path(__file__).parent / "distil_prompts.yaml").read_text(encoding="utf-8")
+        (Path(__file__).parent / "prompts.yaml").read_text(encoding="utf-8")
     )
     return found
 

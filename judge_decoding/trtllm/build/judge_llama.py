@@ -17,14 +17,9 @@ models/llama/model.py (LLaMAModel.forward: ln_f), commands/build.py (SourceFileL
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
-
-# trtllm-build loads this file by its path, without its folder.
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from judge_decoding.decoding.judge import Judge
 from judge_decoding.errors import UserError
