@@ -12,22 +12,22 @@ TITLES = {
 }
 HEAD = """# Faults
 
-What happens when something breaks, as it happened in runs of `python -m tests.faults` (the
-commands are in `tests/faults/__init__.py`): a real server with a draft rank and a target rank (two
-where it says so) on tiny random models, and a client in the middle of a stream. Each row was
-checked: the exit code, who is named, that what should be left is left, and for faults that the
-server survives that it then writes the same text as before and every slot is free.
+`python -m tests.faults` breaks a real server in many ways, while a client reads a stream. The
+server has a draft rank and a target rank (two where a row says so) and tiny random models. Each row
+shows one fault and was checked: the exit code, the process that is named, and what remains. If the
+server survives a fault, it must then write the same text as before and have every slot free.
 
-- **seconds**: from the fault to the client's knowing, or for what does not start to its end; on
-  {cpu}; upper bounds, since a test looks now and then.
-- **left**: processes, files in /dev/shm, run folder and ready file after a server's end; slots in
-  use where it goes on.
+- **seconds** is the time until the client knows, or until a server that does not start has ended.
+  The values are upper bounds, measured on {cpu}.
+- **left** lists processes, files in /dev/shm, the run folder and the ready file after the server's
+  end, or slots in use if it continues.
 
-Only where the launcher itself is killed -9 does anything stay: its run folder in $TMPDIR and the
-files of its processes in /dev/shm, which a container takes along.
+Only a launcher that is killed with -9 leaves anything behind: its run folder in $TMPDIR and files
+in /dev/shm, which disappear with a container.
 
-A server that stops is started again by whoever runs it (systemd, Kubernetes: `replicas.md`).
-Written at commit {git_sha}{changes}, {date}.
+A server that stops does not restart itself; use systemd or Kubernetes ([replicas.md](replicas.md)).
+
+This page is generated. It was written at commit {git_sha}{changes}, {date}.
 """
 
 
