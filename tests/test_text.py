@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,93 @@ def test_encode_and_decode_are_inverse(tokenizer: Tokenizer) -> None:
 def test_the_chat_template_is_applied(tokenizer: Tokenizer) -> None:
     ids = tokenizer.chat([{"role": "user", "content": "hi"}])
     assert tokenizer.decode(ids) == "[user] hi\n[assistant] "
+
+
+TEMPLATE = """{{ bos_token }}
+{%- for m in messages %}
+    {% if m.role == "system" %}
+<<{{ m.content }}>>
+    {% else %}
+[{{ m.role }}]
+{{ m.content }}{{ eos_token }}
+    {% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+[assistant]
+{% endif %}
+"""
+"""Of several lines: a newline after a block and blanks before one are no text."""
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "A metal?"},
+]
+
+
+@pytest.fixture(scope="module")
+def llama_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer that puts a BOS before a raw text, as Llama's does, and a template that writes
+    its own."""
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer as Fast
+
+    folder = tmp_path_factory.mktemp("llama-like")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    fast = Fast(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    fast.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 256)]
+    )
+    fast.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": {"content": "</s>", "__type": "AddedToken"},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+def test_only_a_raw_text_gets_the_tokenizers_bos(llama_like: Path) -> None:
+    """A chat template writes its own: a second one would be a prompt that no training had."""
+    tokenizer = Tokenizer(llama_like)
+    assert tokenizer.size == 258
+    assert tokenizer.encode("Hi") == [256, *tokenizer.encode("Hi", special=False)]
+    assert len(tokenizer.encode("Hi", special=False)) == 2
+    chat = tokenizer.chat(TURNS)
+    assert chat.count(256) == 1 and chat[0] == 256 and chat.count(257) == 3
+    assert "<s>" not in tokenizer.decode(chat)
+
+
+def test_the_template_is_written_as_transformers_writes_it(llama_like: Path) -> None:
+    from transformers import AutoTokenizer
+
+    ours, theirs = Tokenizer(llama_like), AutoTokenizer.from_pretrained(llama_like)
+    for prompt in (False, True):
+        text = theirs.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=prompt)
+        assert ours.chat_text(TURNS, add_generation_prompt=prompt) == text
+    assert text == (
+        "<s><<Be brief.>>\n[user]\nHi</s>\n[assistant]\nHello.</s>\n[user]\nA metal?</s>\n"
+        "[assistant]\n"
+    )
+    assert ours.chat_text(TURNS) == text  # ready for an answer, unless it is said otherwise
+    both = theirs.apply_chat_template(TURNS, tokenize=True, add_generation_prompt=True)
+    ids = both if isinstance(both, list) else both["input_ids"]
+    assert ours.chat(TURNS) == ids
+
+
+def test_a_template_may_refuse_and_may_ask_the_date(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text((tokenizer.folder / "tokenizer.json").read_text())
+    template = tmp_path / "chat_template.jinja"
+    template.write_text("{{ raise_exception('no roles but user') }}")
+    with pytest.raises(UserError, match="refused the messages: no roles but user"):
+        Tokenizer(tmp_path).chat([{"role": "x", "content": "hi"}])
+    template.write_text("{{ strftime_now('%Y') }}|{{ bos_token }}|{{ eos_token }}|")
+    assert Tokenizer(tmp_path).chat_text([]) == f"{datetime.now().year}|||"
 
 
 @settings(max_examples=150, deadline=None)

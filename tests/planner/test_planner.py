@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from judge_decoding.commands.main import DEMO, app
 from judge_decoding.config import Deployment, ModelConfig, load_deployment
 from judge_decoding.errors import UserError
-from judge_decoding.planner.gpus import GPUS, allreduce_s
+from judge_decoding.planner.gpus import GPUS, Gpu, allreduce_s
 from judge_decoding.planner.plan import LONGEST, Acceptance, Plan, acceptances
-from judge_decoding.planner.roofline import Placed, pass_time
+from judge_decoding.planner.roofline import Pass, Placed, judge_time, pass_time
 from judge_decoding.planner.shapes import SHAPES, Shape, shape_of
 
 LLAMA = DEMO.parent / "llama-8b-70b-h100x2.yaml"
@@ -48,6 +48,73 @@ def test_nothing_is_faster_than_memory() -> None:
     roof = GPUS["h200"].bandwidth / model.streamed_bytes
     assert roof == pytest.approx(68, rel=0.01)
     assert 1 / pass_time(model).total < 0.8 * roof
+
+
+SMALL = Shape(layers=2, hidden=8, intermediate=16, heads=4, kv_heads=2, head_dim=2, vocab=32)
+"""Parameters of a layer: 2 * 8 * 2 * (4 + 2) + 3 * 8 * 16 = 192 + 384; of the head: 256."""
+SLOW = Gpu(memory=1e6, bandwidth=1000.0, bf16=1000.0, fp8=2000.0, nvlink=500.0)
+
+
+def test_a_pass_by_hand_that_is_bound_by_arithmetic() -> None:
+    """3 tokens of each of 5 texts, on one GPU: bf16, every term."""
+    one = pass_time(Placed(SMALL, SLOW), rows=3, sequences=5, context=7)
+    weights = (2 * 576 + 256) * 2
+    cache = 5 * 7 * (2 * 2 * 2 * 2 * 2)  # keys and values, layers, heads, their size, bytes
+    assert one.memory == pytest.approx((weights + cache) / (1000.0 * 0.8))
+    assert one.compute == pytest.approx(2 * 15 * (2 * 576 + 256) / (1000.0 * 0.5))
+    assert one.allreduce == 0.0
+    assert one.overhead == pytest.approx(2 * 10e-6 + 300e-6)
+    assert one.total == one.compute + one.overhead
+    assert one.bound == "arithmetic"
+
+
+def test_a_pass_by_hand_on_two_gpus_in_fp8() -> None:
+    """Half of the arithmetic at the FP8 rate; two all-reduces a layer send all rows in bf16."""
+    model = Placed(SMALL, SLOW, tp=2, weight_bytes=1, kv_element_bytes=1)
+    two = pass_time(model, rows=3, sequences=5, context=7)
+    assert model.streamed_bytes == (2 * 576 + 256 * 2) / 2
+    assert model.held_bytes == model.streamed_bytes + 256 * 2
+    assert model.token_bytes == 2 * 2 * 1 * 2
+    assert two.memory == pytest.approx((model.streamed_bytes + 35 * 8) / 800.0)
+    assert two.compute == pytest.approx(2 * 15 * (2 * 576 + 256) / 2 / (2000.0 * 0.5))
+    message = 15 * 8 * 2
+    transfer = 2 * (2 - 1) / 2 * message / (500.0 * 0.8)
+    assert two.allreduce == pytest.approx(2 * 2 * (8e-6 + transfer))
+    assert two.total == pytest.approx(max(two.memory, two.compute) + two.allreduce + two.overhead)
+    assert two.bound == "arithmetic"
+    across = pass_time(Placed(SMALL, SLOW, 2, 1, 1, nodes=2), rows=3, sequences=5, context=7)
+    assert across.allreduce - two.allreduce == pytest.approx(2 * 2 * (50e-6 - 8e-6))
+
+
+def test_four_gpus_send_one_and_a_half_messages() -> None:
+    """A ring of n ranks: 2 (n - 1) / n. Two KV heads on four ranks are copies."""
+    model = Placed(SMALL, SLOW, tp=4)
+    four = pass_time(model)
+    assert four.allreduce == pytest.approx(2 * 2 * (10e-6 + 1.5 * 8 * 2 / 400.0))
+    assert four.compute == pytest.approx(2 * (2 * (2 * 8 * 2 * 8 + 384) + 256) / 4 / 500.0)
+    assert four.memory == pytest.approx((model.streamed_bytes + 1024 * model.token_bytes) / 800.0)
+    assert model.token_bytes == 2 * 2 * 1 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("terms", "bound", "total"),
+    [
+        ((3.0, 2.0, 1.0, 0.5), "memory bandwidth", 4.5),
+        ((2.0, 3.0, 1.0, 0.5), "arithmetic", 4.5),
+        ((2.0, 1.0, 3.0, 0.5), "all-reduce", 5.5),
+        ((2.0, 1.0, 0.5, 3.0), "launch and scheduling", 5.5),
+    ],
+)
+def test_a_pass_is_bound_by_its_largest_term(
+    terms: tuple[float, float, float, float], bound: str, total: float
+) -> None:
+    assert (Pass(*terms).bound, Pass(*terms).total) == (bound, total)
+
+
+def test_the_judges_time_by_hand() -> None:
+    """9 rows of float32 logits, read and written, 9 hidden states in bf16; two kernels."""
+    expected = 9 * (2 * 4 * 32 + 2 * 8) / 800.0 + 2 * 10e-6
+    assert judge_time(Placed(SMALL, SLOW), 9) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
