@@ -17,7 +17,7 @@ READY = .venv/.ready
 PLUGIN_DEPS = .venv/share/.plugin-deps
 PROMETHEUS = .venv/share/prometheus
 
-.PHONY: demo test lint unit venv libpython nginx promtool target plugin-deps bench load clean
+.PHONY: demo test lint unit mutants venv libpython nginx promtool target plugin-deps bench load clean
 
 demo: venv target
 	$(BIN)/python -m clients.demo --config configs/demo.yaml
@@ -33,6 +33,10 @@ lint: venv
 # What a change is tried with: neither servers nor what takes long.
 unit: venv
 	$(PYTEST) -m "not servers and not slow"
+
+# Whether the tests notice a changed token (tests/mutants); minutes to an hour, so not in `make test`.
+mutants: venv
+	$(BIN)/python -m tests.mutants
 
 venv: $(READY)
 

@@ -31,53 +31,12 @@ def test_the_chat_template_is_applied(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids) == "[user] hi\n[assistant] "
 
 
-TEMPLATE = """{{ bos_token }}
-{%- for m in messages %}
-    {% if m.role == "system" %}
-<<{{ m.content }}>>
-    {% else %}
-[{{ m.role }}]
-{{ m.content }}{{ eos_token }}
-    {% endif %}
-{% endfor %}
-{% if add_generation_prompt %}
-[assistant]
-{% endif %}
-"""
-"""Of several lines: a newline after a block and blanks before one are no text."""
 TURNS = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hi"},
     {"role": "assistant", "content": "Hello."},
     {"role": "user", "content": "A metal?"},
 ]
-
-
-@pytest.fixture(scope="module")
-def llama_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer that puts a BOS before a raw text, as Llama's does, and a template that writes
-    its own."""
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
-    from tokenizers import Tokenizer as Fast
-
-    folder = tmp_path_factory.mktemp("llama-like")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    fast = Fast(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast.decoder = decoders.ByteLevel()
-    fast.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
-    fast.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 256)]
-    )
-    fast.save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<s>",
-        "eos_token": {"content": "</s>", "__type": "AddedToken"},
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return folder
 
 
 def test_only_a_raw_text_gets_the_tokenizers_bos(llama_like: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -175,6 +176,71 @@ def test_typical_is_the_minimum_of_both_borders() -> None:
     assert rules.typical(p, torch.tensor([2]), epsilon=0.2, delta=10.0).tolist() == [False]
 
 
+@pytest.mark.parametrize(("epsilon", "delta"), [(0.9, 0.3), (0.9, 0.5), (0.2, 0.9), (0.1, 0.9)])
+def test_typical_borders_row_by_row(epsilon: float, delta: float) -> None:
+    """Either border decides, each row by its own entropy; what is on the border is refused."""
+    p = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.25] * 4, [0.85, 0.05, 0.05, 0.05]])
+    for draft in itertools.product(range(4), repeat=3):
+        expected = []
+        for row, token in zip(p.tolist(), draft, strict=True):
+            entropy = -sum(x * math.log(x) for x in row)
+            expected.append(row[token] > min(epsilon, delta * math.exp(-entropy)) + 1e-7)
+        assert rules.typical(p, torch.tensor(draft), epsilon, delta).tolist() == expected
+    half = torch.tensor([[0.5, 0.5]])
+    assert rules.typical(half, torch.tensor([0]), 0.5, 9.0).tolist() == [False]
+    assert rules.typical(half, torch.tensor([0]), 0.5 - 1e-6, 9.0).tolist() == [True]
+
+
+def test_topk_counts_each_row_by_itself() -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0], [1.0, 3.0, 0.0, 2.0]])
+    rank = [row.argsort(descending=True).tolist() for row in logits]
+    for draft in itertools.product(range(4), repeat=3):
+        for k in (1, 2, 3, 4):
+            expected = [rank[i].index(token) < k for i, token in enumerate(draft)]
+            assert rules.topk(logits, torch.tensor(draft), k).tolist() == expected
+
+
+def test_rejection_and_strict_ask_each_row_by_itself() -> None:
+    p = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
+    q = torch.tensor([[0.8, 0.1, 0.1], [0.3, 0.3, 0.4]])
+    for draft in itertools.product(range(3), repeat=2):
+        for u in itertools.product((0.0, 0.3, 0.6, 0.99), repeat=2):
+            expected = [u[i] * q[i, d] < p[i, d] for i, d in enumerate(draft)]
+            got = rules.rejection(p, q, torch.tensor(draft), torch.tensor(u))
+            assert got.tolist() == expected
+    choice, draft_ids = torch.tensor([1, 2, 3]), torch.tensor([1, 3, 3])
+    assert rules.strict(choice, draft_ids).tolist() == [True, False, True]
+
+
+def test_rejection_on_the_border_refuses() -> None:
+    """A uniform of exactly p(d) / q(d) is not below it."""
+    p, q = torch.tensor([[0.25, 0.75]]), torch.tensor([[0.5, 0.5]])
+    for u, expected in ((0.5, False), (0.5 - 1e-6, True)):
+        got = rules.rejection(p, q, torch.tensor([0]), torch.tensor([u]))
+        assert got.tolist() == [expected]
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_kl_asks_each_row_by_itself(k: int) -> None:
+    """Rows that differ in everything: distance, confidence, p(d)."""
+    p = torch.tensor([[0.5, 0.5, 0.0], [0.95, 0.04, 0.01], [0.3, 0.3, 0.4], [0.2, 0.4, 0.4]])[:k]
+    q = torch.tensor([[0.5, 0.4, 0.1], [0.9, 0.05, 0.05], [0.98, 0.01, 0.01], [0.2, 0.4, 0.4]])[:k]
+    for draft in itertools.product(range(3), repeat=k):
+        expected = []
+        for row, other, token in zip(p.tolist(), q.tolist(), draft, strict=True):
+            distance = sum(a * math.log(a / b) for a, b in zip(row, other, strict=True) if a > 0)
+            expected.append(distance < 0.3 and max(row) <= 0.9 and row[token] > 0)
+        assert kl(p, q, list(draft)) == expected
+
+
+def test_kl_on_its_borders() -> None:
+    """As sure as `confident` is not more; a distance of tau is not below it."""
+    p = torch.tensor([[0.75, 0.25]])
+    assert kl(p, p, [1], confident=0.75) == [True]
+    assert kl(p, p, [1], confident=0.75 - 1e-6) == [False]
+    assert kl(p, p, [1], tau=0.0) == [False]
+
+
 def kl(
     p: torch.Tensor,
     q: torch.Tensor,
@@ -297,6 +363,15 @@ def test_fly_needs_doubt_and_a_full_window_of_matches() -> None:
     assert rules.fly(sharp.repeat(4, 1), match, 0.3, 2).tolist() == [False] * 4
     broken = torch.tensor([False, True, False, True])
     assert rules.fly(flat.repeat(4, 1), broken, 0.3, 2)[0].item() is False
+
+
+def test_protected_ends_are_taken_back_one_by_one() -> None:
+    """8 and 9 end an answer: neither where the target wants one nor where the draft has one."""
+    choice, draft = torch.tensor([1, 8, 2, 3, 9]), torch.tensor([5, 6, 9, 7, 8])
+    ok = torch.tensor([True, True, True, False, True])
+    got = rules.protect_end(ok, choice, draft, [8, 9])
+    assert got.tolist() == [True, False, False, False, False]
+    assert rules.protect_end(ok, choice, draft, []).tolist() == ok.tolist()
 
 
 @pytest.mark.parametrize(("mean", "uniform", "expected"), [(2.5, 0.4, 2), (2.5, 0.5, 3), (9, 0, 4)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from judge_decoding.checkpoint import Checkpoint
+from judge_decoding.decoding import loop as decoding
+from judge_decoding.decoding import round as engine_round
 from judge_decoding.decoding.contracts import (
     RULES,
     Acceptance,
@@ -18,7 +21,7 @@ from judge_decoding.decoding.contracts import (
     Verdict,
     VerifyRequest,
 )
-from judge_decoding.decoding.loop import Result, SpeculativeDecoder
+from judge_decoding.decoding.loop import LoopClock, Result, SpeculativeDecoder
 from judge_decoding.decoding.round import Engines
 from judge_decoding.decoding.sampling import probabilities
 from judge_decoding.decoding.sequence import AcceptanceRecord, Request, Token
@@ -115,6 +118,58 @@ def test_the_check_reads_what_both_caches_hold(decoder: SpeculativeDecoder, engi
     damaged.prefill(77, 0, [1])
     with pytest.raises(AssertionError, match="77"):
         decoder.check_integrity()
+
+
+def test_the_clock_adds_up_what_engines_and_loop_take(
+    decoder: SpeculativeDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: whoever reads the time moves it by 1 s; the engines say what they took."""
+    target, drafter = decoder.target, decoder.drafter
+    assert drafter is not None
+    clock = itertools.count()
+    done = engine_round.Round
+
+    def run_round(proposes: Sequence[ProposeRequest], verifies: Sequence[VerifyRequest]) -> object:
+        drafter.clock.forward += 16.0
+        target.clock.forward += 32.0
+        target.clock.judge += 64.0
+        return done([Proposal([1])], [Verdict(1, [False], [], 2)], propose_s=0.25)
+
+    monkeypatch.setattr(decoder, "_run_round", run_round)
+    decoder.add(request([5, 6]))
+    for rounds in (1, 2):
+        monkeypatch.setattr(decoding.time, "perf_counter", lambda: float(next(clock)))
+        decoder.step()
+        monkeypatch.undo()
+        monkeypatch.setattr(decoder, "_run_round", run_round)
+        # Started, prefilled, ran, ended: three steps of 1 s; of the second 0.25 s proposed.
+        assert decoder.clock == LoopClock(
+            rounds, 3.0 * rounds, 1.25 * rounds, 0.75 * rounds, 48.0 * rounds, 64.0 * rounds
+        )
+    assert decoder.clock.host == 2 * (3.0 - 48.0 - 64.0)
+
+
+def test_a_new_loop_has_counted_nothing() -> None:
+    assert LoopClock() == LoopClock(0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def test_the_ends_of_the_vocabulary_and_of_the_bounds_are_allowed(
+    decoder: SpeculativeDecoder,
+) -> None:
+    coldest = Sampling(1e-3)
+    for good in (
+        request([0, 255], tokens=1),
+        request([1] * 159),
+        request([1], "none", sampling=coldest),
+    ):
+        decoder.check(good)
+    for bad, message in (
+        (request([-1]), r"token id -1 is outside the vocabulary \[0, 256\)"),
+        (request([1], "none", sampling=Sampling(0.9e-3)), "give 0 .greedy. or at least 0.001"),
+        (request([1], tokens=-1), "max_tokens: -1 must be at least 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            decoder.check(bad)
 
 
 def record(*rounds: tuple[int, int]) -> AcceptanceRecord:

@@ -290,6 +290,27 @@ def test_bad_prompts_are_refused(
         prompt(arrays(**values), tokenizer, deployment)
 
 
+def test_a_chat_has_the_templates_own_special_tokens_only(
+    deployment: Deployment, llama_like: Path
+) -> None:
+    """A raw text gets the tokenizer's BOS; the chat template writes one itself."""
+    tokenizer = Tokenizer(llama_like)
+    roomy = long_texts(deployment)
+    turn = [{"role": "user", "content": "Hi"}]
+    messages = json.dumps(turn).encode()
+    raw, chat, conversation = (
+        prompt(arrays(**values), tokenizer, roomy)[0]
+        for values in (
+            {"text_input": b"Hi"},
+            {"text_input": b"Hi", "chat": True},
+            {"messages": messages},
+        )
+    )
+    assert raw[0] == 256 and raw.count(256) == 1 and len(raw) == 3
+    assert chat == conversation == tokenizer.chat(turn)
+    assert chat.count(256) == 1
+
+
 def test_the_largest_prompt_is_taken(deployment: Deployment, tokenizer: Tokenizer) -> None:
     """Bytes of both texts together; what the loop cannot hold, it says itself."""
     assert prompt(arrays(text_input=b"x" * 100), tokenizer, deployment)[1] == "x" * 100
