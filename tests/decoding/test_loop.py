@@ -135,13 +135,13 @@ def test_the_clock_adds_up_what_engines_and_loop_take(
         target.clock.judge += 64.0
         return done([Proposal([1])], [Verdict(1, [False], [], 2)], propose_s=0.25)
 
-    monkeypatch.setattr(decoder, "_run_round", run_round)
+    monkeypatch.setattr(decoder.engines, "run_round", run_round)
     decoder.add(request([5, 6]))
     for rounds in (1, 2):
         monkeypatch.setattr(decoding.time, "perf_counter", lambda: float(next(clock)))
         decoder.step()
         monkeypatch.undo()
-        monkeypatch.setattr(decoder, "_run_round", run_round)
+        monkeypatch.setattr(decoder.engines, "run_round", run_round)
         # Started, prefilled, ran, ended: three steps of 1 s; of the second 0.25 s proposed.
         assert decoder.clock == LoopClock(
             rounds, 3.0 * rounds, 1.25 * rounds, 0.75 * rounds, 48.0 * rounds, 64.0 * rounds
