@@ -143,7 +143,7 @@ def audit(
             tokenizer = Tokenizer(deployment.target.model)
         else:
             pipeline = stack.enter_context(closing(load_pipeline(deployment)))
-            deployed = auditing.InProcess(pipeline, rule)  # type: ignore[arg-type]
+            deployed = auditing.StrictDecoder(pipeline, rule)  # type: ignore[arg-type]
             tokenizer = pipeline.tokenizer
         progress = stack.enter_context(console.progress("requests"))
         found = list(auditing.audit(logged, deployed, wait_s=wait, progress=progress))

@@ -27,7 +27,7 @@ from judge_decoding.errors import UserError
 from judge_decoding.evaluation.overrides import overrides
 from judge_decoding.evaluation.parsers import is_right
 from judge_decoding.evaluation.statistics import Paired, wilson
-from judge_decoding.evaluation.systems import DRAFT, System, decoder_of
+from judge_decoding.evaluation.systems import DRAFT, EvaluatedSystem, decoder_of
 from judge_decoding.evaluation.task import Item
 from judge_decoding.evaluation.text_measures import loglikelihood, repetition
 from judge_decoding.pipeline import Pipeline
@@ -43,7 +43,7 @@ BLOCK = 4
 class Answers:
     """One system's, in the order of the items; `right` is None for items that nothing checks."""
 
-    system: System
+    system: EvaluatedSystem
     results: list[Result] = field(default_factory=list)
     right: list[bool | None] = field(default_factory=list)
     seconds: float = 0.0
@@ -121,7 +121,7 @@ def requests_of(
 def evaluate(
     pipeline: Pipeline,
     items: Sequence[Item],
-    systems: Sequence[System],
+    systems: Sequence[EvaluatedSystem],
     *,
     max_tokens: int | None = None,
     run_code: bool = False,
@@ -155,7 +155,7 @@ def evaluate(
     return Evaluation(list(items), requests, answers)
 
 
-def _with(request: Request, system: System, most: int | None = None) -> Request:
+def _with(request: Request, system: EvaluatedSystem, most: int | None = None) -> Request:
     return Request(
         request.prompt_ids,
         min(request.max_tokens, most or request.max_tokens),
@@ -164,7 +164,9 @@ def _with(request: Request, system: System, most: int | None = None) -> Request:
     )
 
 
-def _answer(pipeline: Pipeline, system: System, requests: Sequence[Request]) -> list[Result]:
+def _answer(
+    pipeline: Pipeline, system: EvaluatedSystem, requests: Sequence[Request]
+) -> list[Result]:
     return decoder_of(pipeline, system).generate(requests)
 
 

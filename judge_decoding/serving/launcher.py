@@ -67,7 +67,7 @@ def serve(
             return 0
         _check_ports(deployment.server)
         _forget_ready(ready_file)
-        return Server(deployment, folder, line, variables, stops).run(ready_file)
+        return ServerJob(deployment, folder, line, variables, stops).run(ready_file)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for region in _SHM.glob(f"{folder.name}*"):
@@ -129,7 +129,7 @@ class Stops:
         self.count += 1
 
 
-class Server:
+class ServerJob:
     """The processes of one run. `folder` is theirs to leave notes in (ranks.run_folder)."""
 
     def __init__(

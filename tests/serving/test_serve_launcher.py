@@ -341,7 +341,7 @@ def test_the_launcher_sees_gone_what_it_kills(
     stops = launcher.Stops()
     document = {"name": "x", "target": {"model": "t"}, "acceptance": {"rule": "none"}}
     line = ["/bin/sh", "-c", "sleep 60 > /dev/null 2>&1 & exit 7"]
-    server = launcher.Server(Deployment.model_validate(document), tmp_path, line, {}, stops)
+    server = launcher.ServerJob(Deployment.model_validate(document), tmp_path, line, {}, stops)
     server._process.wait()
     monkeypatch.setattr(launcher.os, "kill", kill_later)
     server._kill()

@@ -9,7 +9,7 @@ import triton_python_backend_utils as pb_utils
 from judge_decoding.serving.metrics import PREFIX
 
 
-class Endpoint:
+class MetricsEndpoint:
     """Makes time series, all with the deployment's name as a label."""
 
     def __init__(self, deployment):

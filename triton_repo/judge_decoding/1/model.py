@@ -12,7 +12,7 @@ from threading import Thread
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from metrics import Endpoint
+from metrics import MetricsEndpoint
 
 from judge_decoding.errors import UserError
 from judge_decoding.pipeline import load_pipeline
@@ -55,7 +55,7 @@ class TritonPythonModel:
 
     def load(self):
         self.pipeline = load_pipeline(self.deployment)
-        make = Endpoint(self.deployment).series if self.deployment.server.metrics else None
+        make = MetricsEndpoint(self.deployment).series if self.deployment.server.metrics else None
         self.publisher = Publisher(self.metrics, make)
         if (ranks := self.pipeline.ranks) is not None:
             self.metrics.heard = ranks.heard
