@@ -28,7 +28,7 @@ from judge_decoding.evaluation.overrides import overrides
 from judge_decoding.evaluation.parsers import is_right
 from judge_decoding.evaluation.statistics import Paired, wilson
 from judge_decoding.evaluation.systems import DRAFT, EvaluatedSystem, decoder_of
-from judge_decoding.evaluation.task import Item
+from judge_decoding.evaluation.task import WITHOUT_CHAT, Item
 from judge_decoding.evaluation.text_measures import loglikelihood, repetition
 from judge_decoding.pipeline import Pipeline
 
@@ -101,7 +101,7 @@ def requests_of(
         wanted = item.max_tokens or max_tokens or MAX_TOKENS
         try:
             ids = (
-                tokenizer.chat([{"role": "user", "content": item.prompt}])
+                tokenizer.turn(item.prompt, instead=WITHOUT_CHAT)
                 if item.chat
                 else tokenizer.encode(item.prompt)
             )
@@ -129,7 +129,7 @@ def evaluate(
 ) -> Evaluation:
     """All systems' answers to all items; `systems` begins with the target alone (`systems_of`).
 
-    progress  told (answers done, of)
+    progress  called with (answers done, answers in all); first with 0, once all are warm
     """
     if any(item.parser == "python" for item in items) and not run_code:
         raise UserError("task: parser python runs what the model wrote; allow it by --run-code")
@@ -139,6 +139,7 @@ def evaluate(
         _answer(pipeline, one.system, [_with(requests[0], one.system, WARM_UP_TOKENS)])
     block = BLOCK * pipeline.engines.target.max_sequences
     total, done = len(items) * len(systems), 0
+    progress(done, total)
     for turn, start in enumerate(range(0, len(items), block)):
         first = turn % len(answers)
         for one in [*answers[first:], *answers[:first]]:

@@ -109,10 +109,18 @@ class PlannedRound:
 
 
 class Plan:
-    """A deployment on one kind of GPU, with `sequences` active texts of `context` tokens each."""
+    """A deployment on one kind of GPU, with `sequences` active texts of `context` tokens each.
+
+    gpu  None is the deployment's own, `trtllm.gpu`
+    """
 
     def __init__(
-        self, deployment: Deployment, gpu: str, *, sequences: int = 1, context: int = 1024
+        self,
+        deployment: Deployment,
+        gpu: str | None = None,
+        *,
+        sequences: int = 1,
+        context: int = 1024,
     ) -> None:
         if deployment.engine != "trtllm":
             raise UserError(
@@ -127,12 +135,8 @@ class Plan:
         ):
             if value > limit:
                 raise UserError(f"{name}: {value} is above the deployment's limits.{field} {limit}")
-        self.deployment, self.gpu, self.sequences, self.context = (
-            deployment,
-            gpu,
-            sequences,
-            context,
-        )
+        self.deployment, self.gpu = deployment, gpu or build.gpu
+        self.sequences, self.context = sequences, context
 
         def placed(model: ModelConfig, group: RankGroup, part: EngineConfig) -> Placed:
             eight_bits = part.quantization == "fp8"
@@ -140,7 +144,7 @@ class Plan:
             shape = shape_of(model)
             devices = [device for device in group.devices if device != "cpu"]
             nodes = len({device // build.gpus_per_node for device in devices})
-            return Placed(shape, GPUS[gpu], group.tp, 1 if eight_bits else 2, cache, nodes)
+            return Placed(shape, GPUS[self.gpu], group.tp, 1 if eight_bits else 2, cache, nodes)
 
         self.draft = placed(deployment.draft, ranks.draft, build.draft)
         self.target = placed(deployment.target, ranks.target, build.target)

@@ -68,7 +68,7 @@ def _round(r: PlannedRound) -> dict[str, Any]:
 
 
 def print_plans(plans: Sequence[Plan], lengths: Sequence[AssumedAcceptance]) -> None:
-    from judge_decoding.commands.console import console
+    from judge_client.terminal import console
 
     out = console()
     first = plans[0]

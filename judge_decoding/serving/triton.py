@@ -18,6 +18,13 @@ from judge_decoding.serving import access
 REPOSITORY = Path(__file__).resolve().parents[2] / "triton_repo"
 """The model repository of a source checkout."""
 
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
+"""NVIDIA's driver has one of them, the second under WSL."""
+WITHOUT_GPU = ("--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0")
+"""Keep the server from asking for a GPU that is not there: it logs CUDA's and NVML's errors."""
+NO_DRIVER = '"CudaDriverHelper has not been initialized."'
+"""The one such error that no option prevents."""
+
 STUB = "triton_python_backend_stub"
 ENSEMBLE = "ensemble"
 
@@ -53,7 +60,18 @@ class Triton:
             "--exit-timeout-secs=5",
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
             "--log-info=false",
+            *(() if has_gpu() else WITHOUT_GPU),
         ]
+
+
+def has_gpu() -> bool:
+    """Whether this machine has NVIDIA's driver."""
+    return any(Path(device).exists() for device in GPU_DEVICES)
+
+
+def is_noise(line: str) -> bool:
+    """Whether a line of the server's log says only that there is no GPU, where there is none."""
+    return NO_DRIVER in line and not has_gpu()
 
 
 def find_triton(folder: Path) -> Triton:

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from judge_decoding.commands.main import DEMO, app
+from judge_decoding.commands.main import app
+from judge_decoding.commands.options import DEMO
 from judge_decoding.config import Deployment, ModelConfig, load_deployment
 from judge_decoding.errors import UserError
 from judge_decoding.planner.gpus import GPUS, allreduce_s
@@ -296,12 +297,15 @@ def test_the_command_prints_a_table_and_a_document(tmp_path: Path) -> None:
     assert r["configured"]["draft_len"] == 25
     assert r["configured"]["mean_acceptance_length"] == pytest.approx(12)
     assert r["best"]["tokens_per_s"] >= r["configured"]["tokens_per_s"]
-    everything = json.loads(command("--config", str(file), "--json").stdout.splitlines()[-1])
+    everything = json.loads(
+        command("--config", str(file), "--all-gpus", "--json").stdout.splitlines()[-1]
+    )
     assert everything["context"] == 1024
     file.write_text(yaml.safe_dump(deployment(tmp_path, limits={"max_context": 512})))
     short = json.loads(command("--config", str(file), "--json").stdout.splitlines()[-1])
     assert short["context"] == 512  # the default is no reason to refuse it
     assert set(everything["gpus"]) == {"h100", "h200", "b200"}
+    assert set(short["gpus"]) == {"h100"}  # the file's trtllm.gpu
 
 
 @pytest.mark.parametrize(
@@ -310,6 +314,7 @@ def test_the_command_prints_a_table_and_a_document(tmp_path: Path) -> None:
         (["--config", str(DEMO)], "runs engine torch, plans are for engine trtllm"),
         (["--config", "none.yaml"], "no file none.yaml"),
         (["--config", str(DEMO), "--gpu", "a100"], "gpu: unknown 'a100'; known are h100"),
+        (["--config", str(LLAMA), "--gpu", "h100", "--all-gpus"], "leave --gpu out"),
         (["--config", str(DEMO), "--sequences", "0"], "sequences"),
         (
             ["--config", str(LLAMA), "--sequences", "33"],

@@ -23,7 +23,7 @@ class TritonPythonModel:
         run_folder.announce("the preprocessing model")
         self.deployment = run_folder.deployment()
         try:
-            self.tokenizer = Tokenizer(self.deployment.target.model)
+            self.tokenizer = Tokenizer(self.deployment.target.model, self.deployment.chat_template)
         except UserError as error:
             run_folder.report_failure(str(error))
             raise
