@@ -20,10 +20,12 @@ REPOSITORY = Path(__file__).resolve().parents[2] / "triton_repo"
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
 """NVIDIA's driver has one of them, the second under WSL."""
-WITHOUT_GPU = ("--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0")
-"""Keep the server from asking for a GPU that is not there: it logs CUDA's and NVML's errors."""
-NO_DRIVER = '"CudaDriverHelper has not been initialized."'
-"""The one such error that no option prevents."""
+NO_GPU = (
+    "CUDA driver version is insufficient for CUDA runtime version",
+    "CudaDriverHelper has not been initialized.",
+    "no pinned memory pool, falling back to non-pinned system memory",
+)
+"""What the server logs of a missing GPU, and no option prevents."""
 
 STUB = "triton_python_backend_stub"
 ENSEMBLE = "ensemble"
@@ -60,7 +62,7 @@ class Triton:
             "--exit-timeout-secs=5",
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
             "--log-info=false",
-            *(() if has_gpu() else WITHOUT_GPU),
+            *(() if has_gpu() else ("--allow-gpu-metrics=false",)),  # else NVML's errors are logged
         ]
 
 
@@ -71,7 +73,7 @@ def has_gpu() -> bool:
 
 def is_noise(line: str) -> bool:
     """Whether a line of the server's log says only that there is no GPU, where there is none."""
-    return NO_DRIVER in line and not has_gpu()
+    return any(text in line for text in NO_GPU) and not has_gpu()
 
 
 def find_triton(folder: Path) -> Triton:

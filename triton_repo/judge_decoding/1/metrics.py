@@ -4,6 +4,8 @@ Used on the scheduler's thread alone: metrics touched from two threads crash the
 crosses to the server's process and back, holding the GIL.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 import triton_python_backend_utils as pb_utils

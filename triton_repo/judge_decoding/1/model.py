@@ -4,6 +4,8 @@ That thread loads the pipeline (with ranks it is MPI rank 0, and MPI belongs to 
 the rounds, sends the responses and touches the metrics.
 """
 
+from __future__ import annotations
+
 import os
 import secrets
 import time

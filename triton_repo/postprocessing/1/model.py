@@ -1,5 +1,7 @@
 """Token ids -> text; the work is `judge_decoding.serving.detokenizer`'s."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -3,6 +3,8 @@
 The checks are `judge_decoding.serving.request`'s.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +20,6 @@ from judge_decoding.serving.tokenizer_queue import Line
 from judge_decoding.text import Tokenizer
 
 Tensors = Mapping[str, np.ndarray[Any, Any]]
-Sender = pb_utils.InferenceResponseSender
 LAST = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -48,7 +49,7 @@ class TritonPythonModel:
             except UserError as error:
                 fail(sender, error)
 
-    def read(self, sender: Sender, tensors: Tensors) -> None:
+    def read(self, sender: pb_utils.InferenceResponseSender, tensors: Tensors) -> None:
         try:
             ids, text = prompt(tensors, self.tokenizer, self.deployment)
         except UserError as error:
@@ -60,7 +61,9 @@ class TritonPythonModel:
             answer(sender, tensors, ids, text)
 
 
-def answer(sender: Sender, tensors: Tensors, ids: list[int], text: str) -> None:
+def answer(
+    sender: pb_utils.InferenceResponseSender, tensors: Tensors, ids: list[int], text: str
+) -> None:
     if "exclude_input_in_output" not in tensors or tensors["exclude_input_in_output"].item():
         text = ""
     outputs = [
@@ -70,7 +73,7 @@ def answer(sender: Sender, tensors: Tensors, ids: list[int], text: str) -> None:
     sender.send(pb_utils.InferenceResponse(outputs), flags=LAST)
 
 
-def fail(sender: Sender, error: UserError) -> None:
+def fail(sender: pb_utils.InferenceResponseSender, error: UserError) -> None:
     later = isinstance(error, Unavailable)
     code = pb_utils.TritonError.UNAVAILABLE if later else pb_utils.TritonError.INVALID_ARG
     refusal = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
