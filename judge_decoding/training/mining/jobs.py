@@ -2,7 +2,8 @@
 
 facts            the court's questions of one split (judge_decoding.training.court)
 NAME, FILE.jsonl a task (judge_decoding.evaluation.task), shipped or a file
-FILE.jsonl[.gz]  lines with a "prompt" alone (distil_text.py), for `likelihood`
+FILE.jsonl[.gz]  lines with a "prompt" alone (distil_text.py), for `likelihood`; `"chat": false`
+                 makes it raw text
 """
 
 from __future__ import annotations
@@ -98,10 +99,11 @@ def fact_jobs(seed: int, split: str) -> list[Job]:
 def task_jobs(task: str, seed: int, split: str, run_code: bool) -> list[Job]:
     """A task's items: those that calibrate a threshold or report its cost are held out."""
     if Path(task).name.endswith(".gz") or _are_prompts(Path(task)):
-        prompts = [r["prompt"] for r in read_text(Path(task)) if not r.get("held_out")]
+        rows = [row for row in read_text(Path(task)) if not row.get("held_out")]
+        prompts = {row["prompt"]: row.get("chat") is not False for row in rows}
         items = [
-            Item(id=str(n), group=f"chat:{p}", domain="chat", prompt=p, parser="none")
-            for n, p in enumerate(dict.fromkeys(prompts))
+            Item(id=str(n), group=f"chat:{p}", domain="chat", prompt=p, parser="none", chat=chat)
+            for n, (p, chat) in enumerate(prompts.items())
         ]
     else:
         items = list({item.prompt: item for item in read_task(task)}.values())
