@@ -29,6 +29,9 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	for model in preprocessing judge_decoding postprocessing; do \
+		MYPYPATH=triton_repo/$$model/1 $(BIN)/mypy triton_repo/$$model/1 || exit 1; \
+	done
 
 # What a change is tried with: neither servers nor what takes long.
 unit: venv

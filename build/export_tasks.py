@@ -9,8 +9,8 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from judge_decoding.commands.main import read_prompts
 from judge_decoding.errors import UserError
+from judge_decoding.evaluation.prompts import read_prompts
 from judge_decoding.evaluation.task import write_task
 from judge_decoding.training.court.export import arithmetic, chat, court
 

@@ -203,7 +203,41 @@ def test_a_missing_or_damaged_tokenizer_is_named(tmp_path: Path) -> None:
         Tokenizer(tmp_path)
 
 
-def test_no_chat_template_says_what_to_do(tokenizer: Tokenizer, tmp_path: Path) -> None:
+@pytest.fixture
+def bare(tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    """A tokenizer's folder without a chat template."""
     (tmp_path / "tokenizer.json").write_text((tokenizer.folder / "tokenizer.json").read_text())
-    with pytest.raises(UserError, match="use --no-chat"):
-        Tokenizer(tmp_path).chat([{"role": "user", "content": "hi"}])
+    return tmp_path
+
+
+def test_no_chat_template_says_what_to_do(bare: Path) -> None:
+    messages, refused = (
+        [{"role": "user", "content": "hi"}],
+        f"tokenizer: {bare} has no chat template",
+    )
+    with pytest.raises(UserError) as error:
+        Tokenizer(bare).chat(messages)
+    assert str(error.value) == (
+        f"{refused}; say `chat_template: none` in the deployment (a prompt is then raw text)"
+    )
+    with pytest.raises(UserError) as error:
+        Tokenizer(bare).turn("hi", instead="use --no-chat")
+    assert str(error.value) == f"{refused}; use --no-chat"
+    assert not Tokenizer(bare).has_chat_template
+
+
+def test_without_a_chat_template_a_turn_is_raw_text(tokenizer: Tokenizer, bare: Path) -> None:
+    assert tokenizer.has_chat_template
+    assert tokenizer.turn("hi") == tokenizer.chat([{"role": "user", "content": "hi"}])
+    for folder in (bare, tokenizer.folder):
+        raw = Tokenizer(folder, "none")
+        assert raw.turn("hi") == raw.encode("hi")
+        assert not raw.has_chat_template
+        with pytest.raises(UserError, match="chat_template: none; send text"):
+            raw.chat([{"role": "user", "content": "hi"}], instead="send text")
+
+
+def test_a_chat_template_that_is_no_template_is_named(bare: Path) -> None:
+    (bare / "chat_template.jinja").write_text("{% for m in %}")
+    with pytest.raises(UserError, match=r"has a chat template that is not readable \("):
+        Tokenizer(bare).turn("hi")

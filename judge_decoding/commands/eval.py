@@ -1,19 +1,18 @@
-"""`judge-decoding eval` and `judge-decoding audit`."""
+"""`judge-decoding eval`: the quality and the speed of rules on a task."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-DEMO = Path("demo")
-
-Config = Annotated[Path, typer.Option(help="Deployment file.", show_default="configs/demo.yaml")]
-Json = Annotated[bool, typer.Option("--json", help="End with one JSON document on one line.")]
+from judge_decoding.commands.options import DEMO, Config, Json, print_json, read_deployment
+from judge_decoding.errors import UserError
+from judge_decoding.progress import progress
 
 
 def evaluate(
@@ -43,9 +42,8 @@ def evaluate(
 ) -> None:
     """Answer a task by several rules in one run: right answers, acceptance length, speed."""
     from judge_decoding.commands import console
-    from judge_decoding.config import load_deployment
     from judge_decoding.evaluation import plot as plotting
-    from judge_decoding.evaluation import tables as show
+    from judge_decoding.evaluation import tables
     from judge_decoding.evaluation.evaluate import evaluate as run
     from judge_decoding.evaluation.evaluate import report as report_of
     from judge_decoding.evaluation.systems import parse_numbers, parse_settings, systems_of
@@ -58,7 +56,7 @@ def evaluate(
     items = select(task, split, domain or [], limit)
     pairs, steps = parse_settings(settings), parse_numbers(thresholds, "thresholds")
     names = [name.strip() for name in rules.split(",") if name.strip()]
-    deployment = load_deployment(config)
+    deployment = read_deployment(config)
     limits = deployment.limits.model_dump()
     if batch is not None:
         limits["max_sequences"] = batch
@@ -67,104 +65,29 @@ def evaluate(
     )
     with closing(load_pipeline(changed)) as pipeline:
         systems = systems_of(pipeline, names, thresholds=steps, settings=pairs)
-        with console.progress("answers") as progress:
+        with progress("answers") as step:
             found = run(
                 pipeline,
                 items,
                 systems,
                 max_tokens=max_tokens,
                 run_code=run_code,
-                progress=progress,
+                progress=step,
             )
         report = report_of(pipeline, found, task=task)
     if answers is not None:
         answers.write_text("".join(json.dumps(row) + "\n" for row in found.rows()))
-    show.print_report(console.console(), report)
+    tables.print_report(console.console(), report)
     if out is not None:
         out.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     if plot is not None:
         plotting.plot(report, plot)
     if as_json:
-        print(json.dumps(report, allow_nan=False), flush=True)
-
-
-def audit(
-    config: Config = DEMO,
-    url: Annotated[
-        str | None, typer.Option("-u", "--url", help="HOST:PORT of a running server (gRPC).")
-    ] = None,
-    metrics: Annotated[
-        str | None, typer.Option(help="HOST:PORT of its metrics.", show_default="its host's")
-    ] = None,
-    log: Annotated[Path | None, typer.Option(help="Instead of the file's audit.log.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Of requests: the last that ended.")] = 100,
-    window: Annotated[float, typer.Option(help="Seconds of one row of the report.")] = 3600.0,
-    parser: Annotated[
-        str, typer.Option(help="What is an answer's answer: number, choice, exact, none.")
-    ] = "number",
-    rule: Annotated[str, typer.Option(help="strict, or none: the target alone.")] = "strict",
-    wait: Annotated[float, typer.Option(help="Seconds of work at a stretch to wait out.")] = 300.0,
-    max_changed: Annotated[
-        float | None,
-        typer.Option(help="Exit with 1 where surely (95 %) a larger share of answers changed."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Decode logged requests again with the standard rule, in idle time, and compare."""
-    from judge_decoding.commands import console
-    from judge_decoding.config import load_deployment
-    from judge_decoding.errors import UserError
-    from judge_decoding.evaluation import audit as auditing
-    from judge_decoding.evaluation import tables as show
-    from judge_decoding.evaluation.audit_server import AuditedServer
-    from judge_decoding.pipeline import load_pipeline
-    from judge_decoding.serving.audit_log import read_log
-    from judge_decoding.text import Tokenizer
-
-    if parser not in auditing.PARSERS:
-        raise UserError(f"parser: unknown {parser!r}; known are {', '.join(auditing.PARSERS)}")
-    if rule not in ("strict", "none"):
-        raise UserError(f"rule: {rule!r} is not strict or none")
-    if not window > 0:
-        raise UserError(f"window: {window:g} s; give one above 0")
-    deployment = load_deployment(config)
-    if log is None:
-        if deployment.audit is None:
-            raise UserError(f"audit: {config} has no audit section; add one, or give --log")
-        log = deployment.audit.log
-    logged = read_log(log)[-limit:]
-    with ExitStack() as stack:
-        deployed: auditing.Deployed
-        if url is not None:
-            host = url.rpartition(":")[0]
-            where = metrics or f"{host}:{deployment.server.metrics_port}"
-            audited = AuditedServer(url, where, deployment.server, rule)  # type: ignore[arg-type]
-            deployed = stack.enter_context(audited)
-            tokenizer = Tokenizer(deployment.target.model)
-        else:
-            pipeline = stack.enter_context(closing(load_pipeline(deployment)))
-            deployed = auditing.InProcess(pipeline, rule)  # type: ignore[arg-type]
-            tokenizer = pipeline.tokenizer
-        progress = stack.enter_context(console.progress("requests"))
-        found = list(auditing.audit(logged, deployed, wait_s=wait, progress=progress))
-    report = auditing.report(
-        found,
-        logged=len(logged),
-        window_s=window,
-        parse=auditing.PARSERS[parser],
-        decode=tokenizer.decode,
-    )
-    show.print_audit(console.console(), report)
-    if as_json:
-        print(json.dumps(report, allow_nan=False), flush=True)
-    interval = report["total"]["changed_ci"]
-    if max_changed is not None and interval is not None and interval[0] > max_changed:
-        raise typer.Exit(1)
+        print_json(report)
 
 
 def select(task: str, split: str | None, domains: Sequence[str], limit: int) -> list[Any]:
     """The items asked for; UserError where there are none."""
-    from judge_decoding.errors import UserError
     from judge_decoding.evaluation.task import read_task
 
     items = read_task(task)
@@ -186,8 +109,6 @@ def select(task: str, split: str | None, domains: Sequence[str], limit: int) -> 
 
 def check_place(what: str, path: Path | None) -> None:
     """The folder of a file to be written; UserError where there can be none, before a long run."""
-    from judge_decoding.errors import UserError
-
     if path is None:
         return
     try:

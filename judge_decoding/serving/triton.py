@@ -15,6 +15,15 @@ from judge_decoding.config import ServerConfig, shipped
 from judge_decoding.errors import UserError
 from judge_decoding.serving import access
 
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
+"""NVIDIA's driver has one of them, the second under WSL."""
+NO_GPU = (
+    "CUDA driver version is insufficient for CUDA runtime version",
+    "CudaDriverHelper has not been initialized.",
+    "no pinned memory pool, falling back to non-pinned system memory",
+)
+"""What the server logs of a missing GPU, and no option prevents."""
+
 STUB = "triton_python_backend_stub"
 ENSEMBLE = "ensemble"
 
@@ -48,7 +57,18 @@ class Triton:
             "--exit-timeout-secs=5",
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
             "--log-info=false",
+            *(() if has_gpu() else ("--allow-gpu-metrics=false",)),  # else NVML's errors are logged
         ]
+
+
+def has_gpu() -> bool:
+    """Whether this machine has NVIDIA's driver."""
+    return any(Path(device).exists() for device in GPU_DEVICES)
+
+
+def is_noise(line: str) -> bool:
+    """Whether a line of the server's log says only that there is no GPU, where there is none."""
+    return any(text in line for text in NO_GPU) and not has_gpu()
 
 
 def find_triton(folder: Path) -> Triton:

@@ -268,6 +268,24 @@ def test_prompts_are_raw_text_a_turn_or_a_conversation(
     assert both == (tokenizer.chat(turn), "[user] Hi\n[assistant] ")
 
 
+def test_without_a_chat_template_a_client_is_told_what_to_send(
+    deployment: Deployment, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.json").write_text((tokenizer.folder / "tokenizer.json").read_text())
+    turn = arrays(text_input=b"Hi", chat=True)
+    messages = arrays(messages=json.dumps([{"role": "user", "content": "Hi"}]).encode())
+    with pytest.raises(UserError, match=r"has no chat template; send text_input without chat$"):
+        prompt(turn, Tokenizer(tmp_path), deployment)
+    with pytest.raises(UserError, match=r"template; send text_input instead of messages$"):
+        prompt(messages, Tokenizer(tmp_path), deployment)
+    raw = Tokenizer(tmp_path, "none")
+    assert prompt(turn, raw, deployment) == (tokenizer.encode("Hi"), "Hi")
+    with pytest.raises(
+        UserError, match=r"chat_template: none; send text_input instead of messages$"
+    ):
+        prompt(messages, raw, deployment)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -279,6 +279,29 @@ def test_records_say_what_was_found():
     assert len(mining_work.records_of(job(), mined, few, str)) == 2
 
 
+@pytest.mark.parametrize(("line", "chat"), [("", True), ("chat_template: none", False)])
+def test_records_say_whether_their_prompt_is_raw_text(
+    tiny_target, tiny_draft, tmp_path, line, chat
+):
+    """Training reads the records without the deployment."""
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        f"name: tiny\ndtype: float32\ntarget: {{model: {tiny_target}}}\n"
+        f"draft: {{model: {tiny_draft}}}\n{line}\n"
+    )
+    settings = replace(SETTINGS, deployment=path, method="likelihood")
+    made = [r for records, _ in mining_work.mine([job()], settings) for r in records]
+    assert {record.chat for record in made} == {chat}
+
+
+def test_a_prompt_alone_may_be_raw_text(tmp_path):
+    """Regression: its `"chat": false` was dropped."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a", "chat": false}\n{"prompt": "b"}\n')
+    jobs = mining_jobs.task_jobs(str(path), 0, "all", False)
+    assert [(j.item.prompt, j.item.chat) for j in jobs] == [("a", False), ("b", True)]
+
+
 @pytest.fixture
 def tiny(tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> Path:
     """A folder with c.yaml and a task of eight sums, which the random target never does."""

@@ -113,7 +113,7 @@ class Writer:
 
 
 def prompt_of(tokenizer: Tokenizer, problem: Problem) -> list[int]:
-    return tokenizer.chat([{"role": "user", "content": problem.question}])
+    return tokenizer.turn(problem.question)
 
 
 def true_words(tokenizer: Tokenizer, problem: Problem, ids: Sequence[int]) -> int:
@@ -313,7 +313,7 @@ def main(
     if target is not None:
         deployment = deployment.override(target={"model": target})
     checkpoints = Checkpoints.of(deployment)
-    tokenizer = Tokenizer(deployment.target.model)
+    tokenizer = Tokenizer(deployment.target.model, deployment.chat_template)
     large = deployed_target(deployment, checkpoints, None)
     small = deployed_drafter(deployment, checkpoints)
     assert small is not None and deployment.judge is not None

@@ -2,7 +2,8 @@
 
 facts            the court's questions of one split (judge_decoding.training.court)
 NAME, FILE.jsonl a task (judge_decoding.evaluation.task), shipped or a file
-FILE.jsonl[.gz]  lines with a "prompt" alone (distil_text.py), for `likelihood`
+FILE.jsonl[.gz]  lines with a "prompt" alone (distil_text.py), for `likelihood`; `"chat": false`
+                 makes it raw text
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.parsers import code, final_answer, is_right, plain
-from judge_decoding.evaluation.task import Item, read_task
+from judge_decoding.evaluation.task import WITHOUT_CHAT, Item, read_task
 from judge_decoding.text import Tokenizer
 from judge_decoding.training.court.facts import questions
 from judge_decoding.training.court.items import item_of, rivals_by_domain
@@ -44,7 +45,7 @@ class Job:
 
     def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
         if self.item.chat:
-            return tokenizer.chat([{"role": "user", "content": self.item.prompt}])
+            return tokenizer.turn(self.item.prompt, instead=WITHOUT_CHAT)
         return tokenizer.encode(self.item.prompt)
 
     def answer(self, text: str) -> str | None:
@@ -98,10 +99,11 @@ def fact_jobs(seed: int, split: str) -> list[Job]:
 def task_jobs(task: str, seed: int, split: str, run_code: bool) -> list[Job]:
     """A task's items: those that calibrate a threshold or report its cost are held out."""
     if Path(task).name.endswith(".gz") or _are_prompts(Path(task)):
-        prompts = [r["prompt"] for r in read_text(Path(task)) if not r.get("held_out")]
+        rows = [row for row in read_text(Path(task)) if not row.get("held_out")]
+        prompts = {row["prompt"]: row.get("chat") is not False for row in rows}
         items = [
-            Item(id=str(n), group=f"chat:{p}", domain="chat", prompt=p, parser="none")
-            for n, p in enumerate(dict.fromkeys(prompts))
+            Item(id=str(n), group=f"chat:{p}", domain="chat", prompt=p, parser="none", chat=chat)
+            for n, (p, chat) in enumerate(prompts.items())
         ]
     else:
         items = list({item.prompt: item for item in read_task(task)}.values())

@@ -33,10 +33,10 @@ from typing import Annotated, Any
 import typer
 
 from judge_decoding.checkpoint import Checkpoint
-from judge_decoding.commands.console import progress
 from judge_decoding.config import Deployment, load_deployment
 from judge_decoding.config.paths import resolve
 from judge_decoding.errors import UserError
+from judge_decoding.progress import progress
 from judge_decoding.ranks.comm import under_mpiexec
 from judge_decoding.training.labels import LabelRecord, check_growing
 from judge_decoding.training.mining.jobs import Job, check_jobs, fact_jobs, task_jobs
