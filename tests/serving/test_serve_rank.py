@@ -37,7 +37,8 @@ def failing(self):
     return step(self)
 
 SpeculativeDecoder.step = failing
-MetricsEndpoint = runpy.run_path(str(shipped("triton_repo/judge_decoding/1/metrics.py")))["MetricsEndpoint"]
+metrics = runpy.run_path(str(shipped("triton_repo/judge_decoding/1/metrics.py")))
+MetricsEndpoint = metrics["MetricsEndpoint"]
 """
 """A metrics.py for the core model, which looks for its modules in the working folder first: with it
 the engine fails when told to."""
