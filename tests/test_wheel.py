@@ -1,4 +1,4 @@
-"""The wheel holds all that `serve`, `generate` and the client need, and works outside a checkout."""
+"""The wheel holds what `serve`, `generate` and the client need, and works outside a checkout."""
 
 from __future__ import annotations
 
