@@ -11,6 +11,9 @@ from typing import Any
 
 from judge_decoding.errors import UserError
 
+DEMO_TARGET = "smollm2-135m-instruct"
+"""The folder that build/demo_target.py makes."""
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -58,7 +61,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_config(folder: Path) -> LlamaConfig:
     """`config.json` of a LlamaForCausalLM; UserError where it asks for what Llama-3 has not."""
     if not folder.is_dir():
-        raise UserError(f"model: no folder {folder} (for the demo: make venv && make target)")
+        hint = " (make it: make venv && make target)" if folder.name == DEMO_TARGET else ""
+        raise UserError(f"model: no folder {folder}{hint}")
     raw = read_json(folder / "config.json")
     if raw.get("model_type") != "llama":
         raise UserError(f"model: {folder} is a {raw.get('model_type')!r}, this engine runs 'llama'")

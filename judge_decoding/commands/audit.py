@@ -19,19 +19,24 @@ def audit(
         str | None, typer.Option("-u", "--url", help="HOST:PORT of a running server (gRPC).")
     ] = None,
     metrics: Annotated[
-        str | None, typer.Option(help="HOST:PORT of its metrics.", show_default="its host's")
+        str | None,
+        typer.Option(help="HOST:PORT of its metrics.", show_default="its host, the file's port"),
     ] = None,
-    log: Annotated[Path | None, typer.Option(help="Instead of the file's audit.log.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Of requests: the last that ended.")] = 100,
-    window: Annotated[float, typer.Option(help="Seconds of one row of the report.")] = 3600.0,
+    log: Annotated[
+        Path | None, typer.Option(help="The request log.", show_default="the file's audit.log")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Number of requests: the latest in the log.")
+    ] = 100,
+    window: Annotated[float, typer.Option(help="Seconds per row of the report.")] = 3600.0,
     parser: Annotated[
-        str, typer.Option(help="What is an answer's answer: number, choice, exact, none.")
+        str, typer.Option(help="What counts as a request's answer: number, choice, exact, none.")
     ] = "number",
-    rule: Annotated[str, typer.Option(help="strict, or none: the target alone.")] = "strict",
-    wait: Annotated[float, typer.Option(help="Seconds of work at a stretch to wait out.")] = 300.0,
+    rule: Annotated[str, typer.Option(help="strict, or none (the target alone).")] = "strict",
+    wait: Annotated[float, typer.Option(help="Seconds to wait for a busy server.")] = 300.0,
     max_changed: Annotated[
         float | None,
-        typer.Option(help="Exit with 1 where surely (95 %) a larger share of answers changed."),
+        typer.Option(help="Exit with 1 if more answers changed than this share (95 % interval)."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -29,8 +29,12 @@ def bench(
     prompts: Annotated[
         Path | None, typer.Option(help='Lines of {"prompt": text}; 48 chat prompts by default.')
     ] = None,
-    rules: Annotated[str, typer.Option(help="Comma-separated.")] = "none,strict,judge",
-    peers: Annotated[str, typer.Option(help="Comma-separated: hf, hf-assisted.")] = "",
+    rules: Annotated[
+        str, typer.Option(help="Acceptance rules, comma-separated.")
+    ] = "none,strict,judge",
+    peers: Annotated[
+        str, typer.Option(help="transformers beside them, comma-separated: hf, hf-assisted.")
+    ] = "",
     dtype: Dtype = None,
     max_tokens: MaxTokens = None,
     as_json: Json = False,

@@ -16,31 +16,44 @@ from judge_decoding.progress import progress
 
 
 def evaluate(
-    task: Annotated[str, typer.Option(help="A shipped task, or a JSONL file.")],
+    task: Annotated[str, typer.Option(help="Name of a shipped task, or a JSONL file.")],
     config: Config = DEMO,
     rules: Annotated[
-        str, typer.Option(help="Comma-separated; draft is the draft alone.")
+        str, typer.Option(help="Comma-separated; draft runs the draft alone.")
     ] = "none,strict,judge,draft",
-    thresholds: Annotated[str, typer.Option(help="Of the judge, comma-separated.")] = "",
+    thresholds: Annotated[str, typer.Option(help="Judge thresholds, comma-separated.")] = "",
     settings: Annotated[
-        str, typer.Option(help="Of other rules: typical:0.3,topk:2,kl:0.1,fly:0.5.")
+        str, typer.Option(help="Settings of other rules: typical:0.3,topk:2,kl:0.1,fly:0.5.")
     ] = "",
-    split: Annotated[str | None, typer.Option(help="calibrate or report; else all items.")] = None,
-    domain: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
-    limit: Annotated[int, typer.Option(min=0, help="Of items; 0 takes all.")] = 0,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of every answer at most.")] = None,
-    max_draft_len: Annotated[int | None, typer.Option(min=0, help="Drafted a round.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Answers at a time.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="calibrate or report; all items by default.")
+    ] = None,
+    domain: Annotated[
+        list[str] | None, typer.Option(help="Only items of this domain. May be repeated.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Number of items; 0 takes all.")] = 0,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="New tokens per answer.")] = None,
+    max_draft_len: Annotated[
+        int | None, typer.Option(min=0, help="Drafted tokens per round.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Answers decoded at a time.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw quality against speed.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON document there too.")] = None,
-    answers: Annotated[Path | None, typer.Option(help="Write every answer: JSON lines.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw quality against speed into this PNG file.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the JSON document to this file too.")
+    ] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="Write every answer to this file, as JSON lines.")
+    ] = None,
     run_code: Annotated[
-        bool, typer.Option("--run-code", help="Let parser python run what the model wrote.")
+        bool,
+        typer.Option("--run-code", help="Let parser python run the code that the model writes."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Answer a task by several rules in one run: right answers, acceptance length, speed."""
+    """Answer a task with several rules in one run; report accuracy, acceptance length and speed."""
     from judge_decoding.commands import console
     from judge_decoding.evaluation import plot as plotting
     from judge_decoding.evaluation import tables
@@ -87,7 +100,7 @@ def evaluate(
 
 
 def select(task: str, split: str | None, domains: Sequence[str], limit: int) -> list[Any]:
-    """The items asked for; UserError where there are none."""
+    """The task's items of a split and of some domains; UserError if there are none."""
     from judge_decoding.evaluation.task import read_task
 
     items = read_task(task)
@@ -108,7 +121,7 @@ def select(task: str, split: str | None, domains: Sequence[str], limit: int) -> 
 
 
 def check_place(what: str, path: Path | None) -> None:
-    """The folder of a file to be written; UserError where there can be none, before a long run."""
+    """Make the folder of a file that a long run will write; UserError if it cannot be written."""
     if path is None:
         return
     try:

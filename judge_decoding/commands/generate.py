@@ -33,19 +33,23 @@ NO_CHAT = f"use --no-chat, or {SET_CHAT_TEMPLATE}"
 
 
 def generate(
-    prompt: Annotated[list[str], typer.Option(help="May be repeated: one batch.")],
+    prompt: Annotated[
+        list[str], typer.Option(help="A prompt. May be repeated; all of them form one batch.")
+    ],
     config: Config = DEMO,
     max_tokens: MaxTokens = None,
-    rule: Annotated[str | None, typer.Option(help=", ".join(RULES))] = None,
+    rule: Annotated[str | None, typer.Option(help=f"Acceptance rule: {', '.join(RULES)}.")] = None,
     threshold: Annotated[float | None, typer.Option(help="The judge's, in [0, 1].")] = None,
-    max_draft_len: Annotated[int | None, typer.Option(help="Drafted tokens a round.")] = None,
+    max_draft_len: Annotated[int | None, typer.Option(help="Drafted tokens per round.")] = None,
     dtype: Dtype = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="0 is off.")] = 0,
     top_p: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
-    chat: Annotated[bool, typer.Option(help="Put the prompt in the chat template.")] = True,
+    stop: Annotated[list[str] | None, typer.Option(help="A stop string. May be repeated.")] = None,
+    chat: Annotated[
+        bool, typer.Option(help="Put the prompt in the chat template, if the deployment has one.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Answer prompts and show where every token comes from."""

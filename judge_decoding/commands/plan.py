@@ -16,8 +16,8 @@ def plan(
     acceptance_length: Annotated[
         list[float] | None,
         typer.Option(
-            help="Mean acceptance length at the file's max_draft_len, bonus included. May be "
-            "repeated.",
+            help="Mean acceptance length at the file's max_draft_len, bonus token included. May "
+            "be repeated.",
             show_default="the paper's",
         ),
     ] = None,
@@ -26,10 +26,10 @@ def plan(
         typer.Option(help="h100, h200, b200. May be repeated.", show_default="the file's"),
     ] = None,
     all_gpus: Annotated[bool, typer.Option("--all-gpus", help="Compare all known GPUs.")] = False,
-    sequences: Annotated[int, typer.Option(min=1, max=1024, help="Active at a time.")] = 1,
+    sequences: Annotated[int, typer.Option(min=1, max=1024, help="Active sequences.")] = 1,
     context: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens that each has behind it.", show_default="1024"),
+        typer.Option(min=1, help="Tokens in the cache per sequence.", show_default="1024"),
     ] = None,
     as_json: Json = False,
 ) -> None:

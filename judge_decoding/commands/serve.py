@@ -17,9 +17,10 @@ def serve(
     http_port: Port = None,
     grpc_port: Port = None,
     metrics_port: Port = None,
-    dry_run: Annotated[bool, typer.Option(help="Print the command and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the command, start nothing.")] = False,
     ready_file: Annotated[
-        Path | None, typer.Option(help="Written (JSON) once a warm-up request was answered.")
+        Path | None,
+        typer.Option(help="Written (JSON) when the server has answered a warm-up request."),
     ] = None,
 ) -> None:
     """Serve the deployment with Triton, across its MPI ranks. SIGTERM drains and stops."""
