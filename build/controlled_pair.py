@@ -1,17 +1,13 @@
-"""Train the controlled pair: a small target that can do the task, a draft that errs now and then.
+"""Train the controlled pair: a target that can do the task, a draft that sometimes errs.
 
     OMP_NUM_THREADS=1 python build/controlled_pair.py target
     OMP_NUM_THREADS=1 python build/controlled_pair.py draft
+    python build/controlled_pair.py text --count 3     # what both writers write
 
-Both are Llamas from scratch on text of `controlled_task`, each in its own writer's wording, with a
-loss on answers alone. Muon for the matrices, AdamW for embeddings and norms. The target reads text
-without slips first and with slips later.
-The same tokenizer goes into both folders: a word is a token, a number is a token.
+docs/controlled.md describes the pair.
 """
 
-import typer
-
-from judge_decoding.training.controlled.pair import main
+from judge_decoding.commands.registry import run_script
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(__file__)

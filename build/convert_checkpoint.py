@@ -1,17 +1,12 @@
-"""Hugging Face checkpoints -> TensorRT-LLM checkpoints, bf16 or FP8, one shard a rank.
+"""Make TensorRT-LLM checkpoints of draft and target, bf16 or FP8.
 
     python build/convert_checkpoint.py --config configs/llama-8b-70b-h100x2.yaml [--dry-run]
 
-Runs the container's own scripts, whose options are those of TensorRT-LLM 1.2.1:
-examples/models/core/llama/convert_checkpoint.py for bf16, examples/quantization/quantize.py
-(modelopt) for FP8; the FP8 options are those of its own draft-target test
-(tests/integration/defs/examples/test_draft_target_model.py). Makes `checkpoints/draft` and
-`checkpoints/target` under `trtllm.engines`. What is ready is left alone; `--again` redoes it.
+The container's own scripts do the work (judge_decoding/trtllm/build/convert.py). What is ready is
+left alone; `--again` redoes it. `--dry-run` prints the commands, also where no model is at hand.
 """
 
-import typer
-
-from judge_decoding.trtllm.build.convert import main
+from judge_decoding.commands.registry import run_script
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(__file__)

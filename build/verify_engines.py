@@ -1,20 +1,11 @@
-"""Are the engines what the deployment needs, and do they decode? Run on the machine that serves.
+"""Check on the serving machine that the engines fit the deployment and decode.
 
     python build/verify_engines.py --config configs/llama-8b-70b-h100x2.yaml [--baseline]
 
-1. Every manifest is checked.
-2. A smoke generation through TensorRT-LLM's own draft-target example (examples/run.py), that is,
-   through its unmodified runtime and none of our serving code: it must produce tokens.
-3. With `--baseline` (engines of `build_engines.py --baseline`): the target with the judge at
-   threshold 1 must produce exactly the tokens of plain speculative decoding; the deployment's own
-   threshold is reported beside it.
-
-The options are those of TensorRT-LLM 1.2.1's own draft-target test. Exit code 1: a check failed.
+judge_decoding/trtllm/build/verify.py lists the checks. Exit code 1: one of them failed.
 """
 
-import typer
-
-from judge_decoding.trtllm.build.verify import main
+from judge_decoding.commands.registry import run_script
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(__file__)

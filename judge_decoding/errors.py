@@ -1,5 +1,20 @@
 """The one exception a user's mistake raises; the command line prints it and exits with 2."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+Choice = TypeVar("Choice", bound=str)
+
 
 class UserError(ValueError):
     """Bad configuration, input, file or version. The message names the value and the fix."""
+
+
+def check_choice(option: str, value: str, choices: Sequence[Choice]) -> Choice:
+    """`value` as the one of `choices` that it is; UserError where it is none of them."""
+    for choice in choices:
+        if value == choice:
+            return choice
+    raise UserError(f"{option}: {value!r} is not one of {', '.join(choices)}")

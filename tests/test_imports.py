@@ -17,7 +17,12 @@ from judge_decoding.torch_engine.linear import can_pack
 
 ROOT = Path(__file__).resolve().parents[1]
 
-MODULES = [m.name for m in pkgutil.walk_packages(judge_decoding.__path__, "judge_decoding.")]
+NEEDS_TENSORRT_LLM = {"judge_decoding.trtllm.compat", "judge_decoding.trtllm.build.judge_llama"}
+MODULES = [
+    m.name
+    for m in pkgutil.walk_packages(judge_decoding.__path__, "judge_decoding.")
+    if m.name not in NEEDS_TENSORRT_LLM
+]
 HEAVY = ["transformers", "sklearn", "matplotlib", "rich", "jinja2", "tokenizers", "yaml", "scipy"]
 
 

@@ -2,7 +2,7 @@
 
 from judge_decoding.checkpoint.config_json import LlamaConfig, RopeScaling, read_json
 from judge_decoding.checkpoint.folder import Checkpoint
-from judge_decoding.checkpoint.tensors import EMBEDDING, HEAD, Tensors
+from judge_decoding.checkpoint.tensors import EMBEDDING, HEAD, Tensors, save_tensors
 
 __all__ = [
     "EMBEDDING",
@@ -12,4 +12,5 @@ __all__ = [
     "RopeScaling",
     "Tensors",
     "read_json",
+    "save_tensors",
 ]

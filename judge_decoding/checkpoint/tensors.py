@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,24 @@ if TYPE_CHECKING:
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a `.safetensors` file: whole or not at all, and with the permissions of any new file.
+
+    safetensors itself gives its files mode 0600, so that nobody else on the machine can read them.
+    """
+    from safetensors.torch import save_file
+
+    part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)
+    part.touch()  # the umask decides about its mode
+    mode = part.stat().st_mode
+    save_file(dict(tensors), str(part), metadata=None if metadata is None else dict(metadata))
+    part.chmod(mode)
+    os.replace(part, path)
 
 
 class Tensors:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
+from judge_decoding.commands import one_line, registry
 from judge_decoding.commands.audit import audit
 from judge_decoding.commands.bench import bench
 from judge_decoding.commands.chat import chat
@@ -20,35 +21,16 @@ from judge_decoding.commands.eval import evaluate
 from judge_decoding.commands.generate import generate
 from judge_decoding.commands.plan import plan
 from judge_decoding.commands.serve import serve
-from judge_decoding.errors import UserError
 
 
 class OneLineErrors(TyperGroup):
     """Commands whose complaints are one line, not a box and not a traceback."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # for text that the terminal cannot show
-                stream.reconfigure(errors="replace")
         if isinstance(sys.stdin, io.TextIOWrapper):  # like arguments; `check_unicode` refuses it
             sys.stdin.reconfigure(errors="surrogateescape")
-        try:
-            code = super().main(*args, **(extra | {"standalone_mode": False}))
-        except UserError as error:
-            _fail(str(error))
-        except (typer.Abort, KeyboardInterrupt):
-            sys.exit(130)
-        except Exception as error:
-            # Typer's own complaints; their base class has moved between its versions.
-            if not hasattr(error, "format_message"):
-                raise
-            _fail(error.format_message())
-        sys.exit(code if isinstance(code, int) else 0)
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"judge-decoding: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+        run = super().main
+        one_line.run(lambda: run(*args, **(extra | {"standalone_mode": False})), "judge-decoding: ")
 
 
 app = typer.Typer(
@@ -69,6 +51,7 @@ for command in (generate, chat, bench, serve, plan):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command()(audit)
+registry.add_to(app)
 
 
 def main() -> None:

@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 
-from judge_decoding.config.paths import cache_folder
+from judge_decoding.config.paths import in_cache
 from judge_decoding.cpu import fast_dtype
 
 
 def _resolve(value: Any, info: ValidationInfo) -> Any:
     if not isinstance(value, str) or not value:
         return value
-    if value.startswith("cache:"):
-        return cache_folder() / value.removeprefix("cache:")
+    if (cached := in_cache(value)) is not None:
+        return cached
     folder = (info.context or {}).get("folder", Path())
     try:
         return (folder / Path(value).expanduser()).resolve()

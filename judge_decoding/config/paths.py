@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from judge_decoding.checkpoint.config_json import DEMO_FOLDER
 from judge_decoding.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_CACHE = "cache:"
+DEMO_TARGET = f"{_CACHE}{DEMO_FOLDER}"
+"""The folder that `build/demo_target.py` makes."""
 
 
 def shipped(name: str) -> Path:
@@ -27,7 +31,7 @@ def shipped(name: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """The folder where prepared models are kept between runs."""
+    """Where prepared models are kept between runs: $JUDGE_DECODING_CACHE if it is set."""
     path = os.environ.get("JUDGE_DECODING_CACHE") or "~/.cache/judge-decoding"
     try:
         return Path(path).expanduser()
@@ -37,8 +41,11 @@ def cache_folder() -> Path:
         ) from None
 
 
+def in_cache(path: str) -> Path | None:
+    """The path that `cache:NAME` stands for; None for any other path."""
+    return cache_folder() / path.removeprefix(_CACHE) if path.startswith(_CACHE) else None
+
+
 def resolve(path: str) -> Path:
-    """The path of a file as commands take it: `cache:NAME` is NAME in the cache folder."""
-    if path.startswith("cache:"):
-        return cache_folder() / path.removeprefix("cache:")
-    return Path(path).expanduser()
+    """A path from the command line: `cache:NAME`, or one relative to the working folder."""
+    return in_cache(path) or Path(path).expanduser()

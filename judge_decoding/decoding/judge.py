@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from judge_decoding.checkpoint import Checkpoint
+from judge_decoding.checkpoint import Checkpoint, save_tensors
 from judge_decoding.errors import UserError
 
 FORMAT = "judge-decoding/1"
@@ -71,15 +71,13 @@ class Judge:
             )
 
     def save(self, path: Path | str) -> None:
-        from safetensors.torch import save_file
-
         _check_weights(self.weight, self.bias, self.metadata, str(path))
         tensors = {
             "weight": self.weight.float().contiguous(),
             "bias": torch.tensor([self.bias], dtype=torch.float32),
         }
         header = {"format": FORMAT, "judge": self.metadata.model_dump_json()}
-        save_file(tensors, str(path), metadata=header)
+        save_tensors(Path(path), tensors, header)
 
     @classmethod
     def load(cls, path: Path | str) -> Judge:

@@ -21,6 +21,7 @@ from judge_decoding.text import Tokenizer
 Label = Literal["good", "bad", "ignore"]
 AfterError = Literal["negative", "ignore", "error_only"]
 Split = Literal["train", "heldout"]
+AFTER_ERROR: tuple[AfterError, ...] = ("negative", "ignore", "error_only")
 
 AFTER_ERROR_ORIGIN = "after_error"
 """Origin of the tokens that follow a mistake: the one span whose label is a matter of choice."""

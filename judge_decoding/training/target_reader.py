@@ -32,7 +32,7 @@ class ReadingTarget(TorchTarget):
         rows = [len(r.tokens) for r in requests]
         hidden = self._read([(r.sequence, r.keep, r.tokens) for r in requests], rows)
         found = []
-        for request, part in zip(requests, hidden.split(rows), strict=True):
+        for request, part in zip(requests, torch.split(hidden, rows), strict=True):
             logits = self.model.logits(self.model.final_norm(part[:-1]).contiguous()).float()
             wanted = torch.tensor(request.tokens[1:]).unsqueeze(-1)
             found.append(logits.log_softmax(-1).gather(-1, wanted)[:, 0])

@@ -29,6 +29,7 @@ check_tensorrt_llm()  # before the import, which takes half a minute
 
 import numpy as np  # noqa: E402
 import tensorrt as trt  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 from tensorrt_llm._common import default_net, default_trtnet  # noqa: E402
 from tensorrt_llm.functional import (  # noqa: E402
     Tensor,
@@ -87,7 +88,7 @@ def gather_rows(hidden: Tensor, last_token_ids: Tensor) -> Tensor:
 def add_judge(
     inputs: Sequence[Tensor],
     *,
-    weight: np.ndarray,
+    weight: NDArray[np.float32],
     bias: float,
     threshold: float,
     boost: float,

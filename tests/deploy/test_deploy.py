@@ -6,7 +6,6 @@ tests/serving/test_serve_rank.py.
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import shlex
@@ -18,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from judge_decoding.commands import main as cli
+from judge_decoding.commands import registry
 from judge_decoding.config import TrtLlmConfig, load_deployment
 from judge_decoding.config.layout import Layout
 from judge_decoding.ranks import mpiexec
@@ -165,9 +165,7 @@ def test_documented_commands_and_their_options_exist(words: list[str]) -> None:
         command = group.commands[words[words.index("judge-decoding") + 1]]
     else:
         script = next(word for word in words if word.startswith("build/"))
-        app = typer.Typer()
-        app.command()(importlib.import_module(Path(script).stem).main)
-        command = typer.main.get_command(app)
+        command = registry.load(Path(script).stem.replace("_", "-"))
     known = {option for parameter in command.params for option in parameter.opts}
     assert given - {"--help"} <= known
 

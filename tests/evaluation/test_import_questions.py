@@ -87,7 +87,7 @@ def test_a_row_that_is_no_question_is_named(tmp_path, row, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--split", "thirds"), "invalid choice: 'thirds'"),
+        (("--split", "thirds"), "--split: 'thirds' is not one of none, halves"),
         (("--limit", "-1"), "--limit: -1 is below 0"),
     ],
 )

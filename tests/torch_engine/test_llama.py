@@ -15,7 +15,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from judge_decoding.checkpoint import Checkpoint, Tensors
-from judge_decoding.checkpoint.config_json import DEMO_TARGET
+from judge_decoding.checkpoint.config_json import DEMO_FOLDER
 from judge_decoding.errors import UserError
 from judge_decoding.torch_engine.linear import Linear, can_pack
 from judge_decoding.torch_engine.llama import KeyValues, Llama, Segment
@@ -186,7 +186,7 @@ def test_caches_beyond_the_memory_are_refused_in_words(tiny_target: Path) -> Non
 
 
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
-    for name, hint in (("nowhere", ""), (DEMO_TARGET, " (make it: make venv && make target)")):
+    for name, hint in (("nowhere", ""), (DEMO_FOLDER, " (make it: make venv && make target)")):
         with pytest.raises(UserError) as error:
             assert Checkpoint(tmp_path / name).config
         assert str(error.value) == f"model: no folder {tmp_path / name}{hint}"

@@ -17,20 +17,25 @@ from judge_decoding.evaluation.systems import systems_of
 from judge_decoding.evaluation.task import read_task
 from judge_decoding.pipeline import Pipeline, load_pipeline
 from judge_decoding.text import Tokenizer
-from judge_decoding.training.controlled.judge import Answer, labels_of, leads_astray, true_words
+from judge_decoding.training.controlled.labels import (
+    DraftAnswer,
+    labels_of,
+    leads_astray,
+    true_words,
+)
 from judge_decoding.training.controlled.pair import END, Encoder, make_tokenizer
 from judge_decoding.training.controlled.task import (
     LARGEST,
+    TASK_SEED,
     Problem,
-    Reader,
+    StepReader,
     first_false,
     problems,
     task_items,
-    text_of,
-    vocabulary,
-    words_of,
+    weights,
     write,
 )
+from judge_decoding.training.controlled.wordings import WORDINGS, text_of, vocabulary, words_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,7 +59,7 @@ def test_a_question_and_its_true_answer() -> None:
         "How many shells does Mia have now?"
     )
     assert first_false(PROBLEM, TRUE.split()) is None
-    reader = Reader(PROBLEM)
+    reader = StepReader(PROBLEM)
     assert all(reader.push(word) and not reader.complete for word in TRUE.split()[:-1])
     assert reader.push(".") and reader.complete and not reader.push(".")
 
@@ -110,8 +115,6 @@ def test_the_two_writers_prefer_different_wordings() -> None:
 
 
 def _weights(writer: str, slot: str, day: str) -> tuple[float, ...]:
-    from judge_decoding.training.controlled.task import WORDINGS, weights
-
     return weights(writer, slot, day, len(WORDINGS[slot]))
 
 
@@ -141,7 +144,7 @@ def test_labels_say_where_the_draft_went_wrong() -> None:
     assert true_words(tokenizer, PROBLEM, [*ids, END]) == len(ids) + 1
     assert true_words(tokenizer, PROBLEM, [*ids[:5], END]) == 5  # it ends too early
     (wrong,) = Encoder()(["13"])
-    good, bad = labels_of(tokenizer, [Answer(PROBLEM, [*ids, END], [(15, wrong)])])
+    good, bad = labels_of(tokenizer, [DraftAnswer(PROBLEM, [*ids, END], [(15, wrong)])])
     assert [(s.start, s.end, s.label) for s in good.spans] == [(0, len(ids) + 1, "good")]
     assert [(s.start, s.end, s.label) for s in bad.spans] == [(15, 16, "bad")]
     assert bad.response.endswith("which makes 13") and len(bad.response_ids) == 16
@@ -256,8 +259,6 @@ def test_every_number_of_the_targets_answers(found: Evaluation) -> None:
 
 def task_problems() -> list[Problem]:
     """The problems behind the task's items."""
-    from judge_decoding.training.controlled.task import TASK_SEED
-
     items = {item.prompt for item in task_items()}
     seen: dict[str, Problem] = {}
     for problem in problems(TASK_SEED, held_out=True):

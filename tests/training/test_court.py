@@ -345,10 +345,13 @@ def test_the_script_writes_what_the_library_makes(asked, tiny_target, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--limit", "-1"], "court_labels: --limit: -1 is below 0"),
-        (["--answers", "0"], "court_labels: --answers: 0 is below 1"),
-        (["--after-error", "bad"], "invalid choice: 'bad'"),
-        (["--target", "nowhere"], "court_labels: tokenizer: no file nowhere/tokenizer.json"),
+        (["--limit", "-1"], "--limit: -1 is below 0"),
+        (["--answers", "0"], "--answers: 0 is below 1"),
+        (
+            ["--after-error", "bad"],
+            "--after-error: 'bad' is not one of negative, ignore, error_only",
+        ),
+        (["--target", "nowhere"], "tokenizer: no file nowhere/tokenizer.json"),
     ],
 )
 def test_a_users_mistake_ends_the_script_with_2(options, message, tmp_path):

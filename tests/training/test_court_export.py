@@ -33,7 +33,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["court", "arithmetic", "chat"])
+@pytest.mark.parametrize("name", ["court", "arithmetic", "chat", "controlled"])
 def test_the_shipped_tasks_are_what_the_script_writes(name: str, written: Path) -> None:
     shipped = resources.files("judge_decoding") / "data" / "tasks" / f"{name}.jsonl"
     assert shipped.read_bytes() == (written / f"{name}.jsonl").read_bytes()

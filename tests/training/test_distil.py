@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.decoding.contracts import Acceptance, ProposeRequest
@@ -18,10 +17,15 @@ from judge_decoding.decoding.sequence import Request
 from judge_decoding.errors import UserError
 from judge_decoding.text import Tokenizer
 from judge_decoding.torch_engine.engine import load_drafter, load_target
-from judge_decoding.training.draft import agreement as distil_eval
-from judge_decoding.training.draft import data as distil_data
-from judge_decoding.training.draft import distil as distil_draft
-from judge_decoding.training.draft import target_text as distil_text
+from judge_decoding.training.draft.agreement import ReadingDrafter, answers_to
+from judge_decoding.training.draft.data import figures, load_answers, rounds_of, split_held_out
+from judge_decoding.training.draft.target_text import (
+    BatchWriter,
+    prompt_parts,
+    read_text,
+    templated_prompts,
+)
+from tests.commands_world import run_command
 
 LIMITS = {"dtype": "float32", "max_sequences": 4, "max_context": 128}
 
@@ -29,7 +33,7 @@ LIMITS = {"dtype": "float32", "max_sequences": 4, "max_context": 128}
 def test_the_batch_writer_writes_what_the_engine_writes(tiny_target: Path) -> None:
     """Left padding, one attention call for all, prompts of different lengths: the same tokens."""
     prompts = [[5, 9, 200], [7] * 20 + [3], [90], list(range(30, 41))]
-    written = distil_text.BatchWriter(tiny_target, torch.float32).write(prompts, 24)
+    written = BatchWriter(tiny_target, torch.float32).write(prompts, 24)
     decoder = SpeculativeDecoder(Engines(None, load_target(Checkpoint(tiny_target), **LIMITS)))
     own = decoder.generate([Request(p, 24, Acceptance("none")) for p in prompts])
     assert written == [r.token_ids for r in own]
@@ -38,7 +42,7 @@ def test_the_batch_writer_writes_what_the_engine_writes(tiny_target: Path) -> No
 def test_the_states_are_those_that_predicted_the_tokens(tiny_target: Path) -> None:
     """Read again in one pass over prompt and answer: the same states, and they give the tokens."""
     prompts = [[5, 9, 200], [7] * 20 + [3]]
-    writer = distil_text.BatchWriter(tiny_target, torch.float32)
+    writer = BatchWriter(tiny_target, torch.float32)
     target = load_target(Checkpoint(tiny_target), **LIMITS)
     for prompt, (ids, states) in zip(prompts, writer.write_with_states(prompts, 12), strict=True):
         assert states.shape == (len(ids), writer.config.hidden_size)
@@ -48,8 +52,8 @@ def test_the_states_are_those_that_predicted_the_tokens(tiny_target: Path) -> No
 
 
 def test_templates_make_thousands_of_different_prompts() -> None:
-    prompts = distil_text.templated_prompts(seed=0)
-    assert list(prompts) == list(distil_text.templated_prompts(seed=0))
+    prompts = templated_prompts(seed=0)
+    assert list(prompts) == list(templated_prompts(seed=0))
     assert len(prompts) > 5000
     assert not any("{" in p for p in prompts)
     assert prompts["What is the capital of Norway?"] is None
@@ -60,7 +64,7 @@ def test_templates_make_thousands_of_different_prompts() -> None:
 
 
 def test_held_out_openers_and_templates_are_no_others() -> None:
-    parts = distil_text.prompt_parts()
+    parts = prompt_parts()
     assert not set(parts["openers"]) & set(parts["held_out_openers"])
     assert not set(parts["topic_templates"]) & set(parts["held_out_topic_templates"])
 
@@ -69,27 +73,25 @@ def test_text_and_states_are_written_and_a_cut_run_goes_on(
     tiny_target: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "text.jsonl.gz"
-    app = distil_text.typer.Typer()
-    app.command()(distil_text.main)
     options = ["--target", str(tiny_target), "--own", "0", "--tokens", "6"]
-    done = CliRunner().invoke(app, [str(out), *options, "--count", "100"])
-    assert done.exit_code == 0, done.output
-    first = distil_text.read_text(out)
+    done = run_command("distil-text", str(out), *options, "--count", "100")
+    assert done.code == 0, done.stderr
+    first = read_text(out)
     states = tmp_path / "text.jsonl.gz.states"
     size = sum(len(row["response_ids"]) for row in first) * 64 * 2
     assert len(first) == len({row["prompt"] for row in first}) == 100
     assert states.stat().st_size == size
     with states.open("ab") as file:  # the states of answers that were not written any more
         file.write(b"x" * 1000)
-    done = CliRunner().invoke(app, [str(out), *options, "--count", "150"])
-    assert done.exit_code == 0, done.output
-    rows = distil_text.read_text(out)
+    done = run_command("distil-text", str(out), *options, "--count", "150")
+    assert done.code == 0, done.stderr
+    rows = read_text(out)
     assert rows[:100] == first
     assert len({row["prompt"] for row in rows}) == 150
     assert states.stat().st_size == sum(len(r["response_ids"]) for r in rows) * 64 * 2
     tokenizer = Tokenizer(tiny_target)
-    answers = distil_data.load_answers([out], tokenizer, 64)
-    head = distil_text.BatchWriter(tiny_target).model
+    answers = load_answers([out], tokenizer, 64)
+    head = BatchWriter(tiny_target).model
     same = []
     for answer in answers:
         assert answer.states is not None
@@ -98,7 +100,7 @@ def test_text_and_states_are_written_and_a_cut_run_goes_on(
     assert sum(same) / len(same) > 0.95  # near-ties in bf16 fall otherwise in another batch
     states.write_bytes(states.read_bytes()[:-2])
     with pytest.raises(UserError, match="shorter"):
-        distil_data.load_answers([out], tokenizer, 64)
+        load_answers([out], tokenizer, 64)
 
 
 def test_what_a_text_marks_is_held_out(tmp_path: Path, tiny_target: Path) -> None:
@@ -110,17 +112,13 @@ def test_what_a_text_marks_is_held_out(tmp_path: Path, tiny_target: Path) -> Non
     text.write_text("".join(json.dumps(row) + "\n" for row in marked))
     old.write_text(json.dumps({"prompt": "5", "response_ids": [1]}) + "\n")
     tokenizer = Tokenizer(tiny_target)
-    trained, held = distil_data.split_held_out(
-        distil_data.load_answers([text], tokenizer, 64), seed=0
-    )
+    trained, held = split_held_out(load_answers([text], tokenizer, 64), seed=0)
     assert {
         kind: [a.response for a in part] for kind, part in held.items() if kind != "prompt"
     } == {"source": [[4]]}
     assert sorted(a.response[0] for a in held["prompt"]) == [6, 8]
     assert sorted(a.response[0] for a in trained) == [i + 1 for i in range(100) if i not in marks]
-    _, held = distil_data.split_held_out(
-        distil_data.load_answers([old, text], tokenizer, 64), seed=0
-    )
+    _, held = split_held_out(load_answers([old, text], tokenizer, 64), seed=0)
     assert [a.response for a in held["prompt"]] == [[8]]
 
 
@@ -135,7 +133,7 @@ def test_what_a_text_marks_is_held_out(tmp_path: Path, tiny_target: Path) -> Non
     ],
 )
 def test_rounds_of_teacher_forced_hits(hits: list[bool], k: int, expected: list[int]) -> None:
-    rounds = list(distil_data.rounds_of(hits, k))
+    rounds = list(rounds_of(hits, k))
     assert rounds == expected
     assert sum(rounds) + len(rounds) == len(hits)
 
@@ -145,10 +143,10 @@ def test_an_interrupted_text_file_is_read_up_to_its_last_whole_line(tmp_path: Pa
     rows = [{"prompt": str(i), "response_ids": [i] * 50} for i in range(300)]
     with gzip.open(path, "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    assert distil_text.read_text(path) == rows
+    assert read_text(path) == rows
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    found = distil_text.read_text(path)
+    found = read_text(path)
     assert 0 < len(found) < 300
     assert found == rows[: len(found)]
 
@@ -160,43 +158,41 @@ def test_only_the_last_line_of_a_text_may_be_cut_off(tmp_path: Path, name: str) 
     pack = gzip.compress if name.endswith(".gz") else bytes
     good = b'{"prompt": "a"}\n'
     path.write_bytes(pack(good + b'{"prompt": "b'))
-    assert distil_text.read_text(path) == [{"prompt": "a"}]
+    assert read_text(path) == [{"prompt": "a"}]
     for line in (b"{\n", b"\n", b'{"text": "b"}\n', b'["prompt"]\n', b'{"prompt": 1}\n', b"\xff\n"):
         path.write_bytes(pack(good + line + good))
         with pytest.raises(UserError, match=f"{name}:2: no object with .prompt"):
-            distil_text.read_text(path)
+            read_text(path)
 
 
 def test_a_text_that_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
     path = tmp_path / "text.jsonl.gz"
     with pytest.raises(UserError, match=r"text\.jsonl\.gz: it cannot be read .*No such file"):
-        distil_text.read_text(path)
+        read_text(path)
     path.write_text('{"prompt": "a"}\n')
     with pytest.raises(UserError, match=r"text\.jsonl\.gz: it cannot be read .*Not a gzipped file"):
-        distil_text.read_text(path)
+        read_text(path)
     whole = bytearray(gzip.compress(b'{"prompt": "a"}\n' * 100))
     whole[-8] ^= 0xFF  # of the checksum
     path.write_bytes(whole)
     with pytest.raises(UserError, match=r"text\.jsonl\.gz: it cannot be read"):
-        distil_text.read_text(path)
+        read_text(path)
 
 
 def test_a_draft_is_distilled_saved_and_loaded(tiny_target: Path, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     text = tmp_path / "text.jsonl"
     prompts = [[int(i)] for i in torch.randint(33, 120, (90,), generator=generator)]
-    answers = distil_text.BatchWriter(tiny_target, torch.float32).write(prompts, 12)
+    answers = BatchWriter(tiny_target, torch.float32).write(prompts, 12)
     rows = [{"prompt": f"{i}", "response_ids": ids} for i, ids in enumerate(answers)]
     text.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    app = distil_draft.typer.Typer()
-    app.command()(distil_draft.main)
     out = tmp_path / "draft"
     options = ["--layers", "0", "--vocabulary", "64", "--minutes", "0.05"]
-    done = CliRunner().invoke(
-        app, [str(text), "--out", str(out), "--target", str(tiny_target), *options]
+    done = run_command(
+        "distil-draft", str(text), "--out", str(out), "--target", str(tiny_target), *options
     )
-    assert done.exit_code == 0, done.output
-    report = json.loads(done.output.splitlines()[-1])
+    assert done.code == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
     held = report["held_out"]["all"]
     assert report["steps"] > 0
     assert 0 <= held["agreement"] <= 1 <= held["strict_length_k4"]
@@ -208,11 +204,11 @@ def test_a_draft_is_distilled_saved_and_loaded(tiny_target: Path, tmp_path: Path
     # Training on from it: what is measured before the first step is what was measured last.
     again = tmp_path / "again"
     options = ["--init", str(out), "--vocabulary", "64", "--minutes", "0.02"]
-    done = CliRunner().invoke(
-        app, [str(text), "--out", str(again), "--target", str(tiny_target), *options]
+    done = run_command(
+        "distil-draft", str(text), "--out", str(again), "--target", str(tiny_target), *options
     )
-    assert done.exit_code == 0, done.output
-    [line] = [x for x in done.output.splitlines() if x.startswith("before ")]
+    assert done.code == 0, done.stderr
+    [line] = [x for x in done.stdout.splitlines() if x.startswith("before ")]
     before = json.loads(line.removeprefix("before "))["all"]
     assert before["agreement"] == pytest.approx(held["agreement"], abs=0.02)  # bf16 on disk
     assert torch.equal(
@@ -224,20 +220,18 @@ def test_a_draft_is_distilled_saved_and_loaded(tiny_target: Path, tmp_path: Path
 def test_too_little_text_is_one_clear_line(tiny_target: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.jsonl"
     text.write_text('{"prompt": "a", "response_ids": [1]}\n')
-    app = distil_draft.typer.Typer()
-    app.command()(distil_draft.main)
-    done = CliRunner().invoke(app, [str(text), "--out", "x", "--target", str(tiny_target)])
-    assert done.exit_code == 2
-    assert "1 answers are too few" in done.output
+    done = run_command("distil-draft", str(text), "--out", "x", "--target", str(tiny_target))
+    assert done.code == 2
+    assert "1 answers are too few" in done.stderr
 
 
 def test_a_draft_is_measured_without_a_loop_as_the_loop_would(
     tiny_target: Path, tiny_draft: Path
 ) -> None:
     tokenizer = Tokenizer(tiny_target)
-    [answer] = distil_eval.answers_to(["Hi"], tiny_target, tokenizer, 24)
+    [answer] = answers_to(["Hi"], tiny_target, tokenizer, 24)
     drafter = load_drafter(Checkpoint(tiny_draft), target=Checkpoint(tiny_target), **LIMITS)
-    reader = distil_eval.ReadingDrafter(drafter.model, max_sequences=1, max_context=128)
+    reader = ReadingDrafter(drafter.model, max_sequences=1, max_context=128)
     hits = reader.foresees(answer.prompt, answer.response)
     assert len(hits) == len(answer.response)
     for i in range(len(hits)):
@@ -246,5 +240,5 @@ def test_a_draft_is_measured_without_a_loop_as_the_loop_would(
         drafter.release(i)
         assert hits[i] == (proposal.tokens == [answer.response[i]])
     assert len(set(hits)) == 2
-    measured = distil_data.figures([hits], (1,))
+    measured = figures([hits], (1,))
     assert measured["agreement"] == sum(hits) / len(hits)

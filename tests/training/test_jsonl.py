@@ -15,7 +15,7 @@ from judge_decoding.serving.audit_log import read_log
 from judge_decoding.text import Tokenizer
 from judge_decoding.training import annotate
 from judge_decoding.training.labels import read_labels
-from judge_decoding.training.mining import label_file as mining_file
+from judge_decoding.training.mining.label_file import LabelFile
 
 TEXT = "a\u2028b\x85c\u2029d"
 """Three ends of lines to str.splitlines(), none to JSON: web text is full of them."""
@@ -27,7 +27,7 @@ LOGGED = {"time": 1.0, "rule": "judge", "prompt_ids": [1], "token_ids": [2], "ma
 def resumed(path: Path, _: Path) -> list[Any]:
     """The prompts that a mining run does not mine again."""
     path.with_name(f"{path.name}.run.json").write_text("{}")
-    return list(mining_file.LabelFile(path, {}).known)
+    return list(LabelFile(path, {}).known)
 
 
 READERS: dict[str, tuple[dict[str, Any], Callable[[Path, Path], list[Any]]]] = {

@@ -8,7 +8,7 @@ from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.text import Tokenizer
 from judge_decoding.torch_engine.engine import load_target
 from judge_decoding.training import target_reader
-from judge_decoding.training.judge import features as judge_features
+from judge_decoding.training.judge.features import gather, hidden_of, read_likelihood
 from judge_decoding.training.labels import LabelRecord, Span
 from judge_decoding.training.transformers_reader import TransformersReader
 
@@ -32,14 +32,14 @@ def test_gather_follows_the_labels():
         "pre_norm": torch.arange(8.0).view(4, 2).bfloat16(),
         "argmax": torch.tensor([5, 0, 0, 8]),
     }
-    found = judge_features.gather([record], hidden, "pre_norm", None, "file")
+    found = gather([record], hidden, "pre_norm", None, "file")
     assert found.good.tolist() == [True, True, False]
     assert found.mismatch.tolist() == [False, True, True]
     assert found.hidden.tolist() == [[0, 1], [2, 3], [4, 5]]
     assert found.heldout.all()
     assert set(found.source) == {"file"}
     assert list(found.origin) == ["before_error", "before_error", "error"]
-    assert judge_features.gather([record], hidden, "pre_norm", "negative").good.tolist() == [
+    assert gather([record], hidden, "pre_norm", "negative").good.tolist() == [
         True,
         True,
         False,
@@ -68,12 +68,12 @@ def test_states_read_with_shared_prefixes_are_those_read_alone(tiny_target):
     ]
     reader = target_reader.load_reader(Checkpoint(tiny_target), **limits)
     found = target_reader.read_states(records, reader, tokenizer, block=4)
-    likely = judge_features.read_likelihood(records, reader, tokenizer)
+    likely = read_likelihood(records, reader, tokenizer)
     foreign = TransformersReader(tiny_target, "float32")
     again = target_reader.read_states(records, foreign, tokenizer, block=4)
     assert torch.equal(again["argmax"], found["argmax"])
     foreign.release(0)
-    same = judge_features.read_likelihood(records, foreign, tokenizer)
+    same = read_likelihood(records, foreign, tokenizer)
     assert torch.allclose(same, likely, atol=1e-3)
     for name in ("pre_norm", "post_norm"):
         assert torch.allclose(again[name], found[name], atol=1e-3)
@@ -102,9 +102,9 @@ def test_labels_change_without_reading_the_target_again(tiny_target, tmp_path, m
         spans=[span],
         split="train",
     )
-    first = judge_features.hidden_of([record], Checkpoint(tiny_target), tmp_path, "float32", 4)
-    monkeypatch.setattr(judge_features, "load_reader", None)
+    first = hidden_of([record], Checkpoint(tiny_target), tmp_path, "float32", 4)
+    monkeypatch.setattr("judge_decoding.training.judge.features.load_reader", None)
     bad = record.model_copy(update={"spans": [span.model_copy(update={"label": "bad"})]})
-    again = judge_features.hidden_of([bad], Checkpoint(tiny_target), tmp_path, "float32", 4)
+    again = hidden_of([bad], Checkpoint(tiny_target), tmp_path, "float32", 4)
     assert torch.equal(first["pre_norm"], again["pre_norm"])
-    assert not judge_features.gather([bad], again, "pre_norm", None).good.any()
+    assert not gather([bad], again, "pre_norm", None).good.any()

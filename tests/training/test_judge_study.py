@@ -13,13 +13,24 @@ pytest.importorskip("matplotlib", reason="figures need the build extra")
 
 import numpy as np
 
+from judge_decoding.commands.labels_study import labels_study
 from judge_decoding.errors import UserError
-from judge_decoding.training.judge.features import Tokens
+from judge_decoding.training.judge.features import LabelledTokens
 from judge_decoding.training.labels import LabelRecord, Span, write_labels
-from judge_decoding.training.studies import agreement as judge_agreement
-from judge_decoding.training.studies import labels_study as judge_study
-from judge_decoding.training.studies import recipes as judge_recipes
-from judge_decoding.training.studies.recipes import Data, Recipe
+from judge_decoding.training.studies import labels_study as study
+from judge_decoding.training.studies.agreement import agreement
+from judge_decoding.training.studies.labels_study import compare, curve, noise, one_file, spread
+from judge_decoding.training.studies.recipes import (
+    DOMAINS_ALONE,
+    LIKELIHOOD,
+    Data,
+    JudgeRecipe,
+    domain_scores,
+    even,
+    folds_of,
+    scores_at,
+    weights_of,
+)
 
 
 def data(noise: float = 0.1, groups: int = 40) -> Data:
@@ -32,7 +43,7 @@ def data(noise: float = 0.1, groups: int = 40) -> Data:
     hidden = rng.normal(size=(n, 4)).astype(np.float32)
     sign = np.where(source == "mined", 1.0, -1.0)
     hidden[:, 0] = np.where(good, sign, -sign) + noise * hidden[:, 0]
-    tokens = Tokens(
+    tokens = LabelledTokens(
         hidden=hidden,
         good=good,
         mismatch=np.ones(n, dtype=bool),
@@ -47,21 +58,21 @@ def data(noise: float = 0.1, groups: int = 40) -> Data:
 
 def test_a_group_is_tested_in_one_fold_in_all_files():
     found = data()
-    fold = judge_recipes.folds_of(found.tokens.group, 5, 0)
+    fold = folds_of(found.tokens.group, 5, 0)
     for group in np.unique(found.tokens.group):
         assert len(set(fold[found.tokens.group == group])) == 1
     assert np.bincount(fold).tolist() == [64] * 5
-    assert (fold != judge_recipes.folds_of(found.tokens.group, 5, 1)).any()
+    assert (fold != folds_of(found.tokens.group, 5, 1)).any()
 
 
 def test_what_a_group_says_does_not_touch_its_own_scores():
     found = data(noise=1.0)
-    fold = judge_recipes.folds_of(found.tokens.group, 5, 0)
-    recipe = Recipe("both", {"mined": 1.0, "court": 1.0})
-    before = judge_recipes.scores_at(recipe, found, fold, 0.1)
+    fold = folds_of(found.tokens.group, 5, 0)
+    recipe = JudgeRecipe("both", {"mined": 1.0, "court": 1.0})
+    before = scores_at(recipe, found, fold, 0.1)
     own = found.tokens.group == "g3"
     lied = replace(found, tokens=replace(found.tokens, good=found.tokens.good ^ own))
-    after = judge_recipes.scores_at(recipe, lied, fold, 0.1)
+    after = scores_at(recipe, lied, fold, 0.1)
     np.testing.assert_array_equal(before[own], after[own])
     assert (before != after).any()
 
@@ -72,20 +83,20 @@ def test_classes_are_evened_by_weight_in_each_part():
     part = np.array(["a", "a", "a", "a", "one class"])
     # "a": good 4, bad 3, so 3.5 each; the other part cannot be evened
     expected = [3.5 / 4, 3.5 / 3, 7 / 3, 3 * 3.5 / 4, 0.0]
-    np.testing.assert_allclose(judge_recipes.even(good, weight, part), expected)
+    np.testing.assert_allclose(even(good, weight, part), expected)
     from sklearn.utils.class_weight import compute_sample_weight
 
-    same = judge_recipes.even(good, np.ones(5), np.zeros(5))
+    same = even(good, np.ones(5), np.zeros(5))
     np.testing.assert_allclose(same, compute_sample_weight("balanced", good))
 
 
 def test_weights_follow_files_and_likelihood():
     found = data(groups=2)
     found.logprob[:2] = [-9.0, np.nan]
-    all_of = Recipe("all", {"mined": 1.0, "court": 0.1})
-    assert judge_recipes.weights_of(all_of, found).tolist() == [1.0] * 8 + [0.1] * 8
-    likely = Recipe("likely", {"mined": 1.0}, least_logprob=-4)
-    assert judge_recipes.weights_of(likely, found).tolist() == [0, 0] + [1.0] * 6 + [0] * 8
+    all_of = JudgeRecipe("all", {"mined": 1.0, "court": 0.1})
+    assert weights_of(all_of, found).tolist() == [1.0] * 8 + [0.1] * 8
+    likely = JudgeRecipe("likely", {"mined": 1.0}, least_logprob=-4)
+    assert weights_of(likely, found).tolist() == [0, 0] + [1.0] * 6 + [0] * 8
 
 
 def test_features_are_one_vector():
@@ -98,51 +109,51 @@ def test_labels_of_the_wrong_kind_are_found_out():
     """The court's labels say the opposite: alone they are wrong on every mined token."""
     found = data()
     recipes = [
-        Recipe("mined", {"mined": 1}),
-        Recipe("court", {"court": 1}),
-        Recipe("evened", {"mined": 1}, even="domain"),
+        JudgeRecipe("mined", {"mined": 1}),
+        JudgeRecipe("court", {"court": 1}),
+        JudgeRecipe("evened", {"mined": 1}, even="domain"),
     ]
-    mined, court, evened = judge_study.compare(recipes, found, ["mined", "court"])
+    mined, court, evened = compare(recipes, found, ["mined", "court"])
     assert mined["on"]["mined"]["auc"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert mined["on"]["court"]["auc"]["value"] == 0.0
     assert "auc_difference" not in mined["on"]["mined"]
     assert court["on"]["mined"]["auc_difference"] == {"value": -1.0, "low": -1.0, "high": -1.0}
     assert evened["on"]["mined"]["within_domains"]["value"] == 1.0
     done = [{"recipe": "mined", "old": True}, {"recipe": "court", "old": True}]
-    resumed = list(judge_study.compare(recipes, found, ["mined", "court"], done))
+    resumed = list(compare(recipes, found, ["mined", "court"], done))
     assert resumed == [mined, done[1], evened]  # the first is needed to compare with
 
 
 def test_knowing_the_domain_alone_is_scored_from_other_folds():
     found = data(groups=4)
     fold = np.array([0, 1, 0, 1] * 2).repeat(4)  # by group; d0 is groups 0 and 2, d1 1 and 3
-    scores = judge_recipes.domain_scores(found, fold, "mined")
+    scores = domain_scores(found, fold, "mined")
     good = found.tokens.good[found.of("mined")]
     # every domain lies in one fold, so that nothing is known of it in the other
     assert set(scores) == {good.mean()}
     fold = np.array([0, 0, 1, 1] * 2).repeat(4)
-    scores = judge_recipes.domain_scores(found, fold, "mined")
+    scores = domain_scores(found, fold, "mined")
     assert set(scores[:4]) == {good[8:12].mean()}  # group 0 by what group 2 says
     assert set(scores[12:16]) == {good[4:8].mean()}
 
 
 def test_noise_in_the_labels_is_not_in_the_test():
-    mined = judge_study.one_file(data(), "mined")
-    rows = list(judge_study.noise(mined, seeds=2))
-    assert [row["flipped"] for row in rows] == list(judge_study.FLIPPED)
+    mined = one_file(data(), "mined")
+    rows = list(noise(mined, seeds=2))
+    assert [row["flipped"] for row in rows] == list(study.FLIPPED)
     assert rows[0]["auc"] == {"mean": 1.0, "sd": 0.0, "low": 1.0, "high": 1.0}
     assert rows[2]["auc"]["mean"] > 0.9  # a tenth wrong: the head averages it out
 
 
 def test_the_curve_counts_what_it_trains_on():
-    rows = list(judge_study.curve(judge_study.one_file(data(), "mined"), seeds=2))
+    rows = list(curve(one_file(data(), "mined"), seeds=2))
     # 40 groups in 5 folds: 32 to train on; the sizes above are not there
     assert [(row["groups"], row["labels"]) for row in rows] == [(10, 40), (20, 80), (32, 128)]
     assert rows[-1]["auc"]["mean"] == 1.0
 
 
 def test_spread_by_hand():
-    found = judge_study.spread([(0.5, 0.6), (0.7, 0.6)])
+    found = spread([(0.5, 0.6), (0.7, 0.6)])
     assert found["auc"]["mean"] == pytest.approx(0.6)
     assert found["auc"]["sd"] == pytest.approx(0.2 / 2**0.5)
     assert found["within_domains"] == {"mean": 0.6, "sd": 0.0, "low": 0.6, "high": 0.6}
@@ -165,18 +176,18 @@ def test_agreement_is_over_the_same_token_after_the_same_text():
         record("p", [1, 2, 3, 9], "good", "bad", "bad", "good"),  # the last is another token
         record("r", [1], "bad"),  # another prompt
     ]
-    found = judge_agreement.agreement(one, two)
+    found = agreement(one, two)
     assert found["tokens"] == 3
     assert found["counts"] == {"bad bad": 1, "good bad": 1, "good good": 1}
     assert found["same"]["value"] == pytest.approx(2 / 3)
     assert found["kappa"]["value"] == pytest.approx((2 / 3 - 4 / 9) / (1 - 4 / 9))
     with pytest.raises(UserError, match="labels no token that the first"):
-        judge_agreement.agreement(one, two[1:])
+        agreement(one, two[1:])
 
 
 def test_the_study_writes_what_was_asked_for(tiny_target, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(judge_study, "GROUPS", (4,))
-    monkeypatch.setattr(judge_study, "FLIPPED", (0.0, 0.5))
+    monkeypatch.setattr(study, "GROUPS", (4,))
+    monkeypatch.setattr(study, "FLIPPED", (0.0, 0.5))
     rng = np.random.default_rng(0)
 
     def write(name: str, origin: str) -> Path:
@@ -209,7 +220,7 @@ def test_the_study_writes_what_was_asked_for(tiny_target, tmp_path, capsys, monk
         "dtype": "float32",
         "seeds": 2,
     }
-    judge_study.main(**files, part=["sources"])
+    labels_study(**files, part=["sources"], as_json=True)
     path = tmp_path / "docs" / "results" / "judge_study.json"
     document = json.loads(path.read_text())
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == document
@@ -219,17 +230,17 @@ def test_the_study_writes_what_was_asked_for(tiny_target, tmp_path, capsys, monk
         "mined alone",
         "court alone",
         "mined and court",
-        judge_recipes.DOMAINS_ALONE,
-        judge_recipes.LIKELIHOOD,
+        DOMAINS_ALONE,
+        LIKELIHOOD,
     ]
     assert "versions" in document["parts"]["sources"]["provenance"]
     assert (tmp_path / "docs" / "figures" / "judge_study.png").is_file()
-    judge_study.main(**files, part=["noise", "curve"], second=files["mined"][0])
+    labels_study(**files, part=["noise", "curve"], second=files["mined"][0])
     later = json.loads(path.read_text())
     assert set(later["parts"]) == {"sources", "noise", "curve"}
     assert later["parts"]["sources"] == document["parts"]["sources"]
     shown = capsys.readouterr().out
     assert "| 50 % | " in shown
-    assert "nan" not in shown.rsplit("\n", 2)[0]  # the tables; JSON comes last
-    with pytest.raises(SystemExit, match="--part: 'all' is not one of"):
-        judge_study.main(**files, part=["all"])
+    assert "nan" not in shown
+    with pytest.raises(UserError, match="--part: 'all' is not one of"):
+        labels_study(**files, part=["all"])

@@ -16,20 +16,20 @@ from tiny_task import write_tiny_task
 from judge_decoding.decoding.judge import Judge
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.statistics import Paired
-from judge_decoding.training.judge import threshold as judge_threshold
+from judge_decoding.training.judge.threshold import Calibration, by_bad_recall, fixed, within_budget
 
 
 def test_thresholds_without_a_task():
     scores = np.array([0.1, 0.2, 0.3, 0.9, 0.95])
     good = np.array([False, False, False, True, True])
-    assert judge_threshold.fixed(0.5).threshold == 0.5
-    choice = judge_threshold.by_bad_recall(scores, good, 2 / 3)
+    assert fixed(0.5).threshold == 0.5
+    choice = by_bad_recall(scores, good, 2 / 3)
     assert choice.threshold == 0.2
     assert choice.figures == {"bad_rejected": 2 / 3, "good_accepted": 1.0, "precision": 2 / 3}
     assert "of 3 bad tokens" in choice.method
     at = choice.document(scores, good)["at_threshold"]
     assert at["threshold"] == 0.2
-    never = judge_threshold.by_bad_recall(np.ones(5), good, 0.5)
+    never = by_bad_recall(np.ones(5), good, 0.5)
     assert (never.threshold, never.figures["good_accepted"]) == (1.0, 0.0)
     assert "the standard rule" in never.method
 
@@ -46,7 +46,7 @@ def outcomes(**lost: int) -> dict[float, Paired]:
 
 
 def test_the_smallest_threshold_within_the_budget():
-    choice = judge_threshold.within_budget(outcomes(at_9=0, at_7=2, at_5=40), 0.01, "t")
+    choice = within_budget(outcomes(at_9=0, at_7=2, at_5=40), 0.01, "t")
     assert choice.threshold == 0.7
     assert choice.figures["drop"] == pytest.approx(0.002)
     # two lost of 1,000: at 6.28 of 1,000 so few come one time in twenty (Clopper and Pearson)
@@ -56,13 +56,13 @@ def test_the_smallest_threshold_within_the_budget():
 
 
 def test_a_threshold_that_passes_below_one_that_fails_is_not_taken():
-    choice = judge_threshold.within_budget(outcomes(at_9=0, at_7=40, at_5=0), 0.01, "t")
+    choice = within_budget(outcomes(at_9=0, at_7=40, at_5=0), 0.01, "t")
     assert choice.threshold == 0.9
 
 
 def test_where_none_passes_the_standard_rule_is_shipped():
     # 8 of 1,000 are within one point, but not surely
-    choice = judge_threshold.within_budget(outcomes(at_9=8, at_5=8), 0.01, "t")
+    choice = within_budget(outcomes(at_9=8, at_5=8), 0.01, "t")
     assert choice.threshold == 1.0
     assert "the standard rule" in choice.method
     assert "drop" not in choice.figures
@@ -80,7 +80,7 @@ def judge_of(target: Path, folder: Path, bias: float) -> Judge:
 
 def test_the_budget_is_held_against_the_real_loop(deployment, tiny_target, tmp_path):
     task = str(deployment.parent / "own.jsonl")
-    calibration = judge_threshold.Calibration.of(deployment, task, 0.2)
+    calibration = Calibration.of(deployment, task, 0.2)
     refuses = calibration.choose(judge_of(tiny_target, tmp_path, -9), [0.5, 0.8])
     assert refuses.threshold == 0.5  # it accepts nothing: the target's own answers at each
     assert refuses.figures["drop"] == 0.0
@@ -92,13 +92,13 @@ def test_the_budget_is_held_against_the_real_loop(deployment, tiny_target, tmp_p
 def test_a_task_that_can_show_nothing_is_refused_at_once(deployment, tmp_path):
     task = str(deployment.parent / "own.jsonl")
     with pytest.raises(UserError, match="cannot be shown on fewer than 299"):
-        judge_threshold.Calibration.of(deployment, task, 0.01)
+        Calibration.of(deployment, task, 0.01)
     for budget in (0.0, 1.0):  # the bug: a ZeroDivisionError, and a refusal after all answers
         with pytest.raises(UserError, match=f"a quality budget of {budget} is not in"):
-            judge_threshold.Calibration.of(deployment, task, budget)
+            Calibration.of(deployment, task, budget)
     undrafted = yaml.safe_load(deployment.read_text())
     del undrafted["draft"]
     path = tmp_path / "undrafted.yaml"
     path.write_text(yaml.safe_dump(undrafted | {"acceptance": {"rule": "none"}}))
     with pytest.raises(UserError, match="has no draft"):
-        judge_threshold.Calibration.of(path, task, 0.2)
+        Calibration.of(path, task, 0.2)

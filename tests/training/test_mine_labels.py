@@ -10,17 +10,16 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("num2words", reason="facts come from the build extra")
-
-from typer.testing import CliRunner
 
 from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import Deployment
@@ -36,24 +35,25 @@ from judge_decoding.torch_engine.engine import load_target
 from judge_decoding.training.court.facts import questions
 from judge_decoding.training.court.items import item_of, rivals_by_domain
 from judge_decoding.training.labels import LabelRecord, read_labels
-from judge_decoding.training.mining import engines as mining_engines
-from judge_decoding.training.mining import jobs as mining_jobs
-from judge_decoding.training.mining import label_file as mining_file
-from judge_decoding.training.mining import run as mine_labels
-from judge_decoding.training.mining import search as mining
-from judge_decoding.training.mining import work as mining_work
-from judge_decoding.training.mining.jobs import Job
-from judge_decoding.training.mining.search import Cost, Miner, run_all
+from judge_decoding.training.mining import label_file, work
+from judge_decoding.training.mining import run as run_module
+from judge_decoding.training.mining.engines import BatchedLlama, open_engines
+from judge_decoding.training.mining.jobs import ChosenPrompts, MiningJob, fact_jobs, task_jobs
+from judge_decoding.training.mining.label_file import DONE, LabelFile
+from judge_decoding.training.mining.search import NEXT_TOKENS, Cost, Mined, Miner, Swap, run_all
+from judge_decoding.training.mining.work import MiningSettings, records_of
 from judge_decoding.training.target_reader import ReadRequest, load_reader
+from tests.commands_world import Done, run_command
 from tests.rank_world import LOCAL_ONLY
 
+SCRIPT = Path(__file__).parents[2] / "build" / "mine_labels.py"
 LIMITS = {"dtype": "float32", "max_sequences": 3, "max_context": 128}
 PROMPTS = [[5, 9, 200], [7] * 20 + [3], [90], list(range(30, 41)), [60, 61]]
 TOKENS = 16
 
 
 @dataclass(frozen=True)
-class Parsed(Job):
+class Parsed(MiningJob):
     """A job whose final answer is read by any function of the text."""
 
     parse: Callable[[str], str | None] = lambda text: None
@@ -90,7 +90,7 @@ def engines(draft: Path, target: Path, sequences: int = 3):
         target={"model": str(target)},
         draft={"model": str(draft)},
     )
-    return mining_engines.open_engines(deployment, sequences, 128)
+    return open_engines(deployment, sequences, 128)
 
 
 def mine(draft: Path, target: Path, method: str, parse=None, settles=False, **changes):
@@ -187,7 +187,7 @@ def test_attention_over_all_sequences_is_attention_over_each(tiny_target, tiny_d
     """Rows of one, of several, and of a whole prompt, in one pass, slots out of order."""
     plain = load_target(Checkpoint(tiny_target), dtype="float32", max_sequences=4, max_context=64)
     batched = engines(tiny_draft, tiny_target, 4).engines.target
-    assert type(batched.model) is mining_engines.BatchedLlama
+    assert type(batched.model) is BatchedLlama
     passes = [
         [(7, 0, [5, 6, 7]), (3, 0, [9])],
         [(3, 1, [1, 2]), (5, 0, list(range(20, 60))), (7, 3, [8])],
@@ -228,7 +228,7 @@ def test_the_likelihood_score_is_that_of_a_fresh_pass(tiny_target, tiny_draft, o
         for swap in found.swaps:
             text = [*answer[: swap.at], swap.ids[-1], *answer[swap.at + 1 :]]
             gain = read(prompt + text, begin) - read(prompt + answer, begin)
-            last = swap.at + 1 + mining.NEXT_TOKENS
+            last = swap.at + 1 + NEXT_TOKENS
             assert swap.score == pytest.approx(float(gain[swap.at : last].sum()), abs=1e-3)
             assert not swap.good
             checked += 1
@@ -243,7 +243,7 @@ def test_likelihood_labels_by_tau_and_keeps_no_swap(tiny_target, tiny_draft, own
     assert {good for _, good in labels} == {True, False}
 
 
-SETTINGS = mining_work.Settings(
+SETTINGS = MiningSettings(
     deployment=Path("c.yaml"),
     method="search",
     tau=0.0,
@@ -260,13 +260,13 @@ SETTINGS = mining_work.Settings(
 
 def test_records_say_what_was_found():
     swaps = [
-        mining.Swap(1, True, [4, 9]),
-        mining.Swap(3, False, [4, 9, 6, 8]),
-        mining.Swap(2, False, [4, 9, 7]),
-        mining.Swap(0, True, [3]),
+        Swap(1, True, [4, 9]),
+        Swap(3, False, [4, 9, 6, 8]),
+        Swap(2, False, [4, 9, 7]),
+        Swap(0, True, [3]),
     ]
-    mined = mining.Mined([4, 9, 6, 5], swaps)
-    made = mining_work.records_of(job(), mined, SETTINGS, str)
+    mined = Mined([4, 9, 6, 5], swaps)
+    made = records_of(job(), mined, SETTINGS, str)
     assert [r.response_ids for r in made] == [[3], [4, 9, 7], [4, 9, 6, 8], [4, 9, 6, 5]]
     assert [[(s.start, s.label, s.origin) for s in r.spans] for r in made] == [
         [(0, "good", "mined_search")],
@@ -276,7 +276,7 @@ def test_records_say_what_was_found():
     ]
     assert {(r.group, r.split, r.chat) for r in made} == {("g", "train", True)}
     few = replace(SETTINGS, most=1)
-    assert len(mining_work.records_of(job(), mined, few, str)) == 2
+    assert len(records_of(job(), mined, few, str)) == 2
 
 
 @pytest.mark.parametrize(("line", "chat"), [("", True), ("chat_template: none", False)])
@@ -290,16 +290,8 @@ def test_records_say_whether_their_prompt_is_raw_text(
         f"draft: {{model: {tiny_draft}}}\n{line}\n"
     )
     settings = replace(SETTINGS, deployment=path, method="likelihood")
-    made = [r for records, _ in mining_work.mine([job()], settings) for r in records]
+    made = [r for records, _ in work.mine([job()], settings) for r in records]
     assert {record.chat for record in made} == {chat}
-
-
-def test_a_prompt_alone_may_be_raw_text(tmp_path):
-    """Regression: its `"chat": false` was dropped."""
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "a", "chat": false}\n{"prompt": "b"}\n')
-    jobs = mining_jobs.task_jobs(str(path), 0, "all", False)
-    assert [(j.item.prompt, j.item.chat) for j in jobs] == [("a", False), ("b", True)]
 
 
 @pytest.fixture
@@ -325,25 +317,23 @@ def tiny(tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *options: str):
+def run(folder: Path, *options: str) -> Done:
     """mine_labels.py on the tiny pair, in this process."""
-    app = mine_labels.typer.Typer()
-    app.command()(mine_labels.main)
     common = ["--out", str(folder / "o.jsonl"), "--deployment", str(folder / "c.yaml")]
-    return CliRunner().invoke(app, [*common, "--max-tokens", "12", *options])
+    return run_command("mine-labels", *common, "--max-tokens", "12", *options)
 
 
 SUMS = ("--split", "all", "--in-flight", "4", "--floor=-inf", "--task")
 
 
 def test_a_task_is_searched_and_the_cost_is_told(tiny):
-    done = run(tiny, *SUMS, str(tiny / "sums.jsonl"))
-    assert done.exit_code == 0, done.output
+    done = run(tiny, *SUMS, str(tiny / "sums.jsonl"), "--json")
+    assert done.code == 0, done.stderr
     records = read_labels([tiny / "o.jsonl"])
     assert {r.prompt for r in records} == {f"{n} + 1 = ?" for n in range(8)}
     assert {r.chat for r in records if r.prompt.startswith("0")} == {False}
     assert {r.split for r in records} == {"train", "heldout"}
-    cost = json.loads(done.output.splitlines()[-1])
+    cost = json.loads(done.stdout.splitlines()[-1])
     assert cost["prompts"] == 8
     assert cost["labels"] == cost["good"] + cost["bad"] > 8
     assert cost["bad"] == sum(s.label == "bad" for r in records for s in r.spans)
@@ -352,34 +342,34 @@ def test_a_task_is_searched_and_the_cost_is_told(tiny):
 
 def test_shards_are_the_whole(tiny):
     task = str(tiny / "sums.jsonl")
-    assert run(tiny, *SUMS, task).exit_code == 0
+    assert run(tiny, *SUMS, task).code == 0
     whole = (tiny / "o.jsonl").read_text().splitlines()
     parts = []
     for n in range(3):
-        assert run(tiny, *SUMS, task, "--fresh", "--shard", f"{n}/3").exit_code == 0
+        assert run(tiny, *SUMS, task, "--fresh", "--shard", f"{n}/3").code == 0
         parts += (tiny / "o.jsonl").read_text().splitlines()
     assert sorted(parts) == sorted(whole)
 
 
 def test_labels_of_another_run_are_not_gone_on_with(tiny):
     task = str(tiny / "sums.jsonl")
-    assert run(tiny, *SUMS, task, "--limit", "2").exit_code == 0
+    assert run(tiny, *SUMS, task, "--limit", "2").code == 0
     before = (tiny / "o.jsonl").read_text()
     other = run(tiny, *SUMS, task, "--draft-len", "2")
-    assert "was mined with draft_len 4, now it is 2" in str(other.exception)
+    assert "was mined with draft_len 4, now it is 2" in other.stderr
     assert (tiny / "o.jsonl").read_text() == before
-    assert run(tiny, *SUMS, task, "--draft-len", "2", "--fresh", "--limit", "1").exit_code == 0
+    assert run(tiny, *SUMS, task, "--draft-len", "2", "--fresh", "--limit", "1").code == 0
     assert {r.prompt for r in read_labels([tiny / "o.jsonl"])} == {"0 + 1 = ?"}
     (tiny / "o.jsonl.run.json").unlink()
-    assert "unknown run" in str(run(tiny, *SUMS, task).exception)
+    assert "unknown run" in run(tiny, *SUMS, task).stderr
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--task", "nowhere.jsonl"), "nowhere.jsonl"),
-        (("--method", "guess"), "'guess' is not search or likelihood"),
-        (("--split", "some"), "split 'some'"),
+        (("--method", "guess"), "--method: 'guess' is not one of search, likelihood"),
+        (("--split", "some"), "--split: 'some' is not one of train, heldout, all"),
         (("--shard", "3/3"), "--shard '3/3'"),
         (("--mpi",), "two ranks or more of mpiexec"),
         (("--out", "o.jsonl.gz"), "o.jsonl.gz would be compressed"),
@@ -388,8 +378,9 @@ def test_labels_of_another_run_are_not_gone_on_with(tiny):
 )
 def test_a_users_mistake_is_one_clear_line(tiny, options, message):
     done = run(tiny, *options)
-    assert done.exit_code != 0
-    assert message in str(done.exception)
+    assert done.code == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_what_tensorrt_llm_cannot_give_is_said_before_it_is_loaded(tiny):
@@ -400,15 +391,15 @@ def test_what_tensorrt_llm_cannot_give_is_said_before_it_is_loaded(tiny):
         (("--floor=-inf", "--mpi"), "two ranks or more"),
     ):
         done = run(tiny, "--deployment", str(config), *options)
-        assert message in str(done.exception)
+        assert message in done.stderr
 
 
 def test_code_is_run_only_where_that_is_allowed(tiny):
     item = Item(id="a", group="a", domain="code", prompt="f", parser="python", tests="assert f()")
     write_task(tiny / "code.jsonl", [item])
     done = run(tiny, "--task", str(tiny / "code.jsonl"), "--split", "all")
-    assert "allow it by --run-code" in str(done.exception)
-    one = Job(item, "train", run_code=True)
+    assert "allow it by --run-code" in done.stderr
+    one = MiningJob(item, "train", run_code=True)
     assert one.answer("```python\ndef f():\n    return 1\n```") == "passes"
     assert one.answer("```python\ndef f():\n    return 0\n```") == "fails"
     assert one.answer("") is None
@@ -419,8 +410,9 @@ def test_a_run_writes_labels_and_goes_on_where_it_was_cut_off(tiny: Path) -> Non
     rows = [{"prompt": f"Say {n}."} for n in range(6)] + [{"prompt": "no", "held_out": "prompt"}]
     task.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ("--task", str(task), "--split", "all", "--method", "likelihood", "--in-flight", "4")
+    options += ("--json",)
     done = run(tiny, *options)
-    assert done.exit_code == 0, done.output
+    assert done.code == 0, done.stderr
     records = read_labels([out])
     assert {r.prompt for r in records} == {f"Say {n}." for n in range(6)}
     assert {r.domain for r in records} == {"chat"}
@@ -428,11 +420,67 @@ def test_a_run_writes_labels_and_goes_on_where_it_was_cut_off(tiny: Path) -> Non
     whole = out.read_text()
     out.write_text(whole[: int(len(whole) * 0.6)])  # within some prompt's records
     done = run(tiny, *options)
-    assert done.exit_code == 0, done.output
+    assert done.code == 0, done.stderr
     assert sorted(out.read_text().splitlines()) == sorted(whole.splitlines())
-    assert json.loads(done.output.splitlines()[-1])["prompts"] < 6
+    assert json.loads(done.stdout.splitlines()[-1])["prompts"] < 6
     refused = run(tiny, "--task", str(task), "--split", "all")
-    assert "prompts without a parser" in str(refused.exception)
+    assert "prompts without a parser" in refused.stderr
+
+
+def test_what_is_mined_and_what_is_held_out_is_said(tiny: Path) -> None:
+    """The bug: 60 prompts gave "23 prompts", and nothing said where the others were."""
+    task = tiny / "task.jsonl"
+    task.write_text("".join(json.dumps({"prompt": f"Say {n}."}) + "\n" for n in range(60)))
+    options = ("--task", str(task), "--method", "likelihood", "--in-flight", "4")
+    jobs = task_jobs(str(task), 0, False)
+    trained = sum(job.split == "train" for job in jobs)
+    first = run(tiny, *options, "--limit", "2").stdout.splitlines()[0]
+    assert first == (
+        f"60 prompts: 2 to mine, {trained - 2} left out (--limit, --shard), {60 - trained} held "
+        "out (--split train)"
+    )
+    second = run(tiny, *options, "--limit", "3").stdout.splitlines()[:2]
+    assert second[1] == f"2 of them are in {tiny / 'o.jsonl'} already"
+    whole = ChosenPrompts(jobs, in_task=60, in_split=60)
+    assert whole.summary("all") == "60 prompts: 60 to mine"
+    heldout = ChosenPrompts(jobs[:37], in_task=60, in_split=37)
+    assert heldout.summary("heldout") == "60 prompts: 37 to mine, 23 to train on (--split heldout)"
+
+
+def test_a_prompt_without_a_chat_turn_is_mined_as_raw_text(tiny: Path) -> None:
+    task = tiny / "task.jsonl"
+    rows = [{"prompt": "one two", "chat": False}, {"prompt": "three"}]
+    task.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--task", str(task), "--split", "all", "--method", "likelihood")
+    assert run(tiny, *options).code == 0
+    found = {(record.prompt, record.chat) for record in read_labels([tiny / "o.jsonl"])}
+    assert found == {("one two", False), ("three", True)}
+    task.write_text('{"prompt": "one", "chat": "no"}\n')
+    refused = run(tiny, *options)
+    assert refused.code == 2
+    assert "prompt 'one' has chat 'no', not true or false" in refused.stderr
+
+
+def test_ctrl_c_says_how_to_go_on(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done by then is on disk, and the same command mines the rest."""
+    mined = run_module.mine
+
+    def interrupted(*arguments: Any) -> Iterator[Any]:
+        for number, found in enumerate(mined(*arguments)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield found
+
+    task = str(tiny / "sums.jsonl")
+    monkeypatch.setattr(run_module, "mine", interrupted)
+    done = run(tiny, *SUMS, task)
+    assert done.code == 130
+    assert done.stderr == f"stopped; {tiny / 'o.jsonl'} holds what is done: run again to go on\n"
+    assert len({record.prompt for record in read_labels([tiny / "o.jsonl"])}) == 3
+    monkeypatch.undo()
+    done = run(tiny, *SUMS, task, "--in-flight", "3")  # engines of its own: the others are in use
+    assert done.stdout.splitlines()[1] == f"3 of them are in {tiny / 'o.jsonl'} already"
+    assert len({record.prompt for record in read_labels([tiny / "o.jsonl"])}) == 8
 
 
 def test_what_is_rewritten_is_whole_at_every_moment(tmp_path, monkeypatch):
@@ -448,20 +496,20 @@ def test_what_is_rewritten_is_whole_at_every_moment(tmp_path, monkeypatch):
         split="train",
     )
     path = tmp_path / "o.jsonl"
-    file = mining_file.LabelFile(path, {"x": 1})
+    file = LabelFile(path, {"x": 1})
     file.add([record])
     file.close()
 
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mining_file.os, "fsync", die)
+    monkeypatch.setattr(label_file.os, "fsync", die)
     with pytest.raises(KeyboardInterrupt):
-        mining_file.LabelFile(path, {"x": 1})
+        LabelFile(path, {"x": 1})
     monkeypatch.undo()
-    assert mining_file.LabelFile(path, {"x": 1}).known == {"p"}
+    assert LabelFile(path, {"x": 1}).known == {"p"}
     with pytest.raises(UserError, match="mined with x 1, now it is 2"):
-        mining_file.LabelFile(path, {"x": 2})
+        LabelFile(path, {"x": 2})
 
 
 def test_an_answer_is_settled_when_its_word_has_ended():
@@ -470,7 +518,7 @@ def test_an_answer_is_settled_when_its_word_has_ended():
 
     def settled(prompt: str, text: str) -> bool:
         question = asked[prompt]
-        return Job(item_of(question, rivals[question.domain]), "train").settled(text)
+        return MiningJob(item_of(question, rivals[question.domain]), "train").settled(text)
 
     gold = "What is the atomic number of gold?"
     assert [settled(gold, t) for t in ("It is ", "It is 7", "It is 79", "It is 79.")] == [
@@ -484,11 +532,11 @@ def test_an_answer_is_settled_when_its_word_has_ended():
     assert settled(norway, "The capital of Norway is Oslo,")
     assert settled(norway, "The capital of Norway is Stockholm. ")
     number = Item(id="a", group="a", domain="d", prompt="p", answer="1", parser="number")
-    assert not Job(number, "train").settled("It is 1. ")
+    assert not MiningJob(number, "train").settled("It is 1. ")
 
 
 def test_the_choices_that_occur_are_enough():
-    """`Job.answer` tries those alone; it must say what all of them say."""
+    """`MiningJob.answer` tries those alone; it must say what all of them say."""
     rivals = rivals_by_domain()
     for question in questions()[:40]:
         item = item_of(question, rivals[question.domain])
@@ -498,16 +546,16 @@ def test_the_choices_that_occur_are_enough():
             "I do not know.",
             f"No {question.answer.lower()}, {question.wrong[-1].upper()}.",
         ):
-            assert Job(item, "train").answer(text) == final_answer(item, text)
+            assert MiningJob(item, "train").answer(text) == final_answer(item, text)
 
 
 def test_which_items_are_held_out():
-    jobs = mining_jobs.fact_jobs(0, "all")
+    jobs = fact_jobs(0)
     plurals = [j for j in jobs if j.item.domain == "plurals"]
     assert len(plurals) == 190
     assert {j.split for j in plurals} == {"heldout"}
     assert {j.split for j in jobs if j.item.domain == "capitals"} == {"train", "heldout"}
-    shipped = mining_jobs.task_jobs("court", 0, "all", False)
+    shipped = task_jobs("court", 0, False)
     assert {j.split for j in shipped} == {"heldout"}
 
 
@@ -529,7 +577,7 @@ class Ranks:
         self.mark = f"MINE_LABELS_TEST={uuid.uuid4().hex}".encode()
         name, value = self.mark.decode().split("=")
         mpiexec = Path(sys.executable).parent / "mpiexec"
-        script = [sys.executable, "-m", "mpi4py.futures", mine_labels.__file__, "--mpi"]
+        script = [sys.executable, "-m", "mpi4py.futures", str(SCRIPT), "--mpi"]
         common = ["--out", str(folder / "o.jsonl"), "--deployment", str(folder / "c.yaml")]
         self.log = folder / f"{value}.log"
         self.segments = Segments(lambda: self.pids().values())
@@ -587,7 +635,7 @@ def test_three_ranks_mine_what_one_process_does_and_a_killed_one_loses_nothing(t
     task, out = tiny / "task.jsonl", tiny / "o.jsonl"
     task.write_text("".join(json.dumps({"prompt": f"Say {n}."}) + "\n" for n in range(80)))
     options = ("--task", str(task), "--split", "all", "--method", "likelihood", "--in-flight", "2")
-    assert run(tiny, *options).exit_code == 0
+    assert run(tiny, *options).code == 0
     expected = sorted(lines(out))
     out.unlink()
     # 1. A worker is killed once something is written, long before the end.
@@ -608,8 +656,8 @@ def test_three_ranks_mine_what_one_process_does_and_a_killed_one_loses_nothing(t
     assert 5 <= len(before) < len(expected)
     assert set(before) <= set(expected)  # whole lines, and the right ones
     # 2. Three ranks go on: nothing that was written is mined again, and all is there in the end.
-    kept = {r.prompt for r in read_labels([out]) if r.id.endswith(mining_file.DONE)}
-    with Ranks(tiny, 3, *options, "--share", "7") as world:
+    kept = {r.prompt for r in read_labels([out]) if r.id.endswith(DONE)}
+    with Ranks(tiny, 3, *options, "--share", "7", "--json") as world:
         assert world.wait(240) == 0, world.log.read_text()
         cost = json.loads(world.log.read_text().splitlines()[-1])
     assert cost["prompts"] == 80 - len(kept) > 0
@@ -618,7 +666,7 @@ def test_three_ranks_mine_what_one_process_does_and_a_killed_one_loses_nothing(t
 
 def test_a_mistake_under_mpiexec_ends_all_ranks_with_one_line(tiny: Path) -> None:
     with Ranks(tiny, 2, "--task", "nowhere.jsonl") as world:
-        assert world.wait(120) != 0
+        assert world.wait(120) == 2
         text = world.log.read_text()
     assert "nowhere.jsonl" in text
     assert "Traceback" not in text

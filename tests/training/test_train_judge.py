@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,22 +20,30 @@ from conftest import write_judge
 from tiny_task import write_tiny_task
 
 from judge_decoding.checkpoint import Checkpoint
+from judge_decoding.commands.train_judge import train_judge
 from judge_decoding.decoding.judge import Judge, JudgeMetadata
 from judge_decoding.errors import UserError
-from judge_decoding.training.judge import head as judge_head
-from judge_decoding.training.judge import train as train_judge
-from judge_decoding.training.judge.features import Tokens
+from judge_decoding.training.judge.features import LabelledTokens, join
+from judge_decoding.training.judge.head import (
+    check_trainable,
+    counted,
+    cross_validate,
+    fit,
+    held_out_domains,
+)
+from judge_decoding.training.judge.threshold import fixed
+from judge_decoding.training.judge.train import TrainedJudge
 from judge_decoding.training.labels import LabelRecord, Span, write_labels
 
 
-def tokens(n: int = 400, width: int = 12, noise: float = 0.3) -> Tokens:
+def tokens(n: int = 400, width: int = 12, noise: float = 0.3) -> LabelledTokens:
     """Good where the first feature is positive; features far from standard scale."""
     rng = np.random.default_rng(0)
     good = rng.random(n) < 0.7
     hidden = rng.normal(size=(n, width)).astype(np.float32)
     hidden[:, 0] = np.where(good, 1.0, -1.0) + noise * hidden[:, 0]
     hidden = (hidden * np.linspace(1, 500, width) + 30).astype(np.float32)
-    return Tokens(
+    return LabelledTokens(
         hidden=hidden,
         good=good,
         mismatch=rng.random(n) < 0.5,
@@ -56,14 +66,14 @@ def test_the_head_is_scaler_and_regression(wide):
     solver = "lbfgs" if wide < 12 else "newton-cholesky"
     regression = LogisticRegression(C=0.01, class_weight="balanced", solver=solver, max_iter=1000)
     model = make_pipeline(StandardScaler(), regression).fit(data.hidden, data.good)
-    head = judge_head.fit(data, 0.01, "balanced", wide=wide)
+    head = fit(data, 0.01, "balanced", wide=wide)
     expected = model.predict_proba(data.hidden)[:, 1]
     np.testing.assert_allclose(head.score(data.hidden), expected, atol=1e-6)
 
 
 def test_the_judge_file_scores_like_the_regression(tmp_path):
     data = tokens()
-    head = judge_head.fit(data, 0.1, "balanced")
+    head = fit(data, 0.1, "balanced")
     meta = JudgeMetadata(
         feature="pre_norm",
         hidden_size=12,
@@ -97,24 +107,24 @@ def test_a_judge_without_a_threshold_method_still_loads(tmp_path, tiny_target):
 
 def test_separable_features_are_separated():
     data = tokens(noise=0.1)
-    assert judge_head.cross_validate(data, 1.0, "balanced") == 1.0
-    assert judge_head.held_out_domains(data, data, 1.0, None) == {"chat": 1.0, "facts": 1.0}
+    assert cross_validate(data, 1.0, "balanced") == 1.0
+    assert held_out_domains(data, data, 1.0, None) == {"chat": 1.0, "facts": 1.0}
 
 
 def test_features_that_say_nothing_separate_nothing():
     data = tokens()
     data = replace(data, hidden=np.full((len(data.good), 3), 7.0, dtype=np.float32))
-    scores = judge_head.fit(data, 1.0, "balanced").score(data.hidden)
+    scores = fit(data, 1.0, "balanced").score(data.hidden)
     np.testing.assert_allclose(scores, 0.5, atol=1e-6)  # balanced classes, nothing else known
 
 
 def test_a_token_of_weight_zero_is_not_there():
     data = tokens(noise=1.0)
     lies = replace(data, good=~data.good)
-    both = judge_head.join([data, lies])
+    both = join([data, lies])
     weight = np.repeat([1.0, 0.0], len(data.good))
-    alone = judge_head.fit(data, 0.1, None)
-    found = judge_head.fit(both, 0.1, None, weight)
+    alone = fit(data, 0.1, None)
+    found = fit(both, 0.1, None, weight)
     np.testing.assert_allclose(found.weight, alone.weight, rtol=1e-4, atol=1e-8)
 
 
@@ -124,26 +134,24 @@ def test_an_unseen_domain_is_tested_on_all_its_tokens():
     chat = data.domain == "chat"
     data = replace(data, good=np.where(chat, ~data.good, data.good))
     train, heldout = data.where(~data.heldout), data.where(data.heldout)
-    found = judge_head.held_out_domains(train, heldout, 1.0, None)
+    found = held_out_domains(train, heldout, 1.0, None)
     assert found == {"chat": 0.0, "facts": 0.0}
 
 
 def test_mined_tokens_count_alone_where_there_are_any():
     data = tokens()
-    assert (judge_head.counted(data) == data.mismatch).all()
+    assert (counted(data) == data.mismatch).all()
     origin = np.where(np.arange(400) < 100, "mined_search", "correct")
-    counted = judge_head.counted(replace(data, origin=origin))
-    assert (counted == (data.mismatch & (np.arange(400) < 100))).all()
+    found = counted(replace(data, origin=origin))
+    assert (found == (data.mismatch & (np.arange(400) < 100))).all()
 
 
 def test_labels_that_cannot_be_trained_on_are_refused():
     data = tokens()
     with pytest.raises(UserError, match="bad tokens to train on come from 0 group"):
-        judge_head.check_trainable(data.where(data.good))
+        check_trainable(data.where(data.good))
     with pytest.raises(UserError, match="good tokens to train on come from 1 group"):
-        judge_head.check_trainable(
-            data.where(~data.good | (data.group == data.group[data.good][0]))
-        )
+        check_trainable(data.where(~data.good | (data.group == data.group[data.good][0])))
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +184,7 @@ def labels(tmp_path_factory) -> Path:
 
 def train(labels, target, folder, **options):
     options = {"dtype": "float32", "cache": str(labels.parent), **options}
-    train_judge.main(
+    train_judge(
         labels=[str(labels)],
         target=str(target),
         out=folder / "models" / "judge.safetensors",
@@ -189,14 +197,28 @@ def train(labels, target, folder, **options):
 def test_training_ships_judge_card_figures_and_figures_of_merit(
     labels, tiny_target, tmp_path, capsys
 ):
-    judge = train(labels, tiny_target, tmp_path)
+    judge = train(labels, tiny_target, tmp_path, as_json=True)
     meta = judge.metadata
     assert meta.target_fingerprint == Checkpoint(tiny_target).fingerprint
     assert meta.threshold_method.startswith("the smallest that refuses 95 % of")
     assert meta.metrics["threshold_bad_rejected"] >= 0.95
     assert meta.metrics["auc_low"] <= meta.metrics["auc"] <= meta.metrics["auc_high"]
     document = json.loads((tmp_path / "docs" / "results" / "judge_training.json").read_text())
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["threshold"] == meta.threshold
+    printed = capsys.readouterr()
+    assert json.loads(printed.out.splitlines()[-1])["threshold"] == meta.threshold
+    stages = [line for line in printed.err.splitlines() if "/4 " in line]
+    assert [line[:4] for line in stages] == ["1/4 ", "2/4 ", "3/4 ", "4/4 "]
+    assert stages[0].startswith("1/4 hidden states: 48 labelled answers, one pass of the target")
+    assert stages[1] == "2/4 cross-validation: 12 settings, 3 fits each"
+    written = [tmp_path / "models" / "judge.safetensors", tmp_path / "models" / "judge.md"]
+    assert all(f"{file}\n" in printed.out for file in written)
+    assert (
+        f"next: name the judge in a deployment of this target (judge: {{path: {written[0]}}})"
+        in (printed.out)
+    )
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in written} == {0o666 & ~umask}
     assert document["provenance"]["versions"]["torch"] == version("torch")
     assert set(document["auc_on_unseen_domain"]) == {"even", "odd"}
     assert document["domains_never_trained_on"] == ["new"]
@@ -213,6 +235,41 @@ def test_training_ships_judge_card_figures_and_figures_of_merit(
     assert "](../docs/figures/judge_reliability.png)" in card
     assert "| new | " in card
     assert "nan" not in card
+
+
+@pytest.mark.parametrize(
+    ("low", "good_accepted", "bad_rejected", "warnings"),
+    [
+        (0.51, 0.2, 0.95, []),
+        (0.5, 0.2, 0.95, ["the AUC is 0.600 [0.500, 0.700] on the tokens that count, and 0.5 is "]),
+        (0.51, 0.0, 1.0, ["at threshold 0.9 the judge accepts none of the labelled tokens, so "]),
+        (0.51, 0.0, 0.99, []),  # it accepts a bad one
+    ],
+)
+def test_a_judge_that_knows_or_does_nothing_is_told(low, good_accepted, bad_rejected, warnings):
+    meta = JudgeMetadata(
+        feature="pre_norm",
+        hidden_size=2,
+        target_fingerprint="f",
+        tokenizer_hash="t",
+        threshold=0.9,
+        training_data_hash="d",
+    )
+    document = {
+        "counted": {"value": 0.6, "low": low, "high": 0.7},
+        "at_threshold": {"good_accepted": good_accepted, "bad_rejected": bad_rejected},
+    }
+    trained = TrainedJudge(Judge(torch.zeros(2), 0.0, meta), fixed(0.9), document, {})
+    found = trained.warnings()
+    assert len(found) == len(warnings)
+    assert all(text.startswith(begin) for text, begin in zip(found, warnings, strict=True))
+
+
+def test_a_warning_is_printed_and_json_is_not(labels, tiny_target, tmp_path, capsys):
+    train(labels, tiny_target, tmp_path, threshold=1.0)
+    printed = capsys.readouterr()
+    assert "warning: at threshold 1 the judge accepts none of" in printed.err.splitlines()[-1]
+    assert printed.out.splitlines()[-1].startswith("next: ")
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +301,7 @@ BUDGET = {"deployment": Path("nowhere.yaml"), "task": "court"}
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"feature": "middle"}, "--feature: 'middle' is not one of"),
+        ({"feature": "middle"}, "--feature: 'middle' is not one of pre_norm, post_norm, best"),
         ({"dtype": "float16"}, "--dtype: 'float16' is not auto, float32 or bfloat16"),
         ({"threshold": 0.5, "bad_recall": 0.9}, "give one of --threshold"),
         ({"max_quality_drop": 0.01}, "--max-quality-drop needs --deployment and --task"),
@@ -255,7 +312,7 @@ BUDGET = {"deployment": Path("nowhere.yaml"), "task": "court"}
     ],
 )
 def test_wrong_options_say_so(labels, tiny_target, tmp_path, options, message):
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(UserError, match=message):
         train(labels, tiny_target, tmp_path, **options)
 
 
@@ -281,7 +338,7 @@ def test_labels_that_cannot_be_read_are_named_before_any_are(
         record = LABELLED | {"id": "long", "group": "g99"} | change
         write_labels(second, [LabelRecord.model_validate(record)])
     monkeypatch.setattr("judge_decoding.training.judge.features.load_reader", None)
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(UserError, match=message):
         train(labels, tiny_target, tmp_path, held_out_labels=[str(second)], cache=str(tmp_path))
 
 

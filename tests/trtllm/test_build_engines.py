@@ -12,29 +12,28 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
 from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import load_deployment
 from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.errors import UserError
-from judge_decoding.trtllm.build import convert as convert_checkpoint
-from judge_decoding.trtllm.build import engines as build_engines
-from judge_decoding.trtllm.build import preflight as _preflight
-from judge_decoding.trtllm.build import verify as verify_engines
+from judge_decoding.trtllm.build import preflight
+from judge_decoding.trtllm.build.convert import converter, quantizer
+from judge_decoding.trtllm.build.engines import MODEL_CLASS_FILE
 from judge_decoding.trtllm.build.judge_build import JudgeBuild
+from judge_decoding.trtllm.build.verify import first_difference, read_tokens
 from judge_decoding.trtllm.manifest import EngineManifest, check_engine
 from judge_decoding.trtllm.stack import Runtime
+from tests.commands_world import run_command
 from tests.conftest import write_llama, write_tokenizer
 from tests.trtllm.test_manifest import write_judge
 
 ROOT = Path(__file__).parents[2]
 
+CONVERT, BUILD, VERIFY = "convert-checkpoint", "build-engines", "verify-engines"
 RUNTIME = Runtime("10.14.1.48", "1.2.1", 90)
 PYTHON = sys.executable
 
@@ -69,16 +68,12 @@ trtllm: {{engines: {self.engines}, gpu: h100, max_num_tokens: 1024, plugin: {sel
 """
         )
 
-    def run(self, script: Any, *arguments: str) -> tuple[int, str, str]:
+    def run(self, script: str, *arguments: str) -> tuple[int, str, str]:
         """Exit code, standard output, standard error of `python build/SCRIPT --config ...`."""
-        app = typer.Typer()
-        app.command()(script.main)
-        result = CliRunner().invoke(app, ["--config", str(self.config), *arguments])
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.exit_code, result.stdout, result.stderr
+        done = run_command(script, "--config", str(self.config), *arguments)
+        return done.code, done.stdout, done.stderr
 
-    def refused(self, script: Any, *arguments: str) -> str:
+    def refused(self, script: str, *arguments: str) -> str:
         """The one line of a refusal."""
         code, _, error = self.run(script, *arguments)
         assert code == 2, error
@@ -105,7 +100,7 @@ def machine(site: Site, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         gpus: int = 3,
         name: str = "NVIDIA H100 80GB HBM3",
         capability: tuple[int, int] = (9, 0),
-        memory: int = 79 * _preflight.GIB,
+        memory: int = 79 * preflight.GIB,
         free: int = 10**15,
         version: str | None = "1.2.1",
         tools: tuple[str, ...] = ("trtllm-build", "mpirun"),
@@ -151,8 +146,8 @@ def machine(site: Site, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=0: capability)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         usage = type("Usage", (), {"free": free})
-        monkeypatch.setattr(_preflight.shutil, "disk_usage", lambda path: usage)
-        converter = (
+        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage)
+        script_text = (
             f"import sys, os\nopen({str(site.folder / 'called')!r}, 'a').write("
             "' '.join(sys.argv[1:]) + '\\n')\n"
             "given = dict(a.split('=', 1) for a in sys.argv[1:] if '=' in a)\n"
@@ -162,11 +157,11 @@ def machine(site: Site, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             "for name in ['config.json', 'rank0.safetensors', 'rank1.safetensors']:\n"
             "    open(os.path.join(out, name), 'w').close()\n"
         )
-        script(convert_checkpoint.converter(site.examples), converter + writes)
-        script(convert_checkpoint.quantizer(site.examples), converter + writes)
+        script(converter(site.examples), script_text + writes)
+        script(quantizer(site.examples), script_text + writes)
         script(
             site.examples / "run.py",
-            converter
+            script_text
             + "os.makedirs(os.path.dirname(given['--output_csv']))\n"
             + "tokens = open(os.path.join(given['--engine_dir'], 'says')).read()\n"
             + "open(given['--output_csv'], 'w').write(tokens)\n",
@@ -180,7 +175,7 @@ def machine(site: Site, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_dry_run_of_a_conversion(site: Site) -> None:
-    code, out, _ = site.run(convert_checkpoint, "--dry-run")
+    code, out, _ = site.run(CONVERT, "--dry-run")
     assert code == 0
     root, script = site.engines, "/app/examples/models/core/llama/convert_checkpoint.py"
     assert out.splitlines() == [
@@ -206,7 +201,7 @@ def test_dry_run_of_a_conversion(site: Site) -> None:
 def test_dry_run_of_a_quantization(site: Site) -> None:
     site.write(trtllm=", target: {quantization: fp8, kv_cache_dtype: fp8}")
     arguments = ("--only", "target", "--calibration", "/data/cnn", "--calibration-size", "32")
-    _, out, _ = site.run(convert_checkpoint, "--dry-run", *arguments)
+    _, out, _ = site.run(CONVERT, "--dry-run", *arguments)
     assert out.splitlines()[1] == (
         f"command  {PYTHON} /app/examples/quantization/quantize.py --model_dir={site.target} "
         f"--output_dir={site.engines}/checkpoints/target.partial --dtype=bfloat16 --tp_size=2 "
@@ -226,11 +221,11 @@ def common(site: Site, role: str, engine: str, *, gemm: str = "bfloat16", fp8: s
 
 
 SPECULATIVE = "--speculative_decoding_mode=draft_tokens_external --max_draft_len=6"
-CLASS = f"--model_cls_file={ROOT}/build/judge_llama.py --model_cls_name=JudgeLlamaForCausalLM"
+CLASS = f"--model_cls_file={MODEL_CLASS_FILE} --model_cls_name=JudgeLlamaForCausalLM"
 
 
 def test_dry_run_of_a_build(site: Site) -> None:
-    code, out, _ = site.run(build_engines, "--dry-run")
+    code, out, _ = site.run(BUILD, "--dry-run")
     assert code == 0
     root = site.engines
     lines = out.splitlines()
@@ -269,7 +264,7 @@ def test_dry_run_of_a_build(site: Site) -> None:
 
 def test_a_build_without_a_judge_is_plain_speculative_decoding(site: Site) -> None:
     site.write(rest="acceptance: {rule: strict}")
-    _, out, _ = site.run(build_engines, "--dry-run", "--only", "target")
+    _, out, _ = site.run(BUILD, "--dry-run", "--only", "target")
     assert out.splitlines()[1] == (
         "command  mpirun --allow-run-as-root -n 2 trtllm-build "
         f"{common(site, 'target', 'target')} {SPECULATIVE}"
@@ -281,7 +276,7 @@ def test_an_fp8_build(site: Site) -> None:
         ranks="{draft: {devices: [0]}, target: {devices: [1]}}",
         trtllm=", target: {quantization: fp8, kv_cache_dtype: fp8}, logits_dtype: float16",
     )
-    _, out, _ = site.run(build_engines, "--dry-run", "--only", "target")
+    _, out, _ = site.run(BUILD, "--dry-run", "--only", "target")
     command = next(line for line in out.splitlines() if line.startswith("command"))
     wanted = common(site, "target", "target", gemm="auto", fp8="enable")
     wanted = wanted.replace("--logits_dtype=float32", "--logits_dtype=float16")
@@ -296,7 +291,7 @@ def test_the_engine_takes_max_draft_len_whatever_the_schedule(site: Site) -> Non
     """What a request may ask for, where the schedule leaves it that."""
     rest = f"judge: {{path: {site.judge}}}\nacceptance: {{rule: judge}}"
     site.write(rest=f"{rest}\ndraft_len_schedule: {{1: 4, 2: 3}}")
-    _, out, _ = site.run(build_engines, "--dry-run", "--only", "target")
+    _, out, _ = site.run(BUILD, "--dry-run", "--only", "target")
     assert "--speculative_decoding_mode=draft_tokens_external --max_draft_len=6 " in out
     assert '"max_draft_len": 6' in out
 
@@ -305,12 +300,12 @@ def test_more_ranks_than_gpus_of_a_node(site: Site) -> None:
     """commands/build.py: process r builds the ranks r, r + 8."""
     ranks = f"{{draft: {{devices: [16]}}, target: {{tp: 16, devices: {list(range(16))}}}}}"
     site.write(ranks=ranks, trtllm=", mode: leader")
-    _, out, _ = site.run(build_engines, "--dry-run", "--only", "target")
+    _, out, _ = site.run(BUILD, "--dry-run", "--only", "target")
     assert "mpirun --allow-run-as-root -n 8 -x" in out
 
 
 def test_the_baseline_variants(site: Site) -> None:
-    _, out, _ = site.run(build_engines, "--dry-run", "--baseline")
+    _, out, _ = site.run(BUILD, "--dry-run", "--baseline")
     parts = out.split("step     ")
     assert [part.split("\n")[0] for part in parts[1:]] == [
         "build draft",
@@ -321,11 +316,11 @@ def test_the_baseline_variants(site: Site) -> None:
     assert "judge" not in parts[3].replace(str(site.engines), "")
     assert '"threshold": 1.0' in parts[4]
     site.write(rest="acceptance: {rule: strict}")
-    assert "--baseline compares with a judged target" in site.refused(build_engines, "--baseline")
+    assert "--baseline compares with a judged target" in site.refused(BUILD, "--baseline")
 
 
 def test_dry_run_of_a_verification(site: Site) -> None:
-    code, out, _ = site.run(verify_engines, "--dry-run")
+    code, out, _ = site.run(VERIFY, "--dry-run")
     assert code == 0
     root = site.engines
     assert out.splitlines() == [
@@ -343,12 +338,50 @@ def test_dry_run_of_a_verification(site: Site) -> None:
     ]
 
 
+@pytest.mark.parametrize("config", sorted(path.name for path in ROOT.glob("configs/llama-*.yaml")))
+def test_a_dry_run_needs_no_model(config: str) -> None:
+    """The bug: "no folder /models/...", with a hint at the demo. The shapes are enough to plan."""
+    path = ROOT / "configs" / config
+    deployment = load_deployment(path)
+    assert deployment.draft is not None and deployment.trtllm is not None
+    for script in (CONVERT, BUILD):
+        done = run_command(script, "--config", str(path), "--dry-run")
+        assert (done.code, done.stderr) == (0, "")
+        assert done.stdout.splitlines()[:2] == [
+            f"absent   {name} {model.model}, planned by its shape {model.shape}"
+            for name, model in (("draft", deployment.draft), ("target", deployment.target))
+        ]
+        assert done.stdout.count("command  ") == 2
+    assert f'"judge": "{deployment.judge.path}"' in done.stdout
+    assert '"threshold": "the judge\'s own"' in done.stdout
+    assert '"vocab_size": 128256' in done.stdout and '"end_ids": "the target\'s"' in done.stdout
+
+
+def test_a_dry_run_without_a_shape_says_what_to_give(site: Site) -> None:
+    site.target = site.folder / "none"
+    site.write()
+    for script in (CONVERT, BUILD):
+        error = site.refused(script, "--dry-run")
+        assert f"no {site.target}/config.json; give its `shape`: llama-3.2-1b" in error
+
+
+def test_the_demo_is_hinted_at_for_its_own_folder_only(site: Site) -> None:
+    site.target = site.folder / "none"
+    site.write()
+    assert site.refused(CONVERT) == f"model: no folder {site.target}"
+    site.target = site.folder / "smollm2-135m-instruct"
+    site.write()
+    assert site.refused(CONVERT) == (
+        f"model: no folder {site.target} (for the demo: make venv && make target)"
+    )
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", [convert_checkpoint, build_engines])
+@pytest.mark.parametrize("script", [CONVERT, BUILD])
 def test_models_and_judge_are_checked_first(
-    site: Site, script: Any, tmp_path: Path, tiny_target: Path
+    site: Site, script: str, tmp_path: Path, tiny_target: Path
 ) -> None:
     """Before TensorRT-LLM and the GPU are looked for, so that a laptop says it too."""
     site.judge.unlink()
@@ -377,17 +410,17 @@ def test_a_draft_without_its_own_embeddings(site: Site) -> None:
     site.draft = ROOT / "models" / "smollm2-135m-draft"
     site.target = site.draft  # the same vocabulary
     site.write(rest="acceptance: {rule: strict}")
-    assert "borrows model.embed_tokens.weight from its target" in site.refused(convert_checkpoint)
+    assert "borrows model.embed_tokens.weight from its target" in site.refused(CONVERT)
 
 
 def test_a_deployment_of_another_engine(site: Site) -> None:
     site.config.write_text(f"name: t\ntarget: {{model: {site.target}}}\nacceptance: {{rule: none}}")
-    for script in (convert_checkpoint, build_engines, verify_engines):
+    for script in (CONVERT, BUILD, VERIFY):
         assert "has engine torch; engines are for engine trtllm" in site.refused(script)
 
 
-@pytest.mark.parametrize("script", [convert_checkpoint, build_engines, verify_engines])
-def test_no_tensorrt_llm_or_another(site: Site, script: Any, machine: Callable[..., None]) -> None:
+@pytest.mark.parametrize("script", [CONVERT, BUILD, VERIFY])
+def test_no_tensorrt_llm_or_another(site: Site, script: str, machine: Callable[..., None]) -> None:
     machine(version=None)
     assert site.refused(script) == (
         "TensorRT-LLM is not installed here; run inside the container "
@@ -399,53 +432,53 @@ def test_no_tensorrt_llm_or_another(site: Site, script: Any, machine: Callable[.
 
 def test_no_gpu(site: Site, machine: Callable[..., None]) -> None:
     machine(gpus=0)
-    assert "no GPU is visible" in site.refused(convert_checkpoint, "--examples", str(site.examples))
-    for script in (build_engines, verify_engines):
+    assert "no GPU is visible" in site.refused(CONVERT, "--examples", str(site.examples))
+    for script in (BUILD, VERIFY):
         assert "no GPU is visible" in site.refused(script)
 
 
 def convert(site: Site, *arguments: str) -> tuple[int, str, str]:
-    return site.run(convert_checkpoint, "--examples", str(site.examples), *arguments)
+    return site.run(CONVERT, "--examples", str(site.examples), *arguments)
 
 
 def test_the_wrong_machine(site: Site, machine: Callable[..., None]) -> None:
     machine(name="NVIDIA A100-SXM4-80GB", capability=(8, 0))
     assert convert(site)[0] == 0  # a checkpoint is not tied to a GPU kind
-    assert site.refused(build_engines) == (
+    assert site.refused(BUILD) == (
         "trtllm.gpu is h100 (SM 90), but this machine has NVIDIA A100-SXM4-80GB (SM 80); build on "
         "the GPU kind that serves"
     )
     machine(name="NVIDIA H200")
-    assert "this machine has NVIDIA H200 (SM 90)" in site.refused(build_engines)
+    assert "this machine has NVIDIA H200 (SM 90)" in site.refused(BUILD)
     machine(gpus=1)
-    assert "1 GPUs are visible, 2 are needed" in site.refused(build_engines)
-    machine(memory=4 * _preflight.GIB)
-    assert "GPU 0 has 4.0 GiB, but holds draft 0.0 GiB of weights" in site.refused(build_engines)
+    assert "1 GPUs are visible, 2 are needed" in site.refused(BUILD)
+    machine(memory=4 * preflight.GIB)
+    assert "GPU 0 has 4.0 GiB, but holds draft 0.0 GiB of weights" in site.refused(BUILD)
     machine(free=1000)
-    assert "disk: the engines needs" in site.refused(build_engines)
+    assert "disk: the engines needs" in site.refused(BUILD)
     machine(tools=("mpirun",))
-    assert "trtllm-build is not on PATH; run inside the container" in site.refused(build_engines)
+    assert "trtllm-build is not on PATH; run inside the container" in site.refused(BUILD)
     machine(tools=("trtllm-build",))
-    assert "mpirun is not on PATH" in site.refused(build_engines)
+    assert "mpirun is not on PATH" in site.refused(BUILD)
     machine()
     site.plugin.unlink()
-    assert f"plugin: no file {site.plugin}; build it" in site.refused(build_engines)
+    assert f"plugin: no file {site.plugin}; build it" in site.refused(BUILD)
     assert not (site.engines / "draft").exists()
 
 
 def test_the_wrong_container(site: Site, machine: Callable[..., None]) -> None:
     """A missing examples folder, and a full disk."""
-    error = site.refused(convert_checkpoint, "--examples", str(site.folder / "nowhere"))
+    error = site.refused(CONVERT, "--examples", str(site.folder / "nowhere"))
     assert "convert_checkpoint.py; it is part of the container nvcr.io" in error
     machine(free=1000)
-    error = site.refused(convert_checkpoint, "--examples", str(site.examples))
+    error = site.refused(CONVERT, "--examples", str(site.examples))
     assert "disk: the checkpoints needs" in error
     assert not site.engines.exists()
 
 
 def test_an_engine_without_its_checkpoint(site: Site, machine: Callable[..., None]) -> None:
-    assert "checkpoints/draft; run build/convert_checkpoint.py" in site.refused(build_engines)
-    assert "only: unknown 'judge'" in site.refused(build_engines, "--only", "judge")
+    assert "checkpoints/draft; run build/convert_checkpoint.py" in site.refused(BUILD)
+    assert "only: unknown 'judge'" in site.refused(BUILD, "--only", "judge")
 
 
 # --- what is done --------------------------------------------------------------------------------
@@ -461,7 +494,7 @@ def test_convert_then_build_then_resume(site: Site, machine: Callable[..., None]
         "quantization": "none",
         "kv_cache_dtype": "auto",
     }
-    code, out, error = site.run(build_engines)
+    code, out, error = site.run(BUILD)
     assert code == 0, error
     deployment = load_deployment(site.config)
     for role in ("draft", "target"):
@@ -473,13 +506,13 @@ def test_convert_then_build_then_resume(site: Site, machine: Callable[..., None]
     assert (written.judge, written.threshold) == (site.judge, 0.6)
 
     called = (site.folder / "called").read_text()
-    code, out, _ = site.run(build_engines)
+    code, out, _ = site.run(BUILD)
     assert (code, out.count("is ready")) == (0, 2)
     assert convert(site)[1].count("is ready") == 2
     assert (site.folder / "called").read_text() == called  # nothing ran again
-    code, out, _ = site.run(build_engines, "--dry-run")
+    code, out, _ = site.run(BUILD, "--dry-run")
     assert out.splitlines() == [f"ready    {site.engines}/draft", f"ready    {site.engines}/target"]
-    assert site.run(build_engines, "--only", "draft", "--again")[0] == 0
+    assert site.run(BUILD, "--only", "draft", "--again")[0] == 0
     assert (site.folder / "called").read_text().count("/draft.partial") == called.count(
         "/draft.partial"
     ) + 1
@@ -489,15 +522,15 @@ def test_what_is_there_for_something_else_is_not_reused(
     site: Site, machine: Callable[..., None]
 ) -> None:
     assert convert(site)[0] == 0
-    assert site.run(build_engines)[0] == 0
+    assert site.run(BUILD)[0] == 0
     site.write(ranks="{draft: {devices: [0]}, target: {devices: [1]}}")
-    error = site.refused(build_engines, "--only", "target")
+    error = site.refused(BUILD, "--only", "target")
     assert "has tp 2, but 1 is needed here; set ranks.target.tp to 2, or build it again" in error
-    error = site.refused(convert_checkpoint, "--examples", str(site.examples))
+    error = site.refused(CONVERT, "--examples", str(site.examples))
     assert "checkpoints/target has tp 2, but 1 is wanted" in error
     site.write()
     (site.engines / "checkpoints/target/rank1.safetensors").unlink()
-    error = site.refused(convert_checkpoint, "--examples", str(site.examples))
+    error = site.refused(CONVERT, "--examples", str(site.examples))
     assert "lacks rank1.safetensors; pass --only target --again" in error
 
 
@@ -506,14 +539,14 @@ def test_a_failed_step_says_why_and_leaves_nothing_half_made(
 ) -> None:
     assert convert(site)[0] == 0
     monkeypatch.setenv("BREAK", "/nowhere")
-    error = site.refused(build_engines)
+    error = site.refused(BUILD)
     log = site.engines / "logs/build-draft.log"
     assert error == (
         f"build draft failed with exit code 3; log {log}, its end: building | out of memory"
     )
     assert not (site.engines / "draft").exists()
     monkeypatch.setenv("BREAK", "/")
-    assert site.run(build_engines)[0] == 0
+    assert site.run(BUILD)[0] == 0
     assert log.read_text().count("building") == 2  # the first attempt's log is kept
 
 
@@ -521,7 +554,7 @@ def test_a_step_that_ends_well_but_makes_too_little(
     site: Site, machine: Callable[..., None]
 ) -> None:
     site.write(ranks="{draft: {devices: [0]}, target: {tp: 3, devices: [1, 2, 3]}}")
-    error = site.refused(convert_checkpoint, "--examples", str(site.examples))
+    error = site.refused(CONVERT, "--examples", str(site.examples))
     half = site.engines / "checkpoints/target.partial"  # the fake makes two ranks' files
     assert error.startswith(f"convert target ended well but made no {half}/rank2.safetensors; log ")
     assert not (site.engines / "checkpoints/target").exists()
@@ -529,7 +562,7 @@ def test_a_step_that_ends_well_but_makes_too_little(
 
 def test_the_baseline_engines_say_what_they_are(site: Site, machine: Callable[..., None]) -> None:
     assert convert(site)[0] == 0
-    assert site.run(build_engines, "--baseline")[0] == 0
+    assert site.run(BUILD, "--baseline")[0] == 0
     found = {
         name: EngineManifest.load(site.engines / name)
         for name in ("target", "target-plain", "target-threshold-1")
@@ -547,13 +580,13 @@ def test_the_baseline_engines_say_what_they_are(site: Site, machine: Callable[..
 def built(site: Site, **says: str) -> None:
     """All engines, each with the tokens that the fake run.py prints for it."""
     assert convert(site)[0] == 0
-    assert site.run(build_engines, "--baseline")[0] == 0
+    assert site.run(BUILD, "--baseline")[0] == 0
     for name in ("target", "target-plain", "target-threshold-1"):
         (site.engines / name / "says").write_text(says.get(name.replace("-", "_"), "1,2\n3,4\n"))
 
 
 def verify(site: Site, *arguments: str) -> tuple[int, str, str]:
-    return site.run(verify_engines, "--examples", str(site.examples), *arguments)
+    return site.run(VERIFY, "--examples", str(site.examples), *arguments)
 
 
 def test_verification_passes(site: Site, machine: Callable[..., None]) -> None:
@@ -594,15 +627,15 @@ def test_verification_checks_manifests_first(site: Site, machine: Callable[..., 
 def test_verification_of_two_nodes(site: Site) -> None:
     ranks = f"{{draft: {{devices: [16]}}, target: {{tp: 16, devices: {list(range(16))}}}}}"
     site.write(ranks=ranks, trtllm=", mode: leader")
-    assert "runs on one node, but GPU 16 is on another" in site.refused(verify_engines)
+    assert "runs on one node, but GPU 16 is on another" in site.refused(VERIFY)
 
 
 def test_tokens_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"verify: cannot read .*tokens\.csv"):
-        verify_engines.read_tokens(tmp_path)
+        read_tokens(tmp_path)
     (tmp_path / "tokens.csv").write_text("")
     with pytest.raises(UserError, match="holds no tokens"):
-        verify_engines.read_tokens(tmp_path)
+        read_tokens(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -610,4 +643,4 @@ def test_tokens_that_cannot_be_read(tmp_path: Path) -> None:
     [([1, 2], [1, 2], None), ([1, 2], [1, 3], 1), ([1], [1, 2], 1), ([], [], None)],
 )
 def test_first_difference(one: list[int], other: list[int], index: int | None) -> None:
-    assert verify_engines.first_difference(one, other) == index
+    assert first_difference(one, other) == index

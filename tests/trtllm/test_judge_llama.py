@@ -9,7 +9,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
-from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ import pytest
 import torch
 from plugin_builds import LEAN_VERSIONS, lean_runtime, needs_nvcc, plugin_library
 
+from judge_decoding import trtllm
 from judge_decoding.decoding.judge import Judge, JudgeMetadata
 from judge_decoding.errors import UserError
+from judge_decoding.trtllm.build.engines import MODEL_CLASS_FILE
 from tests.fakes import trt_graph_fake as fake
 
 ROOT = Path(__file__).parents[2]
@@ -31,8 +33,8 @@ INPUTS = "input_ids, last_token_ids, context_lengths"
 def fresh() -> Iterator[None]:
     """The two modules are imported anew in every test, and none is left that saw the fake."""
     yield
-    for name in ("judge_llama", "_trtllm_compat"):
-        sys.modules.pop(name, None)
+    sys.modules.pop("judge_decoding.trtllm.compat", None)
+    vars(trtllm).pop("compat", None)
 
 
 @pytest.fixture
@@ -103,9 +105,18 @@ def inputs() -> dict[str, Any]:
     }
 
 
+def load() -> Any:
+    """The file as trtllm-build loads it for --model_cls_file: by its path, under its own name."""
+    spec = spec_from_file_location("judge_llama", MODEL_CLASS_FILE)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def judged() -> Any:
     """The class, from a module that was imported over the fake."""
-    return import_module("judge_llama").JudgeLlamaForCausalLM
+    return load().JudgeLlamaForCausalLM
 
 
 def test_post_norm_wires_the_lm_heads_input(graph: fake.Graph, build: Any) -> None:
@@ -278,12 +289,12 @@ def test_the_build_file(graph: fake.Graph, build: Any, monkeypatch: pytest.Monke
 def test_another_release_stops_at_import(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     fake.install(monkeypatch, version=version)
     with pytest.raises(UserError, match=f"TensorRT-LLM {version} is installed, this needs 1.2.1"):
-        import_module("judge_llama")
+        load()
 
 
 def test_no_release_stops_at_import() -> None:
     with pytest.raises(UserError, match=r"not installed here; run inside the container nvcr\.io"):
-        import_module("judge_llama")
+        load()
 
 
 # --- the same graph with TensorRT's own registry and the real plugin ---
@@ -293,7 +304,7 @@ import json, sys
 import pytest
 import tensorrt_lean_bindings as trt
 from tests.fakes import trt_graph_fake as fake
-from tests import test_judge_llama as here
+from tests.trtllm import test_judge_llama as here
 
 with pytest.MonkeyPatch.context() as patch:
     cdll = here.ctypes.CDLL

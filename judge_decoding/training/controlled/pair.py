@@ -1,12 +1,9 @@
-"""Train the controlled pair: a small target that can do the task, a draft that errs now and then.
+"""The controlled pair: a small target that can do the task, and a draft that sometimes errs.
 
-    OMP_NUM_THREADS=1 python build/controlled_pair.py target
-    OMP_NUM_THREADS=1 python build/controlled_pair.py draft
-
-Both are Llamas from scratch on text of `controlled_task`, each in its own writer's wording, with a
-loss on answers alone. Muon for the matrices, AdamW for embeddings and norms. The target reads text
-without slips first and with slips later.
-The same tokenizer goes into both folders: a word is a token, a number is a token.
+Both are Llamas trained from scratch on text of the controlled task, each in its own writer's
+wording, with a loss on answers alone. Muon trains the matrices, AdamW embeddings and norms. The
+target reads text without slips first and with slips later. Both folders hold the same tokenizer: a
+word is a token, a number is a token.
 """
 
 from __future__ import annotations
@@ -14,7 +11,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -23,29 +19,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import typer
 from torch.nn import functional as F
 
-from judge_decoding.checkpoint import HEAD, Checkpoint
+from judge_decoding.checkpoint import HEAD, Checkpoint, save_tensors
 from judge_decoding.decoding.contracts import Acceptance
 from judge_decoding.decoding.loop import SpeculativeDecoder
 from judge_decoding.decoding.round import Engines
 from judge_decoding.decoding.sequence import Request
+from judge_decoding.errors import UserError
 from judge_decoding.text import Tokenizer
 from judge_decoding.torch_engine.engine import load_target
 from judge_decoding.training.controlled.task import (
     MAX_TOKENS,
-    PUNCTUATION,
     Problem,
     first_false,
     make_problem,
     problems,
-    vocabulary,
-    words_of,
     write,
 )
+from judge_decoding.training.controlled.wordings import PUNCTUATION, vocabulary, words_of
 
-MODELS = Path("models")
 SPECIAL = ("<unk>", "<|end|>", "<|user|>", "<|assistant|>")
 UNKNOWN, END, USER, ASSISTANT = range(4)
 TEMPLATE = (
@@ -59,7 +52,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PairRecipe:
     """Size and training of one model. `slips_from` is the share of the steps before slips come;
     `autocast` computes in bfloat16, in which a CPU without AVX-512 takes seven times as long for a
     product."""
@@ -78,8 +71,8 @@ class Recipe:
 
 
 RECIPES = {
-    "target": Recipe("target", 128, 4, 4, 320, 2000, 24, 5e-3, 0.2, 0, False),
-    "draft": Recipe("draft", 96, 2, 3, 256, 600, 24, 5e-3, 1.0, 1, True),
+    "target": PairRecipe("target", 128, 4, 4, 320, 2000, 24, 5e-3, 0.2, 0, False),
+    "draft": PairRecipe("draft", 96, 2, 3, 256, 600, 24, 5e-3, 1.0, 1, True),
 }
 
 
@@ -130,7 +123,7 @@ class Encoder:
         return Example(prompt, [*self(write(problem, writer, rng, slips=slips)), END])
 
 
-def batches(recipe: Recipe, encoder: Encoder) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(recipe: PairRecipe, encoder: Encoder) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(ids, labels) int64 [problems, T] of every step; a batch's problems have as many changes."""
     rng = random.Random(recipe.seed)
     waiting: dict[int, list[Problem]] = {}
@@ -164,7 +157,7 @@ def collate(examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, labels
 
 
-def make_model(recipe: Recipe, vocab_size: int) -> Any:
+def make_model(recipe: PairRecipe, vocab_size: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -188,7 +181,7 @@ def make_model(recipe: Recipe, vocab_size: int) -> Any:
     return model
 
 
-def train(recipe: Recipe, model: Any, encoder: Encoder) -> Iterator[tuple[int, int, float]]:
+def train(recipe: PairRecipe, model: Any, encoder: Encoder) -> Iterator[tuple[int, int, float]]:
     """Yields (steps done, answer tokens seen, loss) after every step. Cosine schedule."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim == 1 or "embed" in n]
@@ -207,7 +200,7 @@ def train(recipe: Recipe, model: Any, encoder: Encoder) -> Iterator[tuple[int, i
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.autocast):
             logits = model.lm_head(model.model(input_ids=ids).last_hidden_state[wanted])
         loss = F.cross_entropy(logits.float(), labels[wanted])
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_([*matrices, *others], 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -217,18 +210,14 @@ def train(recipe: Recipe, model: Any, encoder: Encoder) -> Iterator[tuple[int, i
 
 
 def save(model: Any, folder: Path) -> None:
-    """A Llama folder in bfloat16, with the tokenizer; written beside its place and renamed."""
-    from safetensors.torch import save_file
-
+    """A Llama folder in bfloat16, with the tokenizer."""
     make_tokenizer(folder)
     tensors = {
         name: tensor.to(torch.bfloat16).contiguous()
         for name, tensor in model.state_dict().items()
         if name != HEAD  # tied to the embeddings
     }
-    temporary = folder / ".model.safetensors"
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    os.replace(temporary, folder / "model.safetensors")
+    save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     config = model.config.to_dict() | {"architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
     config["use_cache"] = True
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -258,18 +247,18 @@ def accuracy(folder: Path, asked: Sequence[Problem]) -> dict[str, float]:
     return {"accuracy": sum(right) / len(asked), "true": sum(true) / len(asked)}
 
 
-def main(
-    which: str = typer.Argument(help="target or draft"),
-    out: Path | None = typer.Option(None, help="default: models/controlled-WHICH"),
-    before_slips: Path | None = typer.Option(None, help="also save the model before slips come"),
-    steps: int | None = typer.Option(None, min=1, help="instead of the recipe's"),
-    test: int = typer.Option(200, min=1, help="held-out problems to answer at the end"),
-) -> None:
-    """Train one model of the pair."""
+def train_model(
+    which: str, folder: Path, *, before_slips: Path | None, steps: int | None, test: int
+) -> dict[str, Any]:
+    """Train `target` or `draft` into `folder`, and report its accuracy on `test` held-out problems.
+
+    before_slips  where to save the target as it is before slips come
+    steps         None: the recipe's
+    Progress goes to stdout. UserError for another model.
+    """
     if which not in RECIPES:
-        raise SystemExit(f"controlled_pair: {which!r} is not one of {', '.join(RECIPES)}")
+        raise UserError(f"controlled pair: {which!r} is not one of {', '.join(RECIPES)}")
     recipe = RECIPES[which] if steps is None else replace(RECIPES[which], steps=steps)
-    folder = out or MODELS / f"controlled-{which}"
     torch.manual_seed(recipe.seed)
     encoder = Encoder()
     model = make_model(recipe, encoder.size)
@@ -286,10 +275,9 @@ def main(
             save(model, folder)
     asked = list(itertools.islice(problems(TEST_SEED, held_out=True), test))
     found = accuracy(folder, asked)
-    report = asdict(recipe) | {
+    return asdict(recipe) | {
         "parameters": parameters,
         "answer_tokens_seen": seen,
         "cpu_seconds": round(time.process_time() - began),
         **found,
     }
-    print(json.dumps(report))

@@ -1,18 +1,15 @@
 """Word problems whose every step can be said in many ways and checked exactly.
 
-    python build/controlled_task.py --count 3          # a look at the text of both writers
-    python build/controlled_task.py --write            # the held-out problems of the eval task
+A problem is a pile that grows and shrinks over some days, and its answer is a chain of steps. Both
+are written from one grammar (`wordings`). Numbers and directions are facts. Two *writers* use the
+same grammar and prefer different wordings: each has its own weights for every slot. The weights are
+log-normal, so that a slot is sharp for one writer and flat for another, as with people.
 
-A problem is a pile that grows and shrinks over some days. Its answer is a chain of steps, and both
-are written from one grammar: `WORDINGS` says in how many ways each thing can be put. Numbers and
-directions are facts. Two *writers* use the same grammar and prefer different wordings: each has
-its own weights for every slot, log-normal and thus sharp here and flat there, as people have.
+What a grammar writes it can also read: `StepReader` follows an answer word by word and says where
+it first leaves everything that could truly be written. That is the exact label of a token.
 
-What a grammar writes it can also read: `Reader` follows an answer word by word and says where it
-first leaves everything that could truly be written. That is the exact label of a token.
-
-A *slip* is a wrong fact that is noticed and put right at once ("that makes 31, no, 28"), more often
-where a sum crosses a ten. `slips=True` mixes some in. `Reader` counts a slip as wrong.
+A *slip* is a wrong fact that is noticed and put right at once ("that makes 31, no, 28"); it is more
+frequent where a sum crosses a ten. `slips=True` mixes some in. `StepReader` counts a slip as wrong.
 """
 
 from __future__ import annotations
@@ -20,101 +17,28 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 
-import typer
+from judge_decoding.evaluation.task import Item
+from judge_decoding.training.controlled.wordings import (
+    DAYS,
+    GAINS,
+    LOSSES,
+    OPPOSITE,
+    PEOPLE,
+    THINGS,
+    WORDINGS,
+    symbols,
+    text_of,
+)
 
-from judge_decoding.evaluation.task import Item, write_task
-
-TASK = Path(__file__).resolve().parents[2] / "data/tasks/controlled.jsonl"
 TASK_SEED, CALIBRATE, REPORT = 6, 600, 300
 MAX_TOKENS = 192
-
-DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-PEOPLE = {
-    "Mia": "she", "Ana": "she", "Rosa": "she", "Lena": "she", "Ivy": "she", "Nora": "she",
-    "Tom": "he", "Ben": "he", "Omar": "he", "Leo": "he", "Max": "he", "Carl": "he",
-}  # fmt: skip
-THINGS = (
-    "apples", "coins", "shells", "stamps", "books", "marbles",
-    "cards", "beads", "pens", "stones", "tickets", "buttons",
-)  # fmt: skip
-GAINS = ("buys", "finds", "wins", "collects", "makes")
-LOSSES = ("sells", "loses", "trades", "drops", "donates")
 LARGEST = 20
 """Totals lie in 0..LARGEST, what comes or goes in 2..6."""
 
-WORDINGS: dict[str, tuple[str, ...]] = {
-    "opening": (
-        "{name} {starts} {start} {things} .",
-        "At first there are {start} {things} .",
-        "The {pile} {starts} {start} .",
-        "We know that {name} has {start} {things} .",
-        "To begin , {name} has {start} .",
-        "Before all this , the {pile} is {start} .",
-    ),
-    "starts": ("starts with", "begins with", "sets out with", "opens with"),
-    "when": (
-        "On {day}",
-        "Then on {day}",
-        "Next , on {day} ,",
-        "When {day} comes ,",
-        "After that , on {day} ,",
-        "By {day} night",
-        "Come {day} ,",
-        "{day} is when",
-    ),
-    "up": (
-        "{who} {gains} {n} {more} , {so} {after} {tail} .",
-        "the {pile} {rises} by {n} {to} {after} {tail} .",
-        "{n} {more} {things} {arrive} , {so} {after} {tail} .",
-        "{before} {plus} {n} {is} {after} {tail} .",
-    ),
-    "down": (
-        "{who} {loses} {n} {of_them} , {so} {after} {tail} .",
-        "the {pile} {falls} by {n} {to} {after} {tail} .",
-        "{n} {old} {things} {leave} , {so} {after} {tail} .",
-        "{before} {minus} {n} {is} {after} {tail} .",
-    ),
-    "who": ("{she}", "{name}", "our {friend}"),
-    "friend": ("friend", "collector", "owner"),
-    "gains": ("gains", "gets", "adds", "receives", "takes in"),
-    "loses": ("loses", "spends", "removes", "gives up", "parts with"),
-    "rises": ("rises", "grows", "climbs", "goes up", "increases"),
-    "falls": ("falls", "shrinks", "sinks", "goes down", "decreases"),
-    "arrive": ("arrive", "come in", "join", "turn up"),
-    "leave": ("leave", "go out", "vanish", "are gone"),
-    "plus": ("plus", "and", "with another", "added to"),
-    "minus": ("minus", "less", "without", "take away"),
-    "more": ("more", "extra", "new", "additional"),
-    "of_them": ("of them", "of those", "for good", ""),
-    "old": ("", "old", "of the", "of these"),
-    "pile": ("pile", "total", "count", "number", "collection", "stock"),
-    "to": ("to", "and reaches", "and is now", ", giving", "and stands at", ", ending at"),
-    "so": (
-        "so there are", "which makes", "and that is",
-        "leaving us at", "so we have", "for a sum of",
-    ),
-    "is": ("is", "makes", "gives", "comes to", "equals", "yields"),
-    "tail": ("", "{things}", "in all", "altogether", "now", "by the end of it"),
-    "closing": (
-        "So the answer is {after} .",
-        "In the end the answer is {after} .",
-        "That means the answer is {after} .",
-        "Therefore the answer is {after} .",
-        "Hence , the answer is {after} .",
-    ),
-    "oops": (", no ,", ", wait ,", ", sorry ,", ", rather"),
-}  # fmt: skip
-
-OPPOSITE = {"gains": "loses", "rises": "falls", "arrive": "leave", "plus": "minus"}
-OPPOSITE |= {loss: gain for gain, loss in OPPOSITE.items()}
-
-PUNCTUATION = frozenset(".,:?")
 SPREAD = {"target": 1.0, "draft": 1.8}
 """Of the log-normal weights. At 1.8 about half of a slot's weight is on its favourite wording and
 others are hardly ever written; at 1.0 each is met often enough for the target to read it well."""
@@ -122,19 +46,6 @@ SLIP = 0.03
 SLIP_TOTAL = 0.08
 SLIP_TOTAL_CROSSING = 0.15
 """Chance of a slip of the tongue: anywhere, in a new total, in one that crosses a ten."""
-
-
-def text_of(words: Sequence[str]) -> str:
-    """Words as text; every word but punctuation brings its own space, the first one too."""
-    return "".join(word if word in PUNCTUATION else " " + word for word in words)
-
-
-def words_of(text: str) -> list[str]:
-    return re.findall(r"\w+|[^\w\s]", text)
-
-
-def symbols(template: str) -> tuple[str, ...]:
-    return tuple(template.split())
 
 
 @dataclass(frozen=True)
@@ -214,7 +125,7 @@ class Problem:
         return tuple(parts)
 
     def _part(self, template: str, day: str, facts: dict[str, str], sizes: set[str]) -> Part:
-        wrong = {}
+        wrong: dict[str, tuple[float, tuple[str, ...]]] = {}
         for slot in ("start", "n", "before", "after"):
             if slot not in facts:
                 continue
@@ -305,7 +216,7 @@ def write(problem: Problem, writer: str, rng: random.Random, *, slips: bool = Fa
     return words
 
 
-class Reader:
+class StepReader:
     """Follows an answer word by word as long as it may still become a true and whole one."""
 
     def __init__(self, problem: Problem) -> None:
@@ -345,36 +256,18 @@ class Reader:
 
 def first_false(problem: Problem, words: Sequence[str]) -> int | None:
     """Index of the first word that says something false, or leaves the language; None: all true."""
-    reader = Reader(problem)
+    reader = StepReader(problem)
     return next((i for i, word in enumerate(words) if not reader.push(word)), None)
 
 
-def vocabulary() -> list[str]:
-    """Every word that questions and answers are made of."""
-    words = {str(number) for number in range(100)} | PUNCTUATION | {*DAYS, *THINGS, *GAINS, *LOSSES}
-    words |= {*PEOPLE, *PEOPLE.values()}
-    for template in (option for options in WORDINGS.values() for option in options):
-        words |= {symbol for symbol in symbols(template) if symbol[0] != "{"}
-    words |= set(words_of("On has have How many are left with What is the number of now does ?"))
-    return sorted(words)
-
-
-def main(
-    count: int = typer.Option(2, min=0, help="problems to show"),
-    seed: int = 0,
-    write_task_file: bool = typer.Option(False, "--write", help="write the eval task"),
-) -> None:
-    """Show problems with both writers' answers, or write the held-out ones of the eval task."""
-    if write_task_file:
-        write_task(TASK, task_items())
-        print(f"{TASK}: {CALIBRATE} problems to calibrate on, {REPORT} to report on")
-        return
+def show_problems(count: int, seed: int) -> Iterator[str]:
+    """Lines of held-out problems and of both writers' answers."""
     rng = random.Random(seed)
     for problem in itertools.islice(problems(seed, held_out=True), count):
-        print(problem.question)
+        yield problem.question
         for writer, slips in (("target", False), ("target", True), ("draft", False)):
             name = writer + (" with slips" if slips else "")
-            print(f"  {name}:{text_of(write(problem, writer, rng, slips=slips))}")
+            yield f"  {name}:{text_of(write(problem, writer, rng, slips=slips))}"
 
 
 def task_items() -> list[Item]:
@@ -398,7 +291,3 @@ def task_items() -> list[Item]:
             ),
         )
     raise AssertionError("problems() has no end")
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -20,9 +20,9 @@ LONGEST_PROMPT = 200
 
 
 @dataclass
-class Answer:
+class TargetAnswer:
     """A prompt's ids, its answer's ids [n], and the target's post-norm states [n, H] that predict
-    them, once they are known. `held_out` is "source", "prompt" or "" (`distil_text.py`)."""
+    them, once they are known. `held_out` is "source", "prompt" or "" (`target_text`)."""
 
     prompt: list[int]
     response: list[int]
@@ -30,12 +30,12 @@ class Answer:
     held_out: str = ""
 
 
-def load_answers(paths: Iterable[Path], tokenizer: Tokenizer, width: int) -> list[Answer]:
+def load_answers(paths: Iterable[Path], tokenizer: Tokenizer, width: int) -> list[TargetAnswer]:
     """All answers of the text files, one a prompt; the first file's where two have the same.
 
     The states beside a text file (`.states`, bf16 rows of `width`) are mapped, not read.
     """
-    found: dict[str, Answer] = {}
+    found: dict[str, TargetAnswer] = {}
     for path in paths:
         side, at = path.with_name(path.name + ".states"), 0
         states = None
@@ -48,25 +48,27 @@ def load_answers(paths: Iterable[Path], tokenizer: Tokenizer, width: int) -> lis
                 raise UserError(f"distil: {side} is shorter than {path} needs; write both anew")
             if ids and row["prompt"] not in found:
                 prompt = tokenizer.chat([{"role": "user", "content": row["prompt"]}])
-                answer = Answer(prompt, ids, held_out=row.get("held_out", ""))
+                answer = TargetAnswer(prompt, ids, held_out=row.get("held_out", ""))
                 if states is not None:
                     part = torch.from_numpy(states[at : at + len(ids)])
                     answer.states = part.view(torch.bfloat16)
                 found[row["prompt"]] = answer
             at += len(ids)
     if len(found) <= HELD_OUT:
-        raise UserError(f"distil: {len(found)} answers are too few; write more with distil_text.py")
+        raise UserError(
+            f"distil: {len(found)} answers are too few; write more with build/distil_text.py"
+        )
     return [answer for answer in found.values() if len(answer.prompt) <= LONGEST_PROMPT]
 
 
 def split_held_out(
-    answers: Sequence[Answer], seed: int
-) -> tuple[list[Answer], dict[str, list[Answer]]]:
+    answers: Sequence[TargetAnswer], seed: int
+) -> tuple[list[TargetAnswer], dict[str, list[TargetAnswer]]]:
     """-> what is trained on, and the held-out answers by kind: "source", "prompt", or "all" where
     no text marks any."""
     order = list(answers)
     random.Random(seed).shuffle(order)
-    held: dict[str, list[Answer]] = {}
+    held: dict[str, list[TargetAnswer]] = {}
     for answer in order:
         if answer.held_out:
             held.setdefault(answer.held_out, []).append(answer)
@@ -76,15 +78,15 @@ def split_held_out(
 
 
 def batches(
-    answers: Sequence[Answer], rng: random.Random | None, positions: int = POSITIONS
-) -> list[list[Answer]]:
+    answers: Sequence[TargetAnswer], rng: random.Random | None, positions: int = POSITIONS
+) -> list[list[TargetAnswer]]:
     """Batches of at most `positions`, answers of like length together; shuffled with an `rng`."""
     order = list(answers)
     if rng is not None:
         rng.shuffle(order)
     made = []
     for start in range(0, len(order), 512):
-        batch: list[Answer] = []
+        batch: list[TargetAnswer] = []
         near = sorted(order[start : start + 512], key=lambda a: len(a.prompt) + len(a.response))
         for answer in near:
             length = len(answer.prompt) + len(answer.response)
@@ -98,7 +100,7 @@ def batches(
     return made
 
 
-def collate(batch: Sequence[Answer]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def collate(batch: Sequence[TargetAnswer]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """-> ids [B, L] padded right; rows [n], the flat positions that predict; labels [n]."""
     width = max(len(a.prompt) + len(a.response) - 1 for a in batch)
     ids = torch.zeros(len(batch), width, dtype=torch.long)
@@ -111,7 +113,7 @@ def collate(batch: Sequence[Answer]) -> tuple[torch.Tensor, torch.Tensor, torch.
     return ids, torch.cat(rows), torch.cat(labels)
 
 
-def most_frequent(answers: Iterable[Answer], vocab_size: int, size: int) -> torch.Tensor:
+def most_frequent(answers: Iterable[TargetAnswer], vocab_size: int, size: int) -> torch.Tensor:
     """The `size` ids that the answers use most, ascending."""
     counts = torch.zeros(vocab_size, dtype=torch.long)
     for answer in answers:

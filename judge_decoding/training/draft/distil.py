@@ -1,15 +1,13 @@
-"""Distil the demo draft: a few layers of the target's width that foresee the target's own text.
+"""Distil a draft: a few layers of the target's width that predict the target's own text.
 
-    python build/distil_text.py text.jsonl.gz --count 6000
-    python build/distil_draft.py text.jsonl.gz --out models/smollm2-135m-draft --minutes 50
+The draft is a Llama that shares the target's embeddings and LM head. They are frozen and therefore
+not shipped. Its layers are copied from the target's, or from a draft that training continues from.
+It is trained to the target's distribution over a short list of the most frequent ids (the full
+head would be most of a small draft's step) and to the target's last hidden state, on answers that
+the target wrote. Those states come from the text's `.states` file, or are computed once, when a
+batch is first seen.
 
-The draft is a Llama of its own that shares the target's embeddings and LM head (frozen, so not
-shipped), its layers copied from the target's, or from a draft that is trained on (`--init`). It is
-trained to the target's distribution over a short-list of the most frequent ids (the full head
-would be most of a small draft's step) and to the target's last hidden state, on answers the target
-wrote. Those states come from distil_text.py or are computed once, when a batch is first seen.
-
-The text is the target's, not the draft's own: under `strict` a draft only ever continues what the
+The text is the target's and not the draft's: under `strict` a draft only ever continues what the
 target itself would have written.
 """
 
@@ -17,23 +15,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-import typer
 from torch.nn import functional as F
 
-from judge_decoding.checkpoint import EMBEDDING, HEAD, Checkpoint, read_json
-from judge_decoding.config import cache_folder
-from judge_decoding.errors import UserError
+from judge_decoding.checkpoint import EMBEDDING, HEAD, Checkpoint, read_json, save_tensors
 from judge_decoding.text import Tokenizer
 from judge_decoding.training.draft.data import (
-    Answer,
+    TargetAnswer,
     batches,
     collate,
     figures,
@@ -67,13 +61,15 @@ class Distiller:
         state = {n.removeprefix("model."): tensors.get(n) for n in tensors.names() if n != HEAD}
         config = LlamaConfig.from_pretrained(target)
         self.device = device
-        self.teacher = LlamaModel(config).to(torch.bfloat16)
+        teacher: torch.nn.Module = LlamaModel(config)
+        self.teacher = teacher.to(torch.bfloat16)
         self.teacher.load_state_dict(state)
         self.teacher.to(device).eval()
         begun = None if init is None else Checkpoint(init)
         count = len(layers) if begun is None else begun.config.num_layers
         config = LlamaConfig.from_pretrained(target, num_hidden_layers=count)
-        self.student = LlamaModel(config).float()
+        student: Any = LlamaModel(config)
+        self.student = student.float()
         kept = {n: t for n, t in state.items() if not n.startswith("layers.")}
         if begun is not None:
             trained = begun.tensors
@@ -104,27 +100,29 @@ class Distiller:
 
     def states(self, model: torch.nn.Module, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device, dtype=torch.bfloat16):
-            out = model(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
-        return out.flatten(0, 1)[rows.to(self.device)]
+            out = model(input_ids=ids.to(self.device), use_cache=False)
+        hidden: torch.Tensor = out.last_hidden_state
+        return hidden.flatten(0, 1)[rows.to(self.device)]
 
     @torch.no_grad()
-    def label(self, batch: Sequence[Answer]) -> None:
+    def label(self, batch: Sequence[TargetAnswer]) -> None:
         """The target's states for answers that lack them."""
         todo = [a for a in batch if a.states is None]
         if todo:
             ids, rows, _ = collate(todo)
             states = self.states(self.teacher, ids, rows).to("cpu", torch.bfloat16)
-            for a, part in zip(todo, states.split([len(a.response) for a in todo]), strict=True):
+            parts = torch.split(states, [len(a.response) for a in todo])
+            for a, part in zip(todo, parts, strict=True):
                 a.states = part.clone()
 
-    def loss(self, batch: Sequence[Answer]) -> torch.Tensor:
+    def loss(self, batch: Sequence[TargetAnswer]) -> torch.Tensor:
         """Cross-entropy to the target's distribution plus smooth-L1 to its state, a token."""
         self.label(batch)
         ids, rows, labels = collate(batch)
         mine = self.states(self.student, ids, rows)
         theirs = torch.cat([a.states for a in batch if a.states is not None]).to(self.device)
         total = torch.zeros((), device=self.device)
-        for a, b in zip(mine.split(SLICE), theirs.split(SLICE), strict=True):
+        for a, b in zip(torch.split(mine, SLICE), torch.split(theirs, SLICE), strict=True):
             with torch.autocast(self.device, dtype=torch.bfloat16):
                 logits = F.linear(a, self.head)
             with torch.no_grad():
@@ -134,8 +132,8 @@ class Distiller:
         return total / len(labels)
 
     @torch.no_grad()
-    def evaluate(self, answers: Sequence[Answer]) -> dict[str, float]:
-        """`distil_data.figures` of the averaged student."""
+    def evaluate(self, answers: Sequence[TargetAnswer]) -> dict[str, float]:
+        """`data.figures` of the averaged student."""
         live = {n: p.detach().clone() for n, p in self.trainable()}
         self._set(self.average)
         hits: list[list[bool]] = []
@@ -143,7 +141,8 @@ class Distiller:
             ids, rows, labels = collate(batch)
             logits = F.linear(self.states(self.student, ids, rows).bfloat16(), self.head)
             right = self.short_list[logits.argmax(-1).cpu()] == labels
-            hits += [part.tolist() for part in right.split([len(a.response) for a in batch])]
+            parts = torch.split(right, [len(a.response) for a in batch])
+            hits += [part.tolist() for part in parts]
         self._set(live)
         return figures(hits)
 
@@ -160,17 +159,13 @@ class Distiller:
             self.average[name].lerp_(parameter, 1 - decay)
 
     def save(self, folder: Path, target: Path) -> None:
-        """The averaged draft, written beside its place and renamed."""
-        from safetensors.torch import save_file
-
+        """Write the averaged draft."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"model.{n}": t.to("cpu", torch.bfloat16).contiguous() for n, t in self.average.items()
         }
         tensors["draft_vocab_ids"] = self.short_list.int()
-        temporary = folder / ".model.safetensors"
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        os.replace(temporary, folder / "model.safetensors")
+        save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
         config = read_json(target / "config.json")
         config["num_hidden_layers"] = self.student.config.num_hidden_layers
         config["shared_with_target"] = [EMBEDDING, HEAD]
@@ -180,7 +175,7 @@ class Distiller:
 
 def train(
     distiller: Distiller,
-    answers: Sequence[Answer],
+    answers: Sequence[TargetAnswer],
     minutes: float,
     rate: float,
     positions: int,
@@ -211,7 +206,7 @@ def train(
             for group in (g for o in optimizers for g in o.param_groups):
                 group["lr"] = rate * min(1.0, (step + 1) / WARM_UP) * (0.03 + 0.97 * cosine)
             loss = distiller.loss(batch)
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             for optimizer in optimizers:
                 optimizer.step()
@@ -222,34 +217,32 @@ def train(
             yield step, seen, loss.item()
 
 
-def main(
-    text: list[Path],
-    out: Path = typer.Option(..., help="folder of the draft"),
-    target: Path | None = typer.Option(None, help="default: the demo target"),
-    layers: str = typer.Option("0,1,29", help="the target's layers that the draft starts from"),
-    init: Path | None = typer.Option(None, help="a draft's folder to train on from instead"),
-    vocabulary: int = typer.Option(8000, min=1, help="ids that the draft's head covers"),
-    minutes: float = typer.Option(50.0, min=0.01),
-    rate: float = typer.Option(2e-3, min=0),
-    positions: int = typer.Option(4096, min=256, help="of a step, padding included"),
-    device: str = "cpu",
-    seed: int = 0,
-) -> None:
-    """Distil a draft from TEXT files into OUT."""
-    folder = target or cache_folder() / "smollm2-135m-instruct"
+def distil(
+    text: Sequence[Path],
+    out: Path,
+    target: Path,
+    *,
+    layers: Sequence[int],
+    init: Path | None,
+    vocabulary: int,
+    minutes: float,
+    rate: float,
+    positions: int,
+    device: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Distil a draft from text files into the folder OUT, and say what it is worth.
+
+    layers      the target's, which the draft starts from; unused with `init`, a draft's folder
+    vocabulary  ids that the draft's head covers: the most frequent ones of the text
+    positions   per step, padding included
+    Progress goes to stdout. UserError where the text or the models do not fit.
+    """
     torch.manual_seed(seed)
-    try:
-        config = Checkpoint(folder).config
-        answers, held = split_held_out(
-            load_answers(text, Tokenizer(folder), config.hidden_size), seed
-        )
-        size = config.vocab_size
-        short_list = most_frequent(answers, size, min(vocabulary, size))
-        sources = [int(i) for i in layers.split(",")]
-        distiller = Distiller(folder, sources, short_list, device, init)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
+    config = Checkpoint(target).config
+    answers, held = split_held_out(load_answers(text, Tokenizer(target), config.hidden_size), seed)
+    short_list = most_frequent(answers, config.vocab_size, min(vocabulary, config.vocab_size))
+    distiller = Distiller(target, list(layers), short_list, device, init)
 
     def evaluate() -> dict[str, dict[str, float]]:
         return {kind: distiller.evaluate(part) for kind, part in held.items()}
@@ -267,7 +260,7 @@ def main(
             print(f"step {step}, {passed / 60:.1f} min, {seen} tokens, loss {loss:.3f}", flush=True)
         if passed - evaluated > EVALUATE_EVERY:
             print(json.dumps(evaluate()), flush=True)
-            distiller.save(out, folder)
+            distiller.save(out, target)
             evaluated = passed
-    distiller.save(out, folder)
-    print(json.dumps({"steps": step, "tokens_seen": seen, "held_out": evaluate()}))
+    distiller.save(out, target)
+    return {"steps": step, "tokens_seen": seen, "held_out": evaluate()}

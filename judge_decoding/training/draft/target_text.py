@@ -1,15 +1,15 @@
-"""Let the target write the text that the draft is distilled on.
+"""The text that a draft is distilled on, written by the target.
 
-    python build/distil_text.py text.jsonl.gz --count 6000 --own 0.7
+There are two kinds of user turns, both from prompts.yaml: templated ones, and the target's own. The
+target samples its own turns after `<|im_start|>user` and an opener ("My landlord", "Help me").
+Varied prompts matter more than many: a draft trained on templates alone agrees well there and
+poorly on a person's prompts. The target answers all turns greedily, since a draft must predict
+exactly that.
 
-Two kinds of user turns, both from distil_prompts.yaml: *templated* ones, and the target's *own*,
-sampled from it after `<|im_start|>user` and an opener ("My landlord", "Help me"), since varied
-prompts matter more than many: a draft trained on one kind agrees well there and poorly on a
-person's prompts. The target answers all of them greedily, since that is what a draft must foresee.
-One line an answer: {"prompt", "response_ids", "held_out"}; `held_out` "source" where the opener or
-template is kept from training, "prompt" where the prompt alone is. Beside it, OUT.states: the
-target's post-norm states that predicted the answers' tokens, raw bf16, which spares the training a
-pass. A run that was interrupted goes on where it stopped.
+Each line holds one answer: {"prompt", "response_ids", "held_out"}. `held_out` is "source" where the
+opener or template is kept from training, and "prompt" where only the prompt is. OUT.states lies
+beside OUT: the target's post-norm states that predicted the tokens of the answers, raw bf16, which
+spares the training a pass. An interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import gzip
 import hashlib
 import json
 import random
-import sys
 import time
 import zlib
 from collections.abc import Collection, Iterator, Sequence
@@ -26,13 +25,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-import typer
-import yaml
 from torch.nn import functional as F
 
 import judge_decoding
 from judge_decoding.checkpoint import Checkpoint
-from judge_decoding.config import cache_folder
 from judge_decoding.cpu import fast_dtype
 from judge_decoding.decoding.contracts import Sampling
 from judge_decoding.decoding.sampling import greedy, probabilities
@@ -153,6 +149,8 @@ def _cut(row: list[int], ends: list[bool]) -> list[int]:
 
 
 def prompt_parts() -> dict[str, list[str]]:
+    import yaml
+
     found: dict[str, list[str]] = yaml.safe_load(
         (Path(__file__).parent / "prompts.yaml").read_text(encoding="utf-8")
     )
@@ -249,46 +247,47 @@ def open_states(out: Path, rows: Sequence[dict[str, Any]], width: int) -> Binary
     return file
 
 
-def main(
+def write_text(
     out: Path,
-    target: Path | None = typer.Option(None, help="default: the demo target"),
-    count: int = typer.Option(6000, min=1, help="answers"),
-    own: float = typer.Option(0.7, min=0, max=1, help="share of the target's own prompts"),
-    tokens: int = typer.Option(128, min=1, help="new tokens of an answer at most"),
-    seed: int = 0,
-    without: list[Path] = typer.Option([], help="text or prompt files: none of their prompts"),
-) -> None:
-    """Write `count` prompts and answers to OUT."""
-    folder = target or cache_folder() / "smollm2-135m-instruct"
-    try:
-        writer, tokenizer = BatchWriter(folder), Tokenizer(folder)
-        rows = read_text(out) if out.exists() else []
-        states = open_states(out, rows, writer.config.hidden_size)
-        known = {row["prompt"] for path in [*without, BENCHMARK] for row in read_text(path)}
-        known |= {row["prompt"] for row in rows}
-        templated = (pair for pair in templated_prompts(seed).items() if pair[0] not in known)
-        made = own_prompts(writer, tokenizer, seed + len(rows), known)
-        began, written, rng = time.monotonic(), 0, random.Random(seed + len(rows))
-        with gzip.open(out, "wt", encoding="utf-8") as file, states:
-            for row in rows:  # written anew: a gzip that was cut off cannot be appended to
-                file.write(json.dumps(row) + "\n")
-            for start in range(len(rows), count, BATCH):
-                batch = []
-                for _ in range(min(BATCH, count - start)):
-                    pair = next(templated, None) if rng.random() >= own else None
-                    batch.append(pair or next(made))
-                ids = [tokenizer.chat([{"role": "user", "content": p}]) for p, _ in batch]
-                answers = writer.write_with_states(ids, tokens)
-                for (prompt, held_out), (answer, state) in zip(batch, answers, strict=True):
-                    states.write(state.bfloat16().view(torch.int16).numpy().tobytes())
-                    row = {"prompt": prompt, "response_ids": answer}
-                    file.write(json.dumps(row | ({"held_out": held_out} if held_out else {})))
-                    file.write("\n")
-                    written += len(answer)
-                states.flush()
-                file.flush()
-                speed = written / (time.monotonic() - began)
-                print(f"{start + len(batch)}/{count} answers, {speed:.0f} tokens/s", flush=True)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
+    target: Path,
+    *,
+    count: int,
+    own: float,
+    tokens: int,
+    seed: int,
+    without: Sequence[Path] = (),
+) -> Iterator[tuple[int, float]]:
+    """Write `count` prompts with their answers to OUT, after those that it already holds.
+
+    own      share of the target's own prompts; the others are templated
+    tokens   new tokens per answer at most
+    without  text or prompt files whose prompts are not used
+    Yields (answers in OUT, tokens per second) after every batch.
+    """
+    writer, tokenizer = BatchWriter(target), Tokenizer(target)
+    rows = read_text(out) if out.exists() else []
+    states = open_states(out, rows, writer.config.hidden_size)
+    known = {row["prompt"] for path in [*without, BENCHMARK] for row in read_text(path)}
+    known |= {row["prompt"] for row in rows}
+    templated = (pair for pair in templated_prompts(seed).items() if pair[0] not in known)
+    made = own_prompts(writer, tokenizer, seed + len(rows), known)
+    began, written, rng = time.monotonic(), 0, random.Random(seed + len(rows))
+    with gzip.open(out, "wt", encoding="utf-8") as file, states:
+        for row in rows:  # written anew: a gzip that was cut off cannot be appended to
+            file.write(json.dumps(row) + "\n")
+        for start in range(len(rows), count, BATCH):
+            batch = []
+            for _ in range(min(BATCH, count - start)):
+                pair = next(templated, None) if rng.random() >= own else None
+                batch.append(pair or next(made))
+            ids = [tokenizer.chat([{"role": "user", "content": p}]) for p, _ in batch]
+            answers = writer.write_with_states(ids, tokens)
+            for (prompt, held_out), (answer, state) in zip(batch, answers, strict=True):
+                states.write(state.bfloat16().view(torch.int16).numpy().tobytes())
+                row = {"prompt": prompt, "response_ids": answer}
+                file.write(json.dumps(row | ({"held_out": held_out} if held_out else {})))
+                file.write("\n")
+                written += len(answer)
+            states.flush()
+            file.flush()
+            yield start + len(batch), written / (time.monotonic() - began)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from judge_decoding.checkpoint import Checkpoint
+from judge_decoding.checkpoint import Checkpoint, save_tensors
 from judge_decoding.cpu import fast_dtype
 from judge_decoding.errors import UserError
 from judge_decoding.progress import track
@@ -32,7 +32,7 @@ CONTEXT = 2048
 
 
 @dataclass(frozen=True)
-class Tokens:
+class LabelledTokens:
     """Labelled tokens, one row each.
 
     hidden    float32 [n, H]
@@ -55,7 +55,7 @@ class Tokens:
         """Tokens that a draft really wrote (build/mine_labels.py)."""
         return np.char.startswith(self.origin.astype(str), "mined")
 
-    def where(self, keep: NDArray[np.bool_]) -> Tokens:
+    def where(self, keep: NDArray[np.bool_]) -> LabelledTokens:
         return replace(self, **{name: value[keep] for name, value in vars(self).items()})
 
 
@@ -133,7 +133,7 @@ def hidden_of(
         records, open_reader(reader, target, dtype), Tokenizer(target.folder), block
     )
     cache.mkdir(parents=True, exist_ok=True)
-    save_file(hidden, path)
+    save_tensors(path, hidden)
     return hidden
 
 
@@ -161,7 +161,7 @@ def likelihood_of(
         return load_file(path)["logprob"]
     found = read_likelihood(records, open_reader(reader, target, dtype), Tokenizer(target.folder))
     cache.mkdir(parents=True, exist_ok=True)
-    save_file({"logprob": found}, path)
+    save_tensors(path, {"logprob": found})
     return found
 
 
@@ -193,7 +193,7 @@ def gather(
     feature: str,
     after_error: AfterError | None,
     source: str = "labels",
-) -> Tokens:
+) -> LabelledTokens:
     """The labelled tokens of all records; ignored ones are left out.
 
     hidden  `target_reader.read_states`: one row a token that lies in a span
@@ -208,9 +208,9 @@ def gather(
     kept = np.array([label != "ignore" for label, _ in labels])
 
     def spread(values: Sequence[Any]) -> NDArray[Any]:
-        return np.repeat(np.array(values), lengths)[kept]
+        return np.asarray(np.repeat(np.array(values), lengths)[kept])
 
-    return Tokens(
+    return LabelledTokens(
         hidden=hidden[feature][torch.from_numpy(kept)].float().numpy(),
         good=np.array([label == "good" for label, _ in labels])[kept],
         mismatch=(ids != hidden["argmax"].numpy())[kept],
@@ -222,8 +222,11 @@ def gather(
     )
 
 
-def join(parts: Sequence[Tokens]) -> Tokens:
+def join(parts: Sequence[LabelledTokens]) -> LabelledTokens:
     """All tokens of all parts, in order."""
-    return Tokens(
-        **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Tokens)}
+    return LabelledTokens(
+        **{
+            f.name: np.concatenate([getattr(p, f.name) for p in parts])
+            for f in fields(LabelledTokens)
+        }
     )

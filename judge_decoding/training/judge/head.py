@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from judge_decoding.errors import UserError
-from judge_decoding.training.judge.features import Tokens, join
+from judge_decoding.training.judge.features import LabelledTokens, join
 from judge_decoding.training.judge.measures import auc
 
 FOLDS = 3
@@ -28,8 +28,18 @@ class Head(NamedTuple):
         return np.asarray(expit(hidden @ self.weight + self.bias))
 
 
+class LabelledStates(Protocol):
+    """What a head is fitted to: hidden states [n, H], and whether each token is good [n]."""
+
+    @property
+    def hidden(self) -> NDArray[Any]: ...
+
+    @property
+    def good(self) -> NDArray[np.bool_]: ...
+
+
 def fit(
-    tokens: Tokens,
+    tokens: LabelledStates,
     strength: float,
     class_weight: str | None,
     weight: NDArray[Any] | None = None,
@@ -56,7 +66,7 @@ def fold(
     return Head(weight, intercept - float(weight @ mean))
 
 
-def check_trainable(tokens: Tokens) -> None:
+def check_trainable(tokens: LabelledTokens) -> None:
     """UserError unless every fold of a cross-validation can hold both classes."""
     counts = {"good": tokens.good, "bad": ~tokens.good}
     for label, which in counts.items():
@@ -69,7 +79,7 @@ def check_trainable(tokens: Tokens) -> None:
 
 
 def cross_scores(
-    tokens: Tokens, strength: float, class_weight: str | None, folds: int = FOLDS
+    tokens: LabelledTokens, strength: float, class_weight: str | None, folds: int = FOLDS
 ) -> NDArray[np.float64]:
     """Every token's score by a head that saw nothing of its group."""
     from sklearn.model_selection import StratifiedGroupKFold
@@ -83,20 +93,20 @@ def cross_scores(
     return scores
 
 
-def counted(tokens: Tokens) -> NDArray[np.bool_]:
+def counted(tokens: LabelledTokens) -> NDArray[np.bool_]:
     """The tokens that count: the mismatches, of them the mined ones if there are any."""
     mined = tokens.mismatch & tokens.mined
     return mined if mined.any() else tokens.mismatch
 
 
-def cross_validate(tokens: Tokens, strength: float, class_weight: str | None) -> float:
+def cross_validate(tokens: LabelledTokens, strength: float, class_weight: str | None) -> float:
     """AUC over the tokens that count, each scored by a head that saw nothing of its group."""
     scores, at = cross_scores(tokens, strength, class_weight), counted(tokens)
     return auc(scores[at], tokens.good[at])
 
 
 def held_out_domains(
-    train: Tokens, heldout: Tokens, strength: float, class_weight: str | None
+    train: LabelledTokens, heldout: LabelledTokens, strength: float, class_weight: str | None
 ) -> dict[str, float]:
     """AUC on a whole domain that the head never saw, one domain at a time.
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from judge_decoding.training.judge.features import Tokens
+from judge_decoding.training.judge.features import LabelledTokens
 
 THRESHOLDS = (*(round(0.02 * i, 2) for i in range(1, 50)), 0.99, 0.995, 0.999)
 BINS = 10
@@ -145,7 +145,7 @@ def pick_threshold(curve: Sequence[dict[str, float]], bad_rejected: float) -> fl
     return min(fitting, default=1.0)
 
 
-def report_on(scores: Array, tokens: Tokens) -> dict[str, Any]:
+def report_on(scores: Array, tokens: LabelledTokens) -> dict[str, Any]:
     """The measures over the mismatches: all, those of each label file, those of each domain."""
     found: dict[str, Any] = {}
     parts: dict[str, Flags] = {"all": np.ones(len(tokens.good), dtype=bool)}

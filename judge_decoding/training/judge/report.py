@@ -100,7 +100,7 @@ def save(figure: Any, path: Path) -> None:
 
 
 def measures_table(report: dict[str, Any], unseen: dict[str, float] | None = None) -> str:
-    """Markdown of `judge_measures.report_on`; `unseen` adds `judge_head.held_out_domains`."""
+    """Markdown of `measures.report_on`; `unseen` adds `head.held_out_domains`."""
     head = "| part | good | bad | groups | AUC (95 %) | within domains | avg. precision | ECE |"
     lines = [head, "|" + "---|" * 8]
     if unseen is not None:

@@ -1,9 +1,17 @@
-"""Choosing the judge's threshold, and saying how: the method goes into the judge's metadata."""
+"""Choosing the judge's threshold, and saying how: the method goes into the judge's metadata.
+
+--threshold 0.5          a fixed one; the paper's
+--bad-recall 0.95        the smallest that refuses this share of the bad tokens that count, each
+                         scored by a head that saw nothing of its fact
+--max-quality-drop 0.01  the smallest of several that loses at most this accuracy, by its upper
+                         confidence bound, on a task that is answered through the real loop; 1, the
+                         standard rule, where none does
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +30,7 @@ from judge_decoding.training.judge.measures import Array, Flags, pick_threshold,
 
 
 @dataclass(frozen=True)
-class Choice:
+class ThresholdChoice:
     """A threshold, how it was chosen in words, the figures that decided, and all candidates'."""
 
     threshold: float
@@ -41,11 +49,51 @@ class Choice:
         }
 
 
-def fixed(threshold: float) -> Choice:
-    return Choice(threshold, "fixed by hand")
+Chooser = Callable[[Judge, Array, Flags], ThresholdChoice]
+"""(the judge, the cross-validated scores of the tokens that count, whether each is good) -> the
+threshold."""
 
 
-def by_bad_recall(scores: Array, good: Flags, recall: float) -> Choice:
+def chooser(
+    threshold: float | None = None,
+    bad_recall: float | None = None,
+    max_quality_drop: float | None = None,
+    *,
+    deployment: Path | None = None,
+    task: str | None = None,
+    tried: Sequence[float] = (),
+    batch: int | None = None,
+    run_code: bool = False,
+) -> Chooser:
+    """The method that was asked for, checked before anything takes long; 95 % bad recall if none.
+
+    deployment, task, tried, batch, run_code  for `max_quality_drop`: what answers which task, the
+                                              thresholds to try, answers at a time, and whether a
+                                              task's tests may run written code
+    """
+    if sum(option is not None for option in (threshold, bad_recall, max_quality_drop)) > 1:
+        raise UserError("give one of --threshold, --bad-recall and --max-quality-drop")
+    if threshold is not None:
+        return lambda judge, scores, good: fixed(threshold)
+    if max_quality_drop is None:
+        recall = 0.95 if bad_recall is None else bad_recall
+        return lambda judge, scores, good: by_bad_recall(scores, good, recall)
+    if deployment is None or task is None:
+        raise UserError("--max-quality-drop needs --deployment and --task")
+    if not 0 < max_quality_drop < 1:
+        raise UserError(
+            f"--max-quality-drop: {max_quality_drop:g} is not above 0 and below 1; one point is "
+            "0.01"
+        )
+    calibration = Calibration.of(deployment, task, max_quality_drop, batch)
+    return lambda judge, scores, good: calibration.choose(judge, tried, run_code)
+
+
+def fixed(threshold: float) -> ThresholdChoice:
+    return ThresholdChoice(threshold, "fixed by hand")
+
+
+def by_bad_recall(scores: Array, good: Flags, recall: float) -> ThresholdChoice:
     """The smallest threshold that refuses `recall` of the bad tokens.
 
     scores  of tokens by heads that did not see them: cross-validated
@@ -57,7 +105,7 @@ def by_bad_recall(scores: Array, good: Flags, recall: float) -> Choice:
         asked = f"none refuses {100 * recall:g} % of {bad} bad tokens, so 1: the standard rule"
     reached = threshold_curve(scores, good, (threshold,))[0]
     keys = ("bad_rejected", "good_accepted", "precision")
-    return Choice(threshold, asked, {key: reached[key] for key in keys})
+    return ThresholdChoice(threshold, asked, {key: reached[key] for key in keys})
 
 
 @dataclass(frozen=True)
@@ -98,7 +146,9 @@ class Calibration:
         config = config.override(draft_len_schedule={}, limits=limits)
         return cls(config, task, items, budget)
 
-    def choose(self, judge: Judge, thresholds: Sequence[float], run_code: bool = False) -> Choice:
+    def choose(
+        self, judge: Judge, thresholds: Sequence[float], run_code: bool = False
+    ) -> ThresholdChoice:
         """Every item answered by the target alone and by this judge at each of the thresholds,
         through the real loop."""
         with tempfile.TemporaryDirectory() as folder:
@@ -119,7 +169,7 @@ class Calibration:
         return within_budget(outcomes, self.budget, Path(self.task).name)
 
 
-def within_budget(outcomes: Mapping[float, Paired], budget: float, task: str) -> Choice:
+def within_budget(outcomes: Mapping[float, Paired], budget: float, task: str) -> ThresholdChoice:
     """The smallest threshold that loses at most `budget` of accuracy, surely enough
     (`evaluation.gate`); 1, the standard rule, where none does."""
     gate = choose_threshold(outcomes, budget)
@@ -141,7 +191,7 @@ def within_budget(outcomes: Mapping[float, Paired], budget: float, task: str) ->
             f"({sure}) on {where}: so 1: the standard rule ({tried.threshold:g}: "
             f"{_lost(tried)})"
         )
-    return Choice(gate.threshold, method, figures, [vars(trial) for trial in gate.trials])
+    return ThresholdChoice(gate.threshold, method, figures, [vars(trial) for trial in gate.trials])
 
 
 def _lost(trial: Trial) -> str:

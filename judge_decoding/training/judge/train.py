@@ -1,46 +1,33 @@
-"""Train the judge: a linear head on the target's hidden states that knows a correct token.
+"""Training the judge: a linear head on the target's hidden states that knows a correct token.
 
-    python build/train_judge.py --labels cache:mined-facts.jsonl --labels cache:mined-chat.jsonl \
-        --held-out-labels cache:court.jsonl --target cache:smollm2-135m-instruct
-
-StandardScaler and L2 logistic regression on features read through the target's verify pass. The
-feature (before or after the final norm) and the strength are chosen by cross-validation grouped by
-fact, on the tokens that matter: mismatches, since all others are accepted anyway, and of them the
-mined ones where there are any, which are the draft's own. The threshold, one of:
-
---bad-recall 0.95        (default) the smallest that refuses this share of the bad tokens that
-                         count, each scored by a head that saw nothing of its fact
---threshold 0.5          fixed; the paper's
---max-quality-drop 0.01  the smallest of --try that loses at most this accuracy, upper confidence
-                         bound, on a task answered through the real loop (--deployment, --task);
-                         1, the standard rule, where none does
-
-Writes the judge, its card beside it, DOCS/results/judge_training.json and DOCS/figures/judge_*.png.
-See docs/training.md.
+The model is a StandardScaler and an L2 logistic regression, on features that are read through the
+target's verify pass. The feature (before or after the final norm) and the strength are chosen by
+cross-validation grouped by fact. It counts the tokens that matter: the mismatches, since all others
+are accepted anyway, and of those only the mined ones if there are any, because the draft wrote
+them.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import typer
 
 from judge_decoding.checkpoint import Checkpoint
-from judge_decoding.config.paths import resolve
 from judge_decoding.decoding.judge import Judge, JudgeMetadata
-from judge_decoding.errors import UserError
-from judge_decoding.evaluation.systems import parse_numbers
+from judge_decoding.errors import check_choice
 from judge_decoding.provenance import collect
 from judge_decoding.training.judge.features import (
     READERS,
-    Tokens,
+    LabelledTokens,
     gather,
     hidden_of_all,
     inference_dtype,
@@ -66,169 +53,240 @@ from judge_decoding.training.judge.measures import (
     threshold_curve,
     without_nan,
 )
-from judge_decoding.training.judge.report import draw, measures_table, write_card
-from judge_decoding.training.judge.threshold import Calibration, Choice, by_bad_recall, fixed
-from judge_decoding.training.labels import file_name, labels_hash, read_labels
+from judge_decoding.training.judge.report import FIGURES, Series, draw, write_card
+from judge_decoding.training.judge.threshold import Chooser, ThresholdChoice
+from judge_decoding.training.labels import (
+    AFTER_ERROR,
+    AfterError,
+    LabelRecord,
+    file_name,
+    labels_hash,
+    read_labels,
+)
+
+Feature = Literal["pre_norm", "post_norm"]
+Say = Callable[[str], None]
+"""Takes a line that tells the user how far the training is."""
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 TIE = 0.002  # of AUC: less than folds differ by
-FEATURES = ("pre_norm", "post_norm")
+FEATURES: tuple[Feature, ...] = ("pre_norm", "post_norm")
 
 
-def main(
-    labels: Annotated[list[str] | None, typer.Option(help="JSONL files; repeatable")] = None,
-    held_out_labels: Annotated[
-        list[str] | None, typer.Option(help="JSONL files to report on, not to train on")
-    ] = None,
-    target: str = "cache:smollm2-135m-instruct",
-    out: Path = Path("models/smollm2-135m-judge.safetensors"),
-    docs: Annotated[Path, typer.Option(help="folder of results/ and figures/")] = Path("docs"),
-    cache: Annotated[str, typer.Option(help="folder for hidden states")] = "cache:",
-    feature: Annotated[str, typer.Option(help="pre_norm, post_norm or best")] = "best",
-    after_error: Annotated[str | None, typer.Option(help="overrules the labels' own")] = None,
-    train_on: Annotated[str, typer.Option(help="mismatch (refused tokens) or all")] = "mismatch",
-    class_weight: Annotated[str, typer.Option(help="balanced or none")] = "balanced",
-    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="fixed")] = None,
-    bad_recall: Annotated[float | None, typer.Option(min=0, max=1)] = None,
-    max_quality_drop: Annotated[float | None, typer.Option(min=0, max=1)] = None,
-    deployment: Annotated[
-        Path | None, typer.Option(help="YAML whose draft and target answer the task")
-    ] = None,
-    task: Annotated[str | None, typer.Option(help="name or JSONL file")] = None,
-    tried: Annotated[
-        str, typer.Option("--try", help="thresholds for --max-quality-drop")
-    ] = "0.5,0.6,0.7,0.8,0.9",
-    batch: Annotated[int | None, typer.Option(min=1, help="answers to the task at a time")] = None,
-    run_code: Annotated[bool, typer.Option(help="let a task's tests run written code")] = False,
-    dtype: Annotated[str, typer.Option(help="of inference: auto, float32, bfloat16")] = "auto",
-    reader: Annotated[str, typer.Option(help="torch (CPU) or transformers (GPUs)")] = "torch",
-    block: Annotated[int, typer.Option(min=1, help="tokens a verify pass reads")] = 9,
-) -> None:
-    try:
-        check_choice("--feature", feature, (*FEATURES, "best"))
-        check_choice("--reader", reader, READERS)
-        check_choice("--after-error", after_error, (None, "negative", "ignore", "error_only"))
-        check_choice("--train-on", train_on, ("all", "mismatch"))
-        check_choice("--class-weight", class_weight, ("balanced", "none"))
-        if sum(option is not None for option in (threshold, bad_recall, max_quality_drop)) > 1:
-            raise UserError("give one of --threshold, --bad-recall and --max-quality-drop")
-        if max_quality_drop is not None and (deployment is None or task is None):
-            raise UserError("--max-quality-drop needs --deployment and --task")
-        if max_quality_drop is not None and not 0 < max_quality_drop < 1:
-            raise UserError(
-                f"--max-quality-drop: {max_quality_drop:g} is not above 0 and below 1; one point "
-                "is 0.01"
-            )
-        thresholds = parse_numbers(tried, "--try")
-        for value in thresholds:
-            if not 0 <= value <= 1:
-                raise UserError(f"--try: {value:g} is not in [0, 1]")
-        calibration = None
-        if max_quality_drop is not None and deployment is not None and task is not None:
-            calibration = Calibration.of(deployment, task, max_quality_drop, batch)
-        model, dtype = Checkpoint(resolve(target)), inference_dtype(dtype, reader)
-        paths = [resolve(p) for p in labels or ["cache:mined-facts.jsonl"]]
-        reported = [resolve(p) for p in held_out_labels or []]
-        read_labels(paths + reported)  # all together: no id twice, no fact in both splits
-        records = {path: read_labels([path]) for path in paths + reported}
-        named = {str(path): r for path, r in records.items()}
-        hidden = hidden_of_all(named, model, resolve(cache), dtype, block, reader)
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a head is trained; UserError for an unknown choice.
 
-        def tokens_of(name: str, wanted: Sequence[Path]) -> Tokens:
-            return join(
-                [
-                    gather(records[p], hidden[str(p)], name, after_error, file_name(p))  # type: ignore[arg-type]
-                    for p in wanted
-                ]
-            )
+    feature       `pre_norm`, `post_norm`, or `best` of both
+    after_error   overrules what the labels say of tokens after an error; None: it does not
+    train_on      `mismatch` (tokens that the standard rule refuses) or `all`
+    class_weight  `balanced` or `none`
+    dtype         of inference: `auto`, `float32`, `bfloat16`
+    reader        `torch` (CPU) or `transformers` (GPUs)
+    block         tokens that a verify pass reads
+    """
 
-        weight = None if class_weight == "none" else class_weight
-        names = FEATURES if feature == "best" else (feature,)
-        sets = {}
-        for name in names:
-            every = tokens_of(name, paths)
-            sets[name] = every.where(~every.heldout & (every.mismatch | (train_on == "all")))
-        check_trainable(sets[names[0]])
-        feature, strength, validation = select(sets, weight)
-        train = sets[feature]
-        heldout = tokens_of(feature, paths + reported)
-        heldout = heldout.where(heldout.heldout & heldout.mismatch)
-        head = fit(train, strength, weight)
-        cross = cross_scores(train, strength, weight)
-        judge = Judge(
-            torch.tensor(head.weight, dtype=torch.float32),
-            head.bias,
-            JudgeMetadata(
-                feature=feature,  # type: ignore[arg-type]
-                hidden_size=len(head.weight),
-                target_fingerprint=model.fingerprint,
-                tokenizer_hash=model.tokenizer_hash,
-                threshold=1.0,
-                training_data_hash=labels_hash(r for path in paths for r in records[path]),
-            ),
+    feature: str = "best"
+    after_error: AfterError | None = None
+    train_on: str = "mismatch"
+    class_weight: str = "balanced"
+    dtype: str = "auto"
+    reader: str = "torch"
+    block: int = 9
+
+    def __post_init__(self) -> None:
+        check_choice("--feature", self.feature, (*FEATURES, "best"))
+        check_choice("--reader", self.reader, READERS)
+        if self.after_error is not None:
+            check_choice("--after-error", self.after_error, AFTER_ERROR)
+        check_choice("--train-on", self.train_on, ("all", "mismatch"))
+        check_choice("--class-weight", self.class_weight, ("balanced", "none"))
+
+    @property
+    def weight(self) -> str | None:
+        """scikit-learn's class_weight."""
+        return None if self.class_weight == "none" else self.class_weight
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        return tuple(name for name in FEATURES if self.feature in (name, "best"))
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Label files and the target's hidden states at their tokens. labels: files that are trained
+    on; reported: others, which are only reported on."""
+
+    target: Checkpoint
+    labels: Sequence[Path]
+    reported: Sequence[Path]
+    records: Mapping[Path, list[LabelRecord]]
+    hidden: Mapping[str, dict[str, torch.Tensor]]
+    dtype: str
+
+    def tokens(
+        self, feature: Feature, files: Sequence[Path], after_error: AfterError | None
+    ) -> LabelledTokens:
+        return join(
+            [
+                gather(self.records[f], self.hidden[str(f)], feature, after_error, file_name(f))
+                for f in files
+            ]
         )
-        at = counted(train)
-        if threshold is not None:
-            choice = fixed(threshold)
-        elif calibration is not None:
-            choice = calibration.choose(judge, thresholds, run_code)
-        else:
-            recall = 0.95 if bad_recall is None else bad_recall
-            choice = by_bad_recall(cross[at], train.good[at], recall)
-    except UserError as error:
-        raise SystemExit(f"train_judge: {error}") from None
+
+
+def read_data(
+    labels: Sequence[Path],
+    reported: Sequence[Path],
+    target: Checkpoint,
+    cache: Path,
+    options: TrainingOptions,
+    say: Say,
+) -> TrainingData:
+    """Read label files, and the target's states at their tokens unless the cache has them.
+
+    UserError for files that cannot be read or that leak: an id twice, or one fact in both splits.
+    """
+    dtype = inference_dtype(options.dtype, options.reader)
+    files = [*labels, *reported]
+    read_labels(files)
+    records = {file: read_labels([file]) for file in files}
+    named = {str(file): rows for file, rows in records.items()}
+    answers = sum(bool(record.spans) for rows in records.values() for record in rows)
+    say(
+        f"1/4 hidden states: {answers} labelled answers, one pass of the target over each; "
+        f"kept in {cache}, so that a second training skips this"
+    )
+    hidden = hidden_of_all(named, target, cache, dtype, options.block, options.reader)
+    return TrainingData(target, labels, reported, records, hidden, dtype)
+
+
+@dataclass(frozen=True)
+class TrainedJudge:
+    """judge has its threshold; document is the report without NaN; series is what is drawn."""
+
+    judge: Judge
+    choice: ThresholdChoice
+    document: dict[str, Any]
+    series: Series
+
+    def warnings(self) -> list[str]:
+        """What speaks against using the judge, a sentence each."""
+        found = []
+        area = self.document["counted"]
+        if area["low"] <= 0.5:
+            found.append(
+                f"the AUC is {area['value']:.3f} [{area['low']:.3f}, {area['high']:.3f}] on the "
+                "tokens that count, and 0.5 is chance: these labels may have taught the judge "
+                "nothing; mine more of them"
+            )
+        if not accepts(self.document["at_threshold"]):
+            found.append(
+                f"at threshold {self.choice.threshold:g} the judge accepts none of the labelled "
+                "tokens, so rule judge will decode as strict does; lower the threshold, or mine "
+                "more labels"
+            )
+        return found
+
+
+def accepts(at_threshold: Mapping[str, float]) -> bool:
+    """Whether any token is accepted (a row of `measures.threshold_curve`)."""
+    return at_threshold["good_accepted"] > 0 or at_threshold["bad_rejected"] < 1
+
+
+def train_judge(
+    data: TrainingData, options: TrainingOptions, choose: Chooser, say: Say
+) -> TrainedJudge:
+    """Choose feature and strength, fit the head, choose the threshold, and measure.
+
+    UserError where the labels cannot be trained on, or the threshold cannot be chosen.
+    """
+    weight, target = options.weight, data.target
+    sets = {}
+    for name in options.features:
+        every = data.tokens(name, data.labels, options.after_error)
+        kept = ~every.heldout & (every.mismatch | (options.train_on == "all"))
+        sets[name] = every.where(kept)
+    check_trainable(sets[options.features[0]])
+    feature, strength, validation = select(sets, weight, say)
+    train = sets[feature]
+    heldout = data.tokens(feature, [*data.labels, *data.reported], options.after_error)
+    heldout = heldout.where(heldout.heldout & heldout.mismatch)
+    head = fit(train, strength, weight)
+    cross = cross_scores(train, strength, weight)
+    used = labels_hash(r for file in data.labels for r in data.records[file])
+    metadata = JudgeMetadata(
+        feature=feature,
+        hidden_size=len(head.weight),
+        target_fingerprint=target.fingerprint,
+        tokenizer_hash=target.tokenizer_hash,
+        threshold=1.0,
+        training_data_hash=used,
+    )
+    judge = Judge(torch.tensor(head.weight, dtype=torch.float32), head.bias, metadata)
+    at = counted(train)
+    say("3/4 threshold")
+    choice = choose(judge, cross[at], train.good[at])
+    say("4/4 measures and their bootstrap intervals")
     document = {
-        "target": model.folder.name,
+        "target": target.folder.name,
         "feature": feature,
-        "dtype": dtype,
-        "train_on": train_on,
-        "class_weight": class_weight,
-        "after_error": after_error or "as in the labels",
+        "dtype": data.dtype,
+        "train_on": options.train_on,
+        "class_weight": options.class_weight,
+        "after_error": options.after_error or "as in the labels",
         "strength": strength,
         "cross_validation": validation,
         **report(train, heldout, head, cross, strength, weight),
         **choice.document(cross[at], train.good[at]),
         "provenance": collect(),
     }
-    ship(judge, choice, document, out)
     series = {"cross-validated": (cross[at], train.good[at])}
-    for name in np.unique(heldout.source):
-        test = heldout.where(heldout.source == name)
-        series[f"{name}, held out"] = (head.score(test.hidden), test.good)
-    draw(docs / "figures", series, choice.threshold)
-    write_card(out.with_suffix(".md"), document, docs / "figures")
-    (docs / "results").mkdir(parents=True, exist_ok=True)
-    plain = without_nan(document)
-    (docs / "results" / "judge_training.json").write_text(json.dumps(plain, indent=1) + "\n")
-    print(measures_table(document["validated"], document["auc_on_unseen_domain"]))
-    print(f"threshold {choice.threshold:g}: {choice.method}")
-    print(json.dumps(plain))
+    for source in np.unique(heldout.source):
+        test = heldout.where(heldout.source == source)
+        series[f"{source}, held out"] = (head.score(test.hidden), test.good)
+    return TrainedJudge(with_threshold(judge, choice, document), choice, document, series)
 
 
-def check_choice(option: str, value: str | None, choices: Sequence[str | None]) -> None:
-    if value not in choices:
-        raise UserError(f"{option}: {value!r} is not one of {[c for c in choices if c]}")
+def write_judge(trained: TrainedJudge, out: Path, docs: Path) -> list[Path]:
+    """Write the judge to OUT, its card beside it, and the report and figures under DOCS.
+
+    Returns what was written.
+    """
+    card, results = out.with_suffix(".md"), docs / "results" / "judge_training.json"
+    for file in (out, results):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    trained.judge.save(out)
+    draw(docs / "figures", trained.series, trained.choice.threshold)
+    write_card(card, trained.document, docs / "figures")
+    results.write_text(json.dumps(without_nan(trained.document), indent=1) + "\n")
+    return [out, card, results, *(docs / "figures" / name for name in FIGURES)]
 
 
 def select(
-    sets: dict[str, Tokens], class_weight: str | None
-) -> tuple[str, float, dict[str, float]]:
+    sets: Mapping[Feature, LabelledTokens], class_weight: str | None, say: Say
+) -> tuple[Feature, float, dict[str, float]]:
     """Feature and strength by grouped cross-validation, and every AUC that was found.
 
     The first that is as good as the best: before the norm, as in the paper, and the stronger L2.
     """
-    found = {}
+    found: dict[tuple[Feature, float], float] = {}
+    count = len(sets) * len(STRENGTHS)
+    say(f"2/4 cross-validation: {count} settings, {FOLDS} fits each")
+    began = time.monotonic()
     for name, tokens in sets.items():
         for strength in STRENGTHS:
             found[name, strength] = cross_validate(tokens, strength, class_weight)
-            print(f"{name}, C = {strength:g}: AUC {found[name, strength]:.4f}", flush=True)
+            left = (time.monotonic() - began) / len(found) * (count - len(found))
+            line = f"{name}, C = {strength:g}: AUC {found[name, strength]:.4f}"
+            say(f"{line}, about {left:.0f} s left" if left >= 1 else line)
     feature, strength = next(c for c, area in found.items() if area >= max(found.values()) - TIE)
     return feature, strength, {f"{name} {c:g}": area for (name, c), area in found.items()}
 
 
 def report(
-    train: Tokens,
-    heldout: Tokens,
+    train: LabelledTokens,
+    heldout: LabelledTokens,
     head: Head,
     cross: Any,
     strength: float,
@@ -260,8 +318,8 @@ def report(
     }
 
 
-def ship(judge: Judge, choice: Choice, document: dict[str, Any], out: Path) -> None:
-    """The judge's file, with its threshold, how that was chosen, and the main measures."""
+def with_threshold(judge: Judge, choice: ThresholdChoice, document: dict[str, Any]) -> Judge:
+    """The judge with its threshold, how that was chosen, and the main measures."""
     metrics = {
         "auc": document["counted"]["value"],
         "auc_low": document["counted"]["low"],
@@ -276,5 +334,4 @@ def ship(judge: Judge, choice: Choice, document: dict[str, Any], out: Path) -> N
         "threshold_method": choice.method,
         "metrics": {key: value for key, value in metrics.items() if not math.isnan(value)},
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    Judge(judge.weight, judge.bias, judge.metadata.model_copy(update=update)).save(out)
+    return Judge(judge.weight, judge.bias, judge.metadata.model_copy(update=update))

@@ -1,7 +1,7 @@
 """The engines that labels are mined with: a deployment's own, opened for throughput.
 
-search      draft and target behind the contracts of `engine.base`, so any engine will do
-likelihood  also a `Reader`: what the target makes of given tokens, which no contract gives
+The search meets draft and target through `decoding.contracts`, so any engine will do. The
+likelihood method also needs a `TokenReader`, which no contract gives.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from judge_decoding.errors import UserError
 from judge_decoding.pipeline import load_pipeline
 from judge_decoding.torch_engine.engine import TorchEngine, load_drafter
 from judge_decoding.torch_engine.llama import Llama, Segment
-from judge_decoding.training.mining.search import Reader
+from judge_decoding.training.mining.search import TokenReader
 from judge_decoding.training.target_reader import load_reader
 
 
@@ -101,7 +101,7 @@ class MiningEngines:
     """What a deployment is mined with; `reader` None where it gives no likelihoods."""
 
     engines: Engines
-    reader: Reader | None
+    reader: TokenReader | None
 
 
 def open_engines(deployment: Deployment, in_flight: int, max_context: int) -> MiningEngines:
@@ -115,9 +115,16 @@ def open_engines(deployment: Deployment, in_flight: int, max_context: int) -> Mi
         return MiningEngines(load_pipeline(deployment).engines, None)
     checkpoints = Checkpoints.of(deployment)
     checkpoints.check_vocabulary()
-    bounds = {"max_sequences": in_flight, "max_context": max_context}
-    target = batched(load_reader(checkpoints.target, dtype=deployment.dtype, **bounds))
+    dtype = deployment.dtype
+    target = load_reader(
+        checkpoints.target, dtype=dtype, max_sequences=in_flight, max_context=max_context
+    )
+    target = batched(target)
     drafter = load_drafter(
-        checkpoints["draft"], target=checkpoints.target, dtype=deployment.dtype, **bounds
+        checkpoints["draft"],
+        target=checkpoints.target,
+        dtype=dtype,
+        max_sequences=in_flight,
+        max_context=max_context,
     )
     return MiningEngines(Engines(batched(drafter), target), target)

@@ -1,9 +1,9 @@
 """What is mined: prompts, and how the final answer of a text is read.
 
-facts            the court's questions of one split (judge_decoding.training.court)
-NAME, FILE.jsonl a task (judge_decoding.evaluation.task), shipped or a file
-FILE.jsonl[.gz]  lines with a "prompt" alone (distil_text.py), for `likelihood`; `"chat": false`
-                 makes it raw text
+facts             the court's questions (judge_decoding.training.court)
+NAME, FILE.jsonl  a task (judge_decoding.evaluation.task), shipped or a file
+FILE.jsonl[.gz]   lines with a "prompt" and no parser (distil_text.py), for `likelihood`;
+                  `"chat": false` keeps a prompt out of the chat template
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from judge_decoding.training.labels import Split
 
 
 @dataclass(frozen=True)
-class Job:
+class MiningJob:
     """One prompt to mine.
 
     run_code  `python` items may run what the models wrote
@@ -86,31 +86,93 @@ class Job:
         return self.item.model_copy(update={"choices": found})
 
 
-def fact_jobs(seed: int, split: str) -> list[Job]:
-    """`split`: train, heldout or all."""
+@dataclass(frozen=True)
+class PromptChoice:
+    """Which prompts a run mines.
+
+    task      `facts`, a task's name or file, or a file of prompts
+    split     train, heldout or all
+    limit     prompts of the split, 0 for all
+    shard     i/n: every n-th of them, from the i-th on
+    run_code  `python` items may run what the models wrote
+    """
+
+    task: str = "facts"
+    split: str = "train"
+    seed: int = 0
+    limit: int = 0
+    shard: str = "0/1"
+    run_code: bool = False
+
+
+@dataclass(frozen=True)
+class ChosenPrompts:
+    """The prompts to mine, how many the task has in all, and how many of them lie in the split."""
+
+    jobs: Sequence[MiningJob]
+    in_task: int
+    in_split: int
+
+    def summary(self, split: str) -> str:
+        """Such as "60 prompts: 23 to mine, 37 held out (--split train)"."""
+        parts = [f"{len(self.jobs)} to mine"]
+        if self.in_split > len(self.jobs):
+            parts.append(f"{self.in_split - len(self.jobs)} left out (--limit, --shard)")
+        if others := self.in_task - self.in_split:
+            kind = "held out" if split == "train" else "to train on"
+            parts.append(f"{others} {kind} (--split {split})")
+        return f"{self.in_task} prompts: {', '.join(parts)}"
+
+
+def choose_prompts(choice: PromptChoice, method: str) -> ChosenPrompts:
+    """UserError where there are none, or where the method cannot mine them."""
+    if choice.task == "facts":
+        every = fact_jobs(choice.seed)
+    else:
+        every = task_jobs(choice.task, choice.seed, choice.run_code)
+    jobs = [job for job in every if choice.split in ("all", job.split)]
+    check_jobs(jobs, method, choice.run_code)
+    return ChosenPrompts(_shard(jobs[: choice.limit or None], choice.shard), len(every), len(jobs))
+
+
+def _shard(jobs: Sequence[MiningJob], shard: str) -> Sequence[MiningJob]:
+    first, _, count = shard.partition("/")
+    if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
+        raise UserError(f"mine: --shard {shard!r} is not i/n with 0 <= i < n")
+    return jobs[int(first) :: int(count)]
+
+
+def fact_jobs(seed: int) -> list[MiningJob]:
+    """All questions of the court."""
     rivals = rivals_by_domain()
-    jobs = [
-        Job(item_of(q, rivals[q.domain]), split_in(q.domain, q.group, seed))
+    return [
+        MiningJob(item_of(q, rivals[q.domain]), split_in(q.domain, q.group, seed))
         for q in questions(seed)
     ]
-    return [job for job in jobs if split in ("all", job.split)]
 
 
-def task_jobs(task: str, seed: int, split: str, run_code: bool) -> list[Job]:
-    """A task's items: those that calibrate a threshold or report its cost are held out."""
+def task_jobs(task: str, seed: int, run_code: bool) -> list[MiningJob]:
+    """A task's items. Those that calibrate a threshold or report its cost are held out."""
     if Path(task).name.endswith(".gz") or _are_prompts(Path(task)):
-        rows = [row for row in read_text(Path(task)) if not row.get("held_out")]
-        prompts = {row["prompt"]: row.get("chat") is not False for row in rows}
-        items = [
-            Item(id=str(n), group=f"chat:{p}", domain="chat", prompt=p, parser="none", chat=chat)
-            for n, (p, chat) in enumerate(prompts.items())
-        ]
+        items = _prompt_items(Path(task))
     else:
         items = list({item.prompt: item for item in read_task(task)}.values())
-    jobs = [
-        Job(i, "heldout" if i.split else split_in(i.domain, i.group, seed), run_code) for i in items
+    return [
+        MiningJob(i, "heldout" if i.split else split_in(i.domain, i.group, seed), run_code)
+        for i in items
     ]
-    return [job for job in jobs if split in ("all", job.split)]
+
+
+def _prompt_items(path: Path) -> list[Item]:
+    """Items without a parser of the lines of prompts that are not held out, each prompt once."""
+    rows = {r["prompt"]: r.get("chat", True) for r in read_text(path) if not r.get("held_out")}
+    for prompt, chat in rows.items():
+        if not isinstance(chat, bool):
+            raise UserError(f"mine: {path}: prompt {prompt!r} has chat {chat!r}, not true or false")
+    return [
+        Item(id=str(n), group=f"chat:{p}", domain="chat", prompt=p, parser="none", chat=chat)
+        for n, (p, chat) in enumerate(rows.items())
+    ]
 
 
 def _are_prompts(path: Path) -> bool:
@@ -126,7 +188,7 @@ def _are_prompts(path: Path) -> bool:
     return isinstance(row, dict) and isinstance(row.get("prompt"), str) and "parser" not in row
 
 
-def check_jobs(jobs: Sequence[Job], method: str, run_code: bool) -> None:
+def check_jobs(jobs: Sequence[MiningJob], method: str, run_code: bool) -> None:
     """UserError where the method cannot mine them."""
     if not jobs:
         raise UserError("mine: the task has no prompts of this split")

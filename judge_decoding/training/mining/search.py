@@ -1,7 +1,7 @@
-"""The search for labels: a coroutine a prompt, the engines' passes batched over all of them.
+"""The search for labels: a coroutine per prompt, the engines' passes batched over all of them.
 
-See mine_labels.py for what is searched. Draft and target are met through the contracts of
-`engine.base` alone; only `judge_likelihood` needs a `Reader` besides.
+`run` says what is searched for. The search uses `decoding.contracts` only; `judge_likelihood` also
+needs a `TokenReader`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from judge_decoding.decoding.contracts import (
     Verdict,
     VerifyRequest,
 )
-from judge_decoding.training.mining.jobs import Job
+from judge_decoding.training.mining.jobs import MiningJob
 from judge_decoding.training.target_reader import ReadRequest
 
 NEXT_TOKENS = 20
@@ -31,11 +31,11 @@ NEXT_TOKENS = 20
 Ask: TypeAlias = ProposeRequest | VerifyRequest | ReadRequest
 
 
-class Reader(Protocol):
+class TokenReader(Protocol):
     """A target that says how likely it finds given tokens."""
 
     def likelihood(self, requests: Sequence[ReadRequest]) -> list[torch.Tensor]:
-        """float32 [len(tokens) - 1] a request; see `ReadRequest`."""
+        """float32 [len(tokens) - 1] per request; see `ReadRequest`."""
 
 
 @dataclass
@@ -93,13 +93,13 @@ class Miner:
     tau: float
     floor: float
 
-    def is_over(self, job: Job, answer: Sequence[int]) -> bool:
+    def is_over(self, job: MiningJob, answer: Sequence[int]) -> bool:
         if len(answer) >= (job.item.max_tokens or self.max_tokens):
             return True
         text = self.decode(answer)
         return job.settled(text) or any(stop in text for stop in job.item.stop)
 
-    def ends(self, job: Job, answer: Sequence[int], token: int) -> bool:
+    def ends(self, job: MiningJob, answer: Sequence[int], token: int) -> bool:
         """Whether `token` ends the answer and is no part of it."""
         if token in self.end_ids:
             return True
@@ -111,7 +111,7 @@ class Miner:
         sequence: int,
         text: Sequence[int],
         begin: int,
-        job: Job,
+        job: MiningJob,
         *,
         kept: int = 0,
         token: int | None = None,
@@ -135,7 +135,9 @@ class Miner:
             token = None
         return text, kept
 
-    def search(self, sequence: int, prompt: Sequence[int], job: Job) -> Generator[Ask, Any, Mined]:
+    def search(
+        self, sequence: int, prompt: Sequence[int], job: MiningJob
+    ) -> Generator[Ask, Any, Mined]:
         """AutoJudge's semi-greedy search; no swap where the target gives no answer itself."""
         begin = len(prompt)
         text, kept = yield from self.go_on(sequence, prompt, begin, job)
@@ -179,7 +181,7 @@ class Miner:
         return VerifyRequest(sequence, kept, list(text[kept:-1]), draft, acceptance=rule)
 
     def judge_likelihood(
-        self, sequence: int, prompt: Sequence[int], job: Job
+        self, sequence: int, prompt: Sequence[int], job: MiningJob
     ) -> Generator[Ask, Any, Mined]:
         """SelfJudge's score; each swap by itself, none is kept."""
         begin = len(prompt)
@@ -244,21 +246,21 @@ Coroutine: TypeAlias = Generator[Ask, Any, Mined]
 
 
 def run_all(
-    jobs: Iterable[tuple[Job, Callable[[int], Coroutine]]],
+    jobs: Iterable[tuple[MiningJob, Callable[[int], Coroutine]]],
     drafter: Drafter,
     target: Target,
-    reader: Reader | None = None,
+    reader: TokenReader | None = None,
     *,
     in_flight: int | None = None,
     cost: Cost | None = None,
-) -> Iterator[tuple[Job, Mined]]:
+) -> Iterator[tuple[MiningJob, Mined]]:
     """Run coroutines, as many at a time as the caches hold sequences, their passes batched."""
     cost = Cost() if cost is None else cost
     most = min(target.max_sequences, drafter.max_sequences, in_flight or target.max_sequences)
     waiting = iter(jobs)
-    active: dict[int, tuple[Job, Coroutine]] = {}
+    active: dict[int, tuple[MiningJob, Coroutine]] = {}
     asked: dict[int, Ask] = {}
-    done: list[tuple[Job, Mined]] = []
+    done: list[tuple[MiningJob, Mined]] = []
 
     def resume(number: int, answer: Any) -> None:
         job, coroutine = active[number]

@@ -1,4 +1,4 @@
-"""One process's share of mining: jobs in, label records out. The ranks of MPI import this."""
+"""One process's share of mining: jobs in, label records out. MPI ranks import this module."""
 
 from __future__ import annotations
 
@@ -14,26 +14,37 @@ from judge_decoding.config import load_deployment
 from judge_decoding.text import Tokenizer
 from judge_decoding.training.labels import LabelRecord, Span
 from judge_decoding.training.mining.engines import MiningEngines, open_engines
-from judge_decoding.training.mining.jobs import Job
+from judge_decoding.training.mining.jobs import MiningJob
 from judge_decoding.training.mining.label_file import DONE
 from judge_decoding.training.mining.search import Coroutine, Cost, Mined, Miner, run_all
 
 
 @dataclass(frozen=True)
-class Settings:
-    """mine_labels.py's options, as far as the work depends on them."""
+class MiningSettings:
+    """What the work of every process depends on.
+
+    method       `search` or `likelihood`
+    tau          `likelihood`: a token is good above this score, in nats
+    floor        `search`: tokens that the target finds less likely are left out; -inf: none
+    max_tokens   per answer, where the item does not say
+    max_context  prompt and answer together
+    draft_len    tokens per round of the draft
+    most         labels of swaps that are not kept, per prompt
+    in_flight    prompts at a time, per process; 0: as many as suit the engine
+    threads      CPU threads per process; 0: the cores, shared among the ranks
+    """
 
     deployment: Path
-    method: str
-    tau: float
-    floor: float
-    max_tokens: int
-    max_context: int
-    draft_len: int
-    most: int
-    in_flight: int
-    seed: int
-    threads: int
+    method: str = "search"
+    tau: float = -20.0
+    floor: float = -7.0
+    max_tokens: int = 24
+    max_context: int = 512
+    draft_len: int = 4
+    most: int = 12
+    in_flight: int = 0
+    seed: int = 0
+    threads: int = 0
 
     @property
     def origin(self) -> str:
@@ -41,8 +52,8 @@ class Settings:
 
 
 @cache
-def _opened(settings: Settings) -> tuple[MiningEngines, Tokenizer]:
-    """Loaded once a process, whatever the number of its shares."""
+def _opened(settings: MiningSettings) -> tuple[MiningEngines, Tokenizer]:
+    """Loaded once per process, however many shares it mines."""
     import torch
 
     if settings.threads:
@@ -52,7 +63,9 @@ def _opened(settings: Settings) -> tuple[MiningEngines, Tokenizer]:
     return opened, Tokenizer(deployment.target.model, deployment.chat_template)
 
 
-def mine(jobs: Sequence[Job], settings: Settings) -> Iterator[tuple[list[LabelRecord], Cost]]:
+def mine(
+    jobs: Sequence[MiningJob], settings: MiningSettings
+) -> Iterator[tuple[list[LabelRecord], Cost]]:
     """Each prompt's records as soon as it is done, and what was spent since the one before."""
     opened, tokenizer = _opened(settings)
     engines = opened.engines
@@ -67,7 +80,7 @@ def mine(jobs: Sequence[Job], settings: Settings) -> Iterator[tuple[list[LabelRe
     )
     search = miner.search if settings.method == "search" else miner.judge_likelihood
 
-    def start(job: Job) -> tuple[Job, Callable[[int], Coroutine]]:
+    def start(job: MiningJob) -> tuple[MiningJob, Callable[[int], Coroutine]]:
         if tokenizer.chat_template == "none":  # the records must say that their prompt is raw text
             job = replace(job, item=job.item.model_copy(update={"chat": False}))
         prompt = job.prompt_ids(tokenizer)
@@ -87,7 +100,9 @@ def mine(jobs: Sequence[Job], settings: Settings) -> Iterator[tuple[list[LabelRe
         yield records_of(job, mined, settings, tokenizer.decode), spent
 
 
-def mine_share(jobs: Sequence[Job], settings: Settings) -> tuple[list[LabelRecord], Cost]:
+def mine_share(
+    jobs: Sequence[MiningJob], settings: MiningSettings
+) -> tuple[list[LabelRecord], Cost]:
     """`mine`, all at once: what a rank sends back."""
     records, total = [], Cost()
     for made, cost in mine(jobs, settings):
@@ -96,13 +111,13 @@ def mine_share(jobs: Sequence[Job], settings: Settings) -> tuple[list[LabelRecor
     return records, total
 
 
-def close(settings: Settings) -> None:
+def close(settings: MiningSettings) -> None:
     """End a deployment's executors in good order, where there are any."""
     _opened(settings)[0].engines.close()
 
 
 def records_of(
-    job: Job, mined: Mined, settings: Settings, decode: Callable[[Sequence[int]], str]
+    job: MiningJob, mined: Mined, settings: MiningSettings, decode: Callable[[Sequence[int]], str]
 ) -> list[LabelRecord]:
     """`most` records of swaps that were not kept, then the answer with those that were."""
     item = job.item

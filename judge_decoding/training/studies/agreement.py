@@ -20,7 +20,7 @@ def agreement(one: Sequence[LabelRecord], two: Sequence[LabelRecord]) -> dict[st
     first, other = labels_by_token(one), labels_by_token(two)
     both = sorted(set(first) & set(other))
     if not both:
-        raise UserError("judge_study: --second labels no token that the first --mined file does")
+        raise UserError("labels study: --second labels no token that the first --mined file does")
     a = np.array([first[key][0] for key in both])
     b = np.array([other[key][0] for key in both])
     group = np.array([first[key][1] for key in both])

@@ -1,23 +1,18 @@
 """What labels are worth: mined against court against both, noise, how many, and how else to train.
 
-    python build/judge_study.py --mined cache:mined-facts.jsonl --mined cache:mined-chat.jsonl \
-        --court cache:court.jsonl --second cache:mined-facts-likelihood.jsonl
+The first mined file is studied. Every figure is an AUC over its mismatches (tokens that a draft
+really wrote and the target would not), each scored by a head that saw nothing of its fact, with a
+95 % bootstrap interval over facts. The parts:
 
-The first --mined file is what is studied: every figure is an AUC over its mismatches (tokens that a
-draft really wrote and the target would not), each scored by a head that saw nothing of its fact,
-with a 95 % bootstrap interval over facts. Parts, one or more (--part), all by default:
-
-sources    a head a source, tested on every file; what a head is worth that knows the domain alone,
+sources    a head per source, tested on every file; what a head is worth that knows only the domain;
            and the target's own likelihood of the token (no training)
 variants   features, class weights, likely tokens only, even domains
 mixtures   court labels as a light addition
 noise      training labels flipped with probability p
 curve      fewer facts to train on
-agreement  do two mining methods label the same token alike (--second)
+agreement  whether two mining methods give a token the same label
 
-Needs the hidden states that train_judge.py keeps in the cache, or the target to read them. Writes
-DOCS/results/judge_study.json, row by row (an interrupted part goes on), and
-DOCS/figures/judge_study.png; prints the tables of docs/training.md.
+The report is written row by row, so that an interrupted part goes on.
 """
 
 from __future__ import annotations
@@ -25,18 +20,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 from numpy.typing import NDArray
 
 from judge_decoding.checkpoint import Checkpoint
-from judge_decoding.config.paths import resolve
-from judge_decoding.errors import UserError
+from judge_decoding.errors import UserError, check_choice
 from judge_decoding.provenance import collect
 from judge_decoding.training.judge.features import (
-    Tokens,
+    LabelledTokens,
     gather,
     hidden_of_all,
     inference_dtype,
@@ -47,13 +40,13 @@ from judge_decoding.training.judge.head import fit
 from judge_decoding.training.judge.measures import auc, interval, within
 from judge_decoding.training.labels import LabelRecord, file_name, labels_hash, read_labels
 from judge_decoding.training.studies.agreement import agreement
-from judge_decoding.training.studies.labels_study_report import draw, tables
+from judge_decoding.training.studies.labels_study_report import draw
 from judge_decoding.training.studies.recipes import (
     DOMAINS_ALONE,
     FOLDS,
     LIKELIHOOD,
     Data,
-    Recipe,
+    JudgeRecipe,
     best_scores,
     domain_scores,
     folds_of,
@@ -67,41 +60,42 @@ Rows = Sequence[dict[str, Any]]
 STRENGTH = 1e-3  # of noise and curve: what cross-validation chose for all labels
 
 
-def main(
-    mined: Annotated[list[str], typer.Option(help="JSONL files; the first is studied")],
-    court: Annotated[list[str] | None, typer.Option(help="JSONL files")] = None,
-    second: Annotated[
-        str | None, typer.Option(help="the first file's prompts, mined by another method")
-    ] = None,
-    part: Annotated[list[str] | None, typer.Option(help=", ".join(PARTS))] = None,
-    target: str = "cache:smollm2-135m-instruct",
-    docs: Annotated[Path, typer.Option(help="folder of results/ and figures/")] = Path("docs"),
-    cache: Annotated[str, typer.Option(help="folder for hidden states")] = "cache:",
-    seeds: Annotated[int, typer.Option(min=2, help="of noise and curve")] = 5,
-    dtype: Annotated[str, typer.Option(help="of inference: auto, float32, bfloat16")] = "auto",
-    reader: Annotated[str, typer.Option(help="torch (CPU) or transformers (GPUs)")] = "torch",
-    block: Annotated[int, typer.Option(min=1, help="tokens a verify pass reads")] = 9,
-) -> None:
-    try:
-        for name in part or ():
-            if name not in PARTS:
-                raise UserError(f"--part: {name!r} is not one of {', '.join(PARTS)}")
-        files = [resolve(path) for path in [*mined, *(court or [])]]
-        records = {file_name(path): read_labels([path]) for path in files}
-        if len(records) < len(files):
-            raise UserError("judge_study: two label files have the same name")
-        model, kept = Checkpoint(resolve(target)), resolve(cache)
-        dtype = inference_dtype(dtype, reader)
-        hidden = hidden_of_all(records, model, kept, dtype, block, reader)
-        parsed = [file_name(path) for path in files[: len(mined)]]
-        studied = parsed[0]
-        data = load(records, hidden, {studied: likelihood_of(records[studied], model, kept, dtype)})
-        if not data.of(studied).any():
-            raise UserError(f"judge_study: {files[0]} holds no labelled mismatches")
-        other = read_labels([resolve(second)]) if second else None
-    except UserError as error:
-        raise SystemExit(f"judge_study: {error}") from None
-    generated = [file_name(path) for path in files[len(mined) :]]
+def run_study(
+    mined: Sequence[Path],
+    court: Sequence[Path],
+    second: Path | None,
+    *,
+    parts: Sequence[str],
+    target: Checkpoint,
+    docs: Path,
+    cache: Path,
+    seeds: int,
+    dtype: str,
+    reader: str,
+    block: int,
+) -> dict[str, Any]:
+    """Run the parts that are asked for, write the report and the figure under DOCS, and return the
+    report.
+
+    second  the first mined file's prompts, mined by another method
+    parts   of `PARTS`; none: all
+    seeds   of noise and curve
+    UserError for files that cannot be read, or that hold no labelled mismatches.
+    """
+    for name in parts:
+        check_choice("--part", name, PARTS)
+    files = [*mined, *court]
+    records = {file_name(path): read_labels([path]) for path in files}
+    if len(records) < len(files):
+        raise UserError("labels study: two label files have the same name")
+    dtype = inference_dtype(dtype, reader)
+    hidden = hidden_of_all(records, target, cache, dtype, block, reader)
+    parsed = [file_name(path) for path in mined]
+    studied = parsed[0]
+    data = load(records, hidden, {studied: likelihood_of(records[studied], target, cache, dtype)})
+    if not data.of(studied).any():
+        raise UserError(f"labels study: {files[0]} holds no labelled mismatches")
+    generated = [file_name(path) for path in court]
     file = one_file(data, studied)
     wanted: dict[str, Callable[[Rows], Iterator[dict[str, Any]]]] = {
         "sources": lambda done: sources(data, parsed, generated, done),
@@ -110,7 +104,8 @@ def main(
         "noise": lambda done: noise(file, seeds),
         "curve": lambda done: curve(file, seeds),
     }
-    if other is not None:
+    if second is not None:
+        other = read_labels([second])
         wanted["agreement"] = lambda done: iter([agreement(records[studied], other)])
     out = docs / "results" / "judge_study.json"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +114,7 @@ def main(
     if document.get("labels") != identity or document.get("studied") != studied:
         document = {"studied": studied, "labels": identity, "folds": FOLDS, "parts": {}}
     for name, run in wanted.items():
-        if part is not None and name not in part:
+        if parts and name not in parts:
             continue
         before = document["parts"].get(name, {"complete": True})
         rows: list[dict[str, Any]] = []
@@ -130,8 +125,7 @@ def main(
         document["parts"][name] |= {"complete": True, "provenance": collect()}
         out.write_text(json.dumps(document, indent=1) + "\n")
     draw(docs / "figures" / "judge_study.png", document)
-    print(tables(document))
-    print(json.dumps(document))
+    return document
 
 
 def load(
@@ -157,12 +151,12 @@ def spanned(record: LabelRecord) -> list[tuple[str, str]]:
     return [labels[at] for span in record.spans for at in range(span.start, span.end)]
 
 
-def one_file(data: Data, name: str) -> Tokens:
+def one_file(data: Data, name: str) -> LabelledTokens:
     return data.tokens.where(data.of(name))
 
 
 def measured(
-    scores: NDArray[Any], tokens: Tokens, against: NDArray[Any] | None, inside: bool
+    scores: NDArray[Any], tokens: LabelledTokens, against: NDArray[Any] | None, inside: bool
 ) -> dict[str, Any]:
     """AUC, within domains too if `inside`, and the differences to other scores of the same rows."""
     good, domain = tokens.good, tokens.domain
@@ -183,7 +177,7 @@ def measured(
 
 
 def compare(
-    recipes: Sequence[Recipe], data: Data, tested: Sequence[str], done: Rows = ()
+    recipes: Sequence[JudgeRecipe], data: Data, tested: Sequence[str], done: Rows = ()
 ) -> Iterator[dict[str, Any]]:
     """Every recipe on every file's mismatches, and within domains on the first file's; differences
     are to the first recipe. Rows that are `done` are handed on."""
@@ -211,13 +205,13 @@ def sources(
     data: Data, mined: Sequence[str], court: Sequence[str], done: Rows
 ) -> Iterator[dict[str, Any]]:
     every = [*mined, *court]
-    recipes = [Recipe(f"{mined[0]} alone", {mined[0]: 1})]
+    recipes = [JudgeRecipe(f"{mined[0]} alone", {mined[0]: 1})]
     if len(mined) > 1:
-        recipes += [Recipe(f"{name} alone", {name: 1}) for name in mined[1:]]
-        recipes.append(Recipe("all mined", dict.fromkeys(mined, 1.0)))
+        recipes += [JudgeRecipe(f"{name} alone", {name: 1}) for name in mined[1:]]
+        recipes.append(JudgeRecipe("all mined", dict.fromkeys(mined, 1.0)))
     if court:
-        recipes.append(Recipe("court alone", dict.fromkeys(court, 1.0)))
-        recipes.append(Recipe("mined and court", dict.fromkeys(every, 1.0)))
+        recipes.append(JudgeRecipe("court alone", dict.fromkeys(court, 1.0)))
+        recipes.append(JudgeRecipe("mined and court", dict.fromkeys(every, 1.0)))
     yield from compare(recipes, data, every, done)
     fold = folds_of(data.tokens.group, FOLDS, 0)
     untrained = {DOMAINS_ALONE: domain_scores(data, fold, mined[0]), LIKELIHOOD: data.logprob}
@@ -230,12 +224,12 @@ def sources(
 def variants(data: Data, studied: str, done: Rows) -> Iterator[dict[str, Any]]:
     alone = {studied: 1.0}
     recipes = [
-        Recipe("before the norm", alone),
-        Recipe("after the norm", alone, feature="post_norm"),
-        Recipe("both features", alone, feature="both"),
-        Recipe("classes as they are", alone, even="not"),
-        Recipe("likely tokens only (p > exp(-4))", alone, least_logprob=-4),
-        Recipe("domains evened", alone, even="domain"),
+        JudgeRecipe("before the norm", alone),
+        JudgeRecipe("after the norm", alone, feature="post_norm"),
+        JudgeRecipe("both features", alone, feature="both"),
+        JudgeRecipe("classes as they are", alone, even="not"),
+        JudgeRecipe("likely tokens only (p > exp(-4))", alone, least_logprob=-4),
+        JudgeRecipe("domains evened", alone, even="domain"),
     ]
     return compare(recipes, data, [studied], done)
 
@@ -243,15 +237,17 @@ def variants(data: Data, studied: str, done: Rows) -> Iterator[dict[str, Any]]:
 def mixtures(
     data: Data, studied: str, court: Sequence[str], done: Rows
 ) -> Iterator[dict[str, Any]]:
-    recipes = [Recipe("no court", {studied: 1.0})]
+    recipes = [JudgeRecipe("no court", {studied: 1.0})]
     for weight in (0.02, 0.1) if court else ():
         files = {studied: 1.0, **dict.fromkeys(court, weight)}
-        recipes.append(Recipe(f"court, weight {weight:g}", files))
-        recipes.append(Recipe(f"court, weight {weight:g}, domains evened", files, even="domain"))
+        recipes.append(JudgeRecipe(f"court, weight {weight:g}", files))
+        recipes.append(
+            JudgeRecipe(f"court, weight {weight:g}, domains evened", files, even="domain")
+        )
     return compare(recipes, data, [studied], done)
 
 
-def noise(tokens: Tokens, seeds: int) -> Iterator[dict[str, Any]]:
+def noise(tokens: LabelledTokens, seeds: int) -> Iterator[dict[str, Any]]:
     """Training labels flipped with probability p; tested on labels as they are."""
     for p in FLIPPED:
         found = []
@@ -259,13 +255,13 @@ def noise(tokens: Tokens, seeds: int) -> Iterator[dict[str, Any]]:
             flip = np.random.default_rng(seed).random(len(tokens.good)) < p
             scores = np.zeros(len(flip))
             for train, test in splits(folds_of(tokens.group, FOLDS, seed)):
-                lied = Tokens(**{**vars(tokens), "good": tokens.good ^ flip}).where(train)
+                lied = LabelledTokens(**{**vars(tokens), "good": tokens.good ^ flip}).where(train)
                 scores[test] = fit(lied, STRENGTH, "balanced").score(tokens.hidden[test])
             found.append(areas(scores, tokens))
         yield {"flipped": p, **spread(found)}
 
 
-def curve(tokens: Tokens, seeds: int) -> Iterator[dict[str, Any]]:
+def curve(tokens: LabelledTokens, seeds: int) -> Iterator[dict[str, Any]]:
     """Trained on so many groups of the folds that are not tested on, or on all of them."""
     for most in (*GROUPS, None):
         found, labels, groups = [], [], []
@@ -285,7 +281,7 @@ def curve(tokens: Tokens, seeds: int) -> Iterator[dict[str, Any]]:
             yield counts | spread(found)
 
 
-def areas(scores: NDArray[Any], tokens: Tokens) -> tuple[float, float]:
+def areas(scores: NDArray[Any], tokens: LabelledTokens) -> tuple[float, float]:
     return auc(scores, tokens.good), within(scores, tokens.good, tokens.domain)
 
 

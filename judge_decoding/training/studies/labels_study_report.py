@@ -1,4 +1,4 @@
-"""What build/judge_study.py found: one figure and Markdown tables, from its document."""
+"""What the study of labels found: one figure and Markdown tables, from its document."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def draw(path: Path, document: dict[str, Any]) -> None:
     if curve := result(document, "curve"):
         right.set_xscale("log")
         right.minorticks_off()
-        places = [row["labels"] for row in curve]
-        right.set_xticks(places, [f"{place:.0f}" for place in places], fontsize=7)
+        ticks = [row["labels"] for row in curve]
+        right.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks], fontsize=7)
     figure.tight_layout()
     save(figure, path)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from judge_decoding.training.judge.features import Tokens
+from judge_decoding.training.judge.features import LabelledTokens
 from judge_decoding.training.judge.head import fit
 from judge_decoding.training.judge.measures import auc
 
@@ -24,7 +24,7 @@ DOMAINS_ALONE, LIKELIHOOD = "domain alone", "target's likelihood"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class JudgeRecipe:
     """files         label file -> weight of a token of it; files not named are not trained on
     feature       `pre_norm`, `post_norm`, or `both`, one after the other
     even          weigh the classes to be even over all tokens, within each domain (telling domains
@@ -48,7 +48,7 @@ class Data:
     logprob  float [n], the target's log-probability of the token; NaN where it was not read
     """
 
-    tokens: Tokens
+    tokens: LabelledTokens
     after: NDArray[np.float32]
     logprob: NDArray[Any]
 
@@ -75,7 +75,7 @@ def splits(fold: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.bool_], NDArray
         yield fold != number, fold == number
 
 
-def weights_of(recipe: Recipe, data: Data) -> NDArray[np.float64]:
+def weights_of(recipe: JudgeRecipe, data: Data) -> NDArray[np.float64]:
     """Of every row; 0 where it is not trained on."""
     tokens = data.tokens
     weight = np.zeros(len(tokens.good))
@@ -100,7 +100,7 @@ def even(good: NDArray[np.bool_], weight: NDArray[Any], part: NDArray[Any]) -> N
 
 
 def scores_at(
-    recipe: Recipe, data: Data, fold: NDArray[np.int64], strength: float
+    recipe: JudgeRecipe, data: Data, fold: NDArray[np.int64], strength: float
 ) -> NDArray[np.float64]:
     """Every row's score by a head that saw nothing of its group, whatever file it is from."""
     tokens = replace(data.tokens, hidden=data.feature(recipe.feature))
@@ -118,7 +118,7 @@ def scores_at(
 
 
 def best_scores(
-    recipe: Recipe, data: Data, fold: NDArray[np.int64]
+    recipe: JudgeRecipe, data: Data, fold: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], float]:
     """`scores_at` the best strength for the tokens that are trained on, as train_judge chooses it:
     the mined ones if there are any."""

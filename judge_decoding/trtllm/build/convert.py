@@ -1,12 +1,10 @@
-"""Hugging Face checkpoints -> TensorRT-LLM checkpoints, bf16 or FP8, one shard a rank.
+"""Hugging Face checkpoints -> TensorRT-LLM checkpoints, bf16 or FP8, one shard per rank.
 
-    python build/convert_checkpoint.py --config configs/llama-8b-70b-h100x2.yaml [--dry-run]
-
-Runs the container's own scripts, whose options are those of TensorRT-LLM 1.2.1:
+The container's own scripts do the work, with the options of TensorRT-LLM 1.2.1:
 examples/models/core/llama/convert_checkpoint.py for bf16, examples/quantization/quantize.py
-(modelopt) for FP8; the FP8 options are those of its own draft-target test
-(tests/integration/defs/examples/test_draft_target_model.py). Makes `checkpoints/draft` and
-`checkpoints/target` under `trtllm.engines`. What is ready is left alone; `--again` redoes it.
+(modelopt) for FP8. The FP8 options are those of its own draft-target test
+(tests/integration/defs/examples/test_draft_target_model.py). The checkpoints are the folders
+`checkpoints/draft` and `checkpoints/target` under `trtllm.engines`.
 """
 
 from __future__ import annotations
@@ -15,22 +13,20 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from judge_decoding.config import Deployment, load_deployment
+from judge_decoding.config import Deployment
 from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.config.layout import Model
 from judge_decoding.errors import UserError
 from judge_decoding.trtllm.build.preflight import (
+    absent_models,
     check_a_gpu,
     check_disk,
     check_models,
     check_script,
     sizes,
 )
-from judge_decoding.trtllm.build.steps import Step, describe, partial, run_steps
+from judge_decoding.trtllm.build.steps import BuildStep, describe, partial, run_steps
 from judge_decoding.trtllm.manifest import (
     engine_config,
     rank_group,
@@ -46,14 +42,14 @@ SOURCE = "source.json"
 
 
 def models(only: str) -> list[Model]:
-    """What --only names."""
+    """The models that `--only` names."""
     found: dict[str, list[Model]] = {
         "draft": ["draft"],
         "target": ["target"],
         "both": ["draft", "target"],
     }
     if only not in found:
-        raise UserError(f"only: unknown {only!r}; known are {', '.join(found)}")
+        raise UserError(f"--only: unknown {only!r}; known are {', '.join(found)}")
     return found[only]
 
 
@@ -110,8 +106,14 @@ def is_ready(
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line adds to the deployment; see `main`."""
+class ConvertOptions:
+    """What the command line adds to the deployment.
+
+    examples          TensorRT-LLM's folder of examples
+    calibration       FP8: a dataset's name, or a local folder that holds one
+    calibration_size  FP8: samples
+    workers           bf16: ranks that are converted at a time
+    """
 
     examples: Path = EXAMPLES
     calibration: str = "cnn_dailymail"
@@ -119,7 +121,9 @@ class Options:
     workers: int = 1
 
 
-def command(deployment: Deployment, model: Model, output: Path, given: Options) -> tuple[str, ...]:
+def command(
+    deployment: Deployment, model: Model, output: Path, given: ConvertOptions
+) -> tuple[str, ...]:
     """The script and its options."""
     part = engine_config(deployment, model)
     common = [
@@ -141,16 +145,16 @@ def command(deployment: Deployment, model: Model, output: Path, given: Options) 
     return (sys.executable, str(quantizer(given.examples)), *common, *options)
 
 
-def step(deployment: Deployment, model: Model, checkpoints: Checkpoints, given: Options) -> Step:
+def step(
+    deployment: Deployment, model: Model, checkpoints: Checkpoints, given: ConvertOptions
+) -> BuildStep:
     folder = checkpoint_folder(deployment, model)
-    identity = (
-        json.dumps(source(deployment, model, checkpoints, given.calibration), indent=2) + "\n"
-    )
 
     def finish(half: Path) -> None:
-        (half / SOURCE).write_text(identity, encoding="utf-8")
+        identity = source(deployment, model, checkpoints, given.calibration)
+        (half / SOURCE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
 
-    return Step(
+    return BuildStep(
         name=f"convert {model}",
         command=command(deployment, model, partial(folder), given),
         output=folder,
@@ -168,39 +172,34 @@ def quantizer(examples: Path) -> Path:
     return examples / "quantization" / "quantize.py"
 
 
-def main(
-    config: Annotated[Path, typer.Option(help="The deployment.")],
-    only: Annotated[str, typer.Option(help="draft, target or both")] = "both",
-    examples: Annotated[Path, typer.Option(help="TensorRT-LLM's examples.")] = EXAMPLES,
-    calibration: Annotated[
-        str, typer.Option(help="FP8: a dataset's name, or a local folder of one.")
-    ] = "cnn_dailymail",
-    calibration_size: Annotated[int, typer.Option(min=1, help="FP8: samples.")] = 512,
-    workers: Annotated[int, typer.Option(min=1, help="bf16: ranks converted at a time.")] = 1,
-    again: Annotated[bool, typer.Option("--again", help="Redo what is there.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done.")] = False,
+def convert(
+    deployment: Deployment, only: str, given: ConvertOptions, *, again: bool, dry_run: bool
 ) -> None:
-    try:
-        deployment = load_deployment(config)
-        checkpoints = Checkpoints.of(deployment)
+    """Make the checkpoints that are not ready, or with `again` all of them.
+
+    A dry run prints what would be done. It needs no model folder where the deployment names the
+    model's `shape`.
+    """
+    checkpoints = Checkpoints.of(deployment)
+    wanted = models(only)
+    if dry_run and (absent := absent_models(deployment)):
+        ready = [m for m in wanted if not again and checkpoint_folder(deployment, m).is_dir()]
+    else:
+        absent = []
         check_models(deployment, checkpoints)
-        given = Options(examples, calibration, calibration_size, workers)
-        kept = [] if again else models(only)
-        ready = [one for one in kept if is_ready(deployment, one, checkpoints, calibration)]
-        todo = [model for model in models(only) if model not in ready]
-        steps = [step(deployment, model, checkpoints, given) for model in todo]
-        done = [checkpoint_folder(deployment, model) for model in ready]
-        if dry_run:
-            print(describe(steps, done))
-            return
-        for folder in done:
-            print(f"checkpoint: {folder} is ready")
-        if steps:
-            preflight(deployment, todo, examples)
-            run_steps(steps)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
+        kept = [] if again else wanted
+        ready = [m for m in kept if is_ready(deployment, m, checkpoints, given.calibration)]
+    todo = [model for model in wanted if model not in ready]
+    steps = [step(deployment, model, checkpoints, given) for model in todo]
+    done = [checkpoint_folder(deployment, model) for model in ready]
+    if dry_run:
+        print(describe(steps, done, absent))
+        return
+    for folder in done:
+        print(f"checkpoint: {folder} is ready")
+    if steps:
+        preflight(deployment, todo, given.examples)
+        run_steps(steps)
 
 
 def preflight(deployment: Deployment, todo: list[Model], examples: Path) -> None:

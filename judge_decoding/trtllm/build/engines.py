@@ -1,31 +1,27 @@
 """TensorRT-LLM checkpoints -> TensorRT engines of draft and target, the judge inside the target's.
 
-    python build/build_engines.py --config configs/llama-8b-70b-h100x2.yaml [--dry-run]
-
-Runs `trtllm-build` with the options of TensorRT-LLM 1.2.1 (tensorrt_llm/commands/build.py), one
+`trtllm-build` runs with the options of TensorRT-LLM 1.2.1 (tensorrt_llm/commands/build.py), one
 process per rank. With `acceptance.rule: judge` the target is built through `judge_llama.py` of this
-folder, which loads the plugin before it makes the network. Engines go to `draft` and `target` under
-`trtllm.engines`, each with its manifest; what is ready is left alone, `--again` redoes it.
-`--baseline` also builds `target-plain` (no plugin) and `target-threshold-1` (the plugin, never
-accepting), which verify_engines.py compares.
+folder, which loads the plugin before it makes the network. The engines are the folders `draft` and
+`target` under `trtllm.engines`, each with its manifest. The baseline engines are `target-plain` (no
+plugin) and `target-threshold-1` (the plugin, which never accepts); `verify` compares them.
 """
 
 from __future__ import annotations
 
-import sys
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from judge_decoding.config import Deployment, load_deployment
+from judge_decoding.config import Deployment
 from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.config.layout import Model
 from judge_decoding.errors import UserError
+from judge_decoding.planner.shapes import shape_of
 from judge_decoding.trtllm.build.convert import checkpoint_folder, is_ready, models
 from judge_decoding.trtllm.build.judge_build import VARIABLE, JudgeBuild
 from judge_decoding.trtllm.build.preflight import (
+    absent_models,
     check_disk,
     check_gpus,
     check_models,
@@ -33,7 +29,7 @@ from judge_decoding.trtllm.build.preflight import (
     check_tool,
     sizes,
 )
-from judge_decoding.trtllm.build.steps import Step, describe, partial, run_steps
+from judge_decoding.trtllm.build.steps import BuildStep, describe, partial, run_steps
 from judge_decoding.trtllm.manifest import (
     MANIFEST,
     check_engine,
@@ -53,7 +49,7 @@ BOOST = {"float32": 1e4, "float16": 3e4}
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineBuild:
     """One engine to build: `deployment` is what it serves, baseline variants differ in its rule."""
 
     name: str
@@ -75,9 +71,9 @@ class Engine:
         return min(tp, sections(self.deployment).gpus_per_node)
 
 
-def engines(deployment: Deployment, only: str, baseline: bool) -> list[Engine]:
+def engines(deployment: Deployment, only: str, baseline: bool) -> list[EngineBuild]:
     """Draft and target, and the two that show what the plugin does and does not change."""
-    found = [Engine(model, model, deployment) for model in models(only)]
+    found = [EngineBuild(model, model, deployment) for model in models(only)]
     if baseline:
         if deployment.acceptance.rule != "judge" or deployment.judge is None:
             raise UserError(
@@ -86,13 +82,13 @@ def engines(deployment: Deployment, only: str, baseline: bool) -> list[Engine]:
         plain = deployment.acceptance.model_dump() | {"rule": "strict"}
         never = deployment.judge.model_dump() | {"threshold": 1.0}
         found += [
-            Engine("target-plain", "target", deployment.override(acceptance=plain)),
-            Engine("target-threshold-1", "target", deployment.override(judge=never)),
+            EngineBuild("target-plain", "target", deployment.override(acceptance=plain)),
+            EngineBuild("target-threshold-1", "target", deployment.override(judge=never)),
         ]
     return found
 
 
-def command(engine: Engine, checkpoint: Path, output: Path) -> tuple[str, ...]:
+def command(engine: EngineBuild, checkpoint: Path, output: Path) -> tuple[str, ...]:
     """trtllm-build and its options.
 
     max_seq_len is the deployment's: for a speculative target the builder adds max_draft_len itself
@@ -134,7 +130,28 @@ def command(engine: Engine, checkpoint: Path, output: Path) -> tuple[str, ...]:
     return (*mpirun, "trtllm-build", *options)
 
 
-def judge_build(engine: Engine, checkpoints: Checkpoints) -> JudgeBuild:
+def judge_build_text(engine: EngineBuild, checkpoints: Checkpoints, absent: bool) -> str:
+    """The JSON of `judge_build`; where the models are absent (a dry run), words for what only they
+    know."""
+    if not absent:
+        return judge_build(engine, checkpoints).model_dump_json(indent=2)
+    deployment = engine.deployment
+    assert deployment.judge is not None
+    build, threshold = sections(deployment), deployment.judge.threshold
+    known = {
+        "judge": str(deployment.judge.path),
+        "plugin": str(build.plugin),
+        "threshold": "the judge's own" if threshold is None else threshold,
+        "boost": BOOST[build.logits_dtype],
+        "vocab_size": shape_of(deployment.target).vocab,
+        "end_ids": "the target's",
+        "protect_end_ids": deployment.acceptance.protect_end_ids,
+        "max_draft_len": deployment.max_draft_len,
+    }
+    return json.dumps(known, indent=2)
+
+
+def judge_build(engine: EngineBuild, checkpoints: Checkpoints) -> JudgeBuild:
     deployment = engine.deployment
     judge = checkpoints.judge
     assert judge is not None and deployment.judge is not None
@@ -152,8 +169,11 @@ def judge_build(engine: Engine, checkpoints: Checkpoints) -> JudgeBuild:
     )
 
 
-def step(engine: Engine, checkpoints: Checkpoints, runtime: Runtime | None) -> Step:
-    """runtime: what the manifest names; None in a dry run, which makes none."""
+def step(
+    engine: EngineBuild, checkpoints: Checkpoints, runtime: Runtime | None, absent: bool = False
+) -> BuildStep:
+    """runtime: what the manifest names; None in a dry run, which makes none. absent: so are the
+    models."""
     build = sections(engine.deployment)
     file = build.engines / f"{engine.name}.judge.json"
 
@@ -161,7 +181,7 @@ def step(engine: Engine, checkpoints: Checkpoints, runtime: Runtime | None) -> S
         assert runtime is not None
         manifest_for(engine.deployment, engine.model, checkpoints, runtime).save(half)
 
-    return Step(
+    return BuildStep(
         name=f"build {engine.name}",
         command=command(
             engine, checkpoint_folder(engine.deployment, engine.model), partial(engine.folder)
@@ -170,51 +190,48 @@ def step(engine: Engine, checkpoints: Checkpoints, runtime: Runtime | None) -> S
         files=(*engine_files(rank_group(engine.deployment, engine.model).tp), MANIFEST),
         log=build.engines / "logs" / f"build-{engine.name}.log",
         env={VARIABLE: str(file)} if engine.judged else {},
-        writes={file: judge_build(engine, checkpoints).model_dump_json(indent=2)}
-        if engine.judged
-        else {},
+        writes={file: judge_build_text(engine, checkpoints, absent)} if engine.judged else {},
         finish=finish,
     )
 
 
-def main(
-    config: Annotated[Path, typer.Option(help="The deployment.")],
-    only: Annotated[str, typer.Option(help="draft, target or both")] = "both",
-    baseline: Annotated[
-        bool, typer.Option("--baseline", help="Also build what verify_engines.py compares with.")
-    ] = False,
-    calibration: Annotated[
-        str, typer.Option(help="FP8: as given to convert_checkpoint.py.")
-    ] = "cnn_dailymail",
-    again: Annotated[bool, typer.Option("--again", help="Redo what is there.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done.")] = False,
+def build(
+    deployment: Deployment,
+    only: str,
+    *,
+    baseline: bool,
+    calibration: str,
+    again: bool,
+    dry_run: bool,
 ) -> None:
-    try:
-        deployment = load_deployment(config)
-        checkpoints = Checkpoints.of(deployment)
+    """Build the engines that are not there, or with `again` all of them.
+
+    calibration  as it was given to the conversion
+    A dry run prints what would be done. It needs no model folder where the deployment names the
+    model's `shape`.
+    """
+    checkpoints = Checkpoints.of(deployment)
+    absent = absent_models(deployment) if dry_run else []
+    if not absent:
         check_models(deployment, checkpoints)
-        wanted = engines(deployment, only, baseline)
-        if dry_run:
-            there = [e for e in wanted if not again and e.folder.is_dir()]
-            steps = [step(engine, checkpoints, None) for engine in wanted if engine not in there]
-            print(describe(steps, [engine.folder for engine in there]))
-            return
-        runtime = this_runtime()
-        there = [e for e in wanted if not again and e.folder.is_dir()]
-        for engine in there:
-            check_engine(engine.deployment, engine.model, checkpoints, runtime, engine.folder)
-            print(f"engine: {engine.folder} is ready")
-        todo = [engine for engine in wanted if engine not in there]
-        if todo:
-            preflight(deployment, checkpoints, todo, calibration)
-            run_steps([step(engine, checkpoints, runtime) for engine in todo])
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
+    wanted = engines(deployment, only, baseline)
+    there = [e for e in wanted if not again and e.folder.is_dir()]
+    todo = [engine for engine in wanted if engine not in there]
+    if dry_run:
+        steps = [step(engine, checkpoints, None, bool(absent)) for engine in todo]
+        print(describe(steps, [engine.folder for engine in there], absent))
+        return
+    runtime = this_runtime()
+    for engine in there:
+        check_engine(engine.deployment, engine.model, checkpoints, runtime, engine.folder)
+        print(f"engine: {engine.folder} is ready")
+    if todo:
+        preflight(deployment, checkpoints, todo, calibration)
+        run_steps([step(engine, checkpoints, runtime) for engine in todo])
 
 
 def preflight(
-    deployment: Deployment, checkpoints: Checkpoints, todo: list[Engine], calibration: str
+    deployment: Deployment, checkpoints: Checkpoints, todo: list[EngineBuild], calibration: str
 ) -> None:
     for engine in todo:
         if not is_ready(deployment, engine.model, checkpoints, calibration):

@@ -1,10 +1,11 @@
 """The target with the judge inside, for `trtllm-build --model_cls_file`.
 
-`build_engines.py` starts trtllm-build with this file and says in a `judge_build.JudgeBuild` what to
-build. The class is the stock Llama plus one layer: the JudgeAccept plugin between
-the LM head and the `logits` output, so that TensorRT-LLM's unmodified runtime accepts what the
-judge accepts. Engine inputs stay the stock ones; there is one more output, `judge_scores`
-float32 [B, max_draft_len], NaN where there is no score.
+`build_engines.py` starts trtllm-build with the path of this file, and a `judge_build.JudgeBuild`
+says what to build. The package `judge_decoding` must be installed where trtllm-build runs. The
+class is the stock Llama plus one layer: the JudgeAccept plugin between the LM head and the `logits`
+output, so that TensorRT-LLM's unmodified runtime accepts what the judge accepts. The engine's
+inputs stay the stock ones. It has one more output, `judge_scores` float32 [B, max_draft_len], NaN
+where there is no score.
 
 The judge's feature says what the plugin reads:
 - `post_norm`: the LM head's input, already gathered to the rows that get logits
@@ -27,7 +28,7 @@ from judge_decoding.trtllm import compat as trtllm
 from judge_decoding.trtllm.build.judge_build import JudgeBuild, read_build
 
 
-class JudgeLlamaForCausalLM(trtllm.LLaMAForCausalLM):
+class JudgeLlamaForCausalLM(trtllm.LLaMAForCausalLM):  # type: ignore[misc]  # is Any here
     """LLaMAForCausalLM whose logits have passed the judge."""
 
     def __init__(self, config: Any) -> None:

@@ -1,4 +1,4 @@
-"""What must hold before hours of work start: models, judge, disk, GPUs, tools. One line each."""
+"""What must hold before hours of work start: models, judge, disk, GPUs, tools."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from judge_decoding.config import Deployment
 from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.config.layout import MODELS, Model
 from judge_decoding.errors import UserError
+from judge_decoding.planner.shapes import shape_of
 from judge_decoding.trtllm.manifest import engine_config, rank_group, sections
 from judge_decoding.trtllm.stack import CONTAINER, SM
 
@@ -48,6 +49,17 @@ def sizes(deployment: Deployment, model: Model) -> Size:
         quantization=engine_config(deployment, model).quantization,
         tp=rank_group(deployment, model).tp,
     )
+
+
+def absent_models(deployment: Deployment) -> list[str]:
+    """The models whose folders are not on this machine, a line each. UserError unless the
+    deployment names their shapes."""
+    found = []
+    for name, model in (("draft", deployment.draft), ("target", deployment.target)):
+        if model is not None and not model.model.is_dir():
+            shape_of(model)
+            found.append(f"{name} {model.model}, planned by its shape {model.shape}")
+    return found
 
 
 def check_models(deployment: Deployment, checkpoints: Checkpoints) -> None:

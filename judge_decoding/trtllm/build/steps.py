@@ -1,4 +1,4 @@
-"""Long commands run one after the other: logged, shown, resumable. Used by the engine scripts."""
+"""Long commands that run one after the other: logged, shown, resumable."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TAIL_LINES = 5
 
 
 @dataclass(frozen=True)
-class Step:
+class BuildStep:
     """One command that makes one folder.
 
     files    what the folder holds at the end, by name
@@ -47,9 +47,15 @@ def partial(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
-def describe(steps: Sequence[Step], ready: Sequence[Path] = ()) -> str:
-    """What a dry run prints: every command, and every file and folder that would be made."""
-    lines = [f"ready    {folder}" for folder in ready]
+def describe(
+    steps: Sequence[BuildStep], ready: Sequence[Path] = (), absent: Sequence[str] = ()
+) -> str:
+    """What a dry run prints: every command, and every file and folder that would be made.
+
+    absent  models that are not on this machine (`preflight.absent_models`)
+    """
+    lines = [f"absent   {model}" for model in absent]
+    lines += [f"ready    {folder}" for folder in ready]
     for step in steps:
         lines += [f"step     {step.name}"]
         lines += [f"writes   {path}\n{text}" for path, text in step.writes.items()]
@@ -59,8 +65,8 @@ def describe(steps: Sequence[Step], ready: Sequence[Path] = ()) -> str:
     return "\n".join(lines)
 
 
-def run_steps(steps: Sequence[Step]) -> None:
-    """Run them; UserError with the end of the log where one fails. What is finished stays."""
+def run_steps(steps: Sequence[BuildStep]) -> None:
+    """Run the steps; UserError with the end of the log where one fails. Finished folders stay."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -72,7 +78,7 @@ def run_steps(steps: Sequence[Step]) -> None:
         print(f"{step.name}: {step.output} is ready")
 
 
-def _run(step: Step, show: Callable[[str], None]) -> None:
+def _run(step: BuildStep, show: Callable[[str], None]) -> None:
     half = partial(step.output)
     shutil.rmtree(half, ignore_errors=True)
     for path in (step.log, half, *step.writes):

