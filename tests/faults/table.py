@@ -5,18 +5,22 @@ from __future__ import annotations
 import re
 from typing import Any
 
-TITLES = {
-    "processes": "Ranks, stubs, server, launcher",
-    "network": "Clients and connections",
-    "disk": "Disks",
-    "files": "Configuration, models, judges",
+SECTIONS = {
+    "Ranks, stubs, server, launcher": ("processes", ""),
+    "Clients and connections": ("network", ""),
+    "Disks": ("disk", ""),
+    "Configuration": ("files", "config: "),
+    "Models and judges": ("files", "(?!config: )"),
 }
+"""Title -> the group of its faults, and a pattern that their names begin with."""
 COLUMNS = {
     "name": "fault",
     "client": "the client sees",
     "seconds": "seconds",
     "server": "the server",
+    "message": "its message",
 }
+EXIT = re.compile(r"(exit \d+): ")
 LOST = "UNAVAILABLE: no server answers there (Stream removed (Socket closed))"
 ALWAYS = "; everything is stopped"
 HEAD = f"""# Faults
@@ -48,8 +52,12 @@ def markdown(document: dict[str, Any]) -> str:
     )
     return page + "".join(
         section(title, rows)
-        for group, title in TITLES.items()
-        if (rows := [r for r in document["results"] if r["group"] == group])
+        for title, (group, name) in SECTIONS.items()
+        if (
+            rows := [
+                r for r in document["results"] if r["group"] == group and re.match(name, r["name"])
+            ]
+        )
     )
 
 
@@ -57,13 +65,18 @@ def section(title: str, results: list[dict[str, Any]]) -> str:
     rows = [cells(result) for result in results]
     said = {
         column: rows[0][column]
-        for column in COLUMNS
+        for column in rows[0]
         if len(rows) > 1 and len({row[column] for row in rows}) == 1
     }
     seconds = [result["seconds"] for result in results]
     if len(rows) > 1 and max(seconds) < 5:
-        said["seconds"] = f"{min(seconds):.1f} to {max(seconds):.1f}"
-    shown = [column for column in COLUMNS if column not in said]
+        bounds = dict.fromkeys(f"{bound:.1f}" for bound in (min(seconds), max(seconds)))
+        said["seconds"] = " to ".join(bounds)
+    exits = {match[1] if (match := EXIT.match(row["server"])) else "" for row in rows}
+    if len(rows) > 1 and len(exits) == 1 and "" not in exits:
+        said["server"] = exits.pop()
+        rows = [row | {"message": EXIT.sub("", row["server"])} for row in rows]
+    shown = [column for column in COLUMNS if column not in said and column in rows[0]]
     lines = [f"\n## {title}\n"]
     if said:
         told = "; ".join(f'{COLUMNS[column]} "{text}"' for column, text in said.items())
