@@ -17,7 +17,7 @@ READY = .venv/.ready
 PLUGIN_DEPS = .venv/share/.plugin-deps
 PROMETHEUS = .venv/share/prometheus
 
-.PHONY: demo test lint unit venv libpython nginx promtool target plugin-deps bench load clean
+.PHONY: demo test lint unit mutants venv libpython nginx promtool target plugin-deps bench load clean
 
 demo: venv target
 	$(BIN)/python -m clients.demo --config configs/demo.yaml
@@ -29,10 +29,17 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	for model in preprocessing judge_decoding postprocessing; do \
+		MYPYPATH=triton_repo/$$model/1 $(BIN)/mypy triton_repo/$$model/1 || exit 1; \
+	done
 
 # What a change is tried with: neither servers nor what takes long.
 unit: venv
 	$(PYTEST) -m "not servers and not slow"
+
+# Whether the tests notice a changed token (tests/mutants); minutes to an hour, so not in `make test`.
+mutants: venv
+	$(BIN)/python -m tests.mutants
 
 venv: $(READY)
 

@@ -43,7 +43,7 @@ def load_pipeline(deployment: Deployment) -> Pipeline:
     checkpoints = Checkpoints.of(deployment)
     config = checkpoints.target.config  # what the engine cannot run is refused first
     checkpoints.check_vocabulary()
-    tokenizer = Tokenizer(deployment.target.model)
+    tokenizer = Tokenizer(deployment.target.model, deployment.chat_template)
     if tokenizer.size > config.vocab_size:
         raise UserError(
             f"tokenizer: {deployment.target.model} has {tokenizer.size} tokens, its model only "

@@ -6,24 +6,29 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from judge_decoding.checkpoint import read_json
 from judge_decoding.errors import UserError
 
 _REPLACEMENT = "\ufffd"
+ChatTemplate = Literal["own", "none"]
+"""Whether a user's turn is put in the model's own chat template, or is raw text."""
+SET_CHAT_TEMPLATE = "say `chat_template: none` in the deployment (a prompt is then raw text)"
+"""What helps everywhere against a model folder without a chat template."""
 
 
 class Tokenizer:
     """A Hugging Face tokenizer folder: `tokenizer.json` and the chat template beside it.
 
-    `tokenizers` and jinja2 do all of it; transformers would cost seconds at every start.
+    Only `tokenizers` and jinja2 are used: importing transformers would cost seconds at every start.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, chat_template: ChatTemplate = "own") -> None:
         from tokenizers import Tokenizer as Fast
 
         self.folder = folder
+        self.chat_template: ChatTemplate = chat_template
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise UserError(f"tokenizer: no file {path}")
@@ -48,16 +53,44 @@ class Tokenizer:
         """Text without special tokens; bytes that are no UTF-8 (yet) become U+FFFD."""
         return str(self._fast.decode(list(ids), skip_special_tokens=True))
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the folder has one, and the deployment uses it."""
+        return self.chat_template == "own" and self._template is not None
+
+    def turn(self, text: str, *, instead: str = SET_CHAT_TEMPLATE) -> list[int]:
+        """The ids of a user's only turn, as the deployment's `chat_template` has it.
+
+        instead  what the caller's user can do if the folder has no template
+        """
+        if self.chat_template == "none":
+            return self.encode(text)
+        return self.chat([{"role": "user", "content": text}], instead=instead)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], *, instead: str = SET_CHAT_TEMPLATE
+    ) -> list[int]:
         """The ids of a conversation of {"role", "content"}, ready for the assistant's answer."""
-        return self.encode(self.chat_text(messages), special=False)
+        return self.encode(self.chat_text(messages, instead=instead), special=False)
 
     def chat_text(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = True,
+        instead: str = SET_CHAT_TEMPLATE,
     ) -> str:
-        """The conversation as the chat template writes it; it brings its own special tokens."""
+        """The conversation as the chat template writes it, special tokens included.
+
+        UserError without a template, which says `instead`, or if the template refuses the messages.
+        """
+        if self.chat_template == "none":
+            raise UserError(f"tokenizer: the deployment says chat_template: none; {instead}")
+        template = self._template
+        if template is None:
+            raise UserError(f"tokenizer: {self.folder} has no chat template; {instead}")
         try:
-            text = self._template.render(
+            text = template.render(
                 messages=list(messages),
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
@@ -81,17 +114,24 @@ class Tokenizer:
 
     @cached_property
     def _template(self) -> Any:
+        """The compiled template; None if the folder has none."""
+        from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         path = self.folder / "chat_template.jinja"
         source = path.read_text() if path.is_file() else self._config.get("chat_template")
         if not isinstance(source, str):
-            raise UserError(f"tokenizer: {self.folder} has no chat template; use --no-chat")
+            return None
         # As transformers renders templates: trimmed blocks, two helpers.
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        return environment.from_string(source)
+        try:
+            return environment.from_string(source)
+        except TemplateError as error:
+            raise UserError(
+                f"tokenizer: {self.folder} has a chat template that is not readable ({error})"
+            ) from None
 
 
 def check_unicode(what: str, text: str) -> None:

@@ -84,6 +84,49 @@ def write_tokenizer(folder: Path, vocab_size: int = 256) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
+TEMPLATE_OF_LINES = """{{ bos_token }}
+{%- for m in messages %}
+    {% if m.role == "system" %}
+<<{{ m.content }}>>
+    {% else %}
+[{{ m.role }}]
+{{ m.content }}{{ eos_token }}
+    {% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+[assistant]
+{% endif %}
+"""
+"""Of several lines: a newline after a block and blanks before one are no text."""
+
+
+@pytest.fixture(scope="session")
+def llama_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer that puts a BOS before a raw text, as Llama's does, and a template that writes
+    its own."""
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer as Fast
+
+    folder = tmp_path_factory.mktemp("llama-like")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    fast = Fast(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    fast.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 256)]
+    )
+    fast.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": {"content": "</s>", "__type": "AddedToken"},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").write_text(TEMPLATE_OF_LINES)
+    return folder
+
+
 def write_judge(path: Path, target: Path, *, scale: float = 1.0, seed: int = 7) -> Path:
     """A judge of random direction for `target`, threshold 0.5; `scale`: its weights' deviation."""
     from judge_decoding.checkpoint import Checkpoint

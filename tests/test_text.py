@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,52 @@ def test_encode_and_decode_are_inverse(tokenizer: Tokenizer) -> None:
 def test_the_chat_template_is_applied(tokenizer: Tokenizer) -> None:
     ids = tokenizer.chat([{"role": "user", "content": "hi"}])
     assert tokenizer.decode(ids) == "[user] hi\n[assistant] "
+
+
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "A metal?"},
+]
+
+
+def test_only_a_raw_text_gets_the_tokenizers_bos(llama_like: Path) -> None:
+    """A chat template writes its own: a second one would be a prompt that no training had."""
+    tokenizer = Tokenizer(llama_like)
+    assert tokenizer.size == 258
+    assert tokenizer.encode("Hi") == [256, *tokenizer.encode("Hi", special=False)]
+    assert len(tokenizer.encode("Hi", special=False)) == 2
+    chat = tokenizer.chat(TURNS)
+    assert chat.count(256) == 1 and chat[0] == 256 and chat.count(257) == 3
+    assert "<s>" not in tokenizer.decode(chat)
+
+
+def test_the_template_is_written_as_transformers_writes_it(llama_like: Path) -> None:
+    from transformers import AutoTokenizer
+
+    ours, theirs = Tokenizer(llama_like), AutoTokenizer.from_pretrained(llama_like)
+    for prompt in (False, True):
+        text = theirs.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=prompt)
+        assert ours.chat_text(TURNS, add_generation_prompt=prompt) == text
+    assert text == (
+        "<s><<Be brief.>>\n[user]\nHi</s>\n[assistant]\nHello.</s>\n[user]\nA metal?</s>\n"
+        "[assistant]\n"
+    )
+    assert ours.chat_text(TURNS) == text  # ready for an answer, unless it is said otherwise
+    both = theirs.apply_chat_template(TURNS, tokenize=True, add_generation_prompt=True)
+    ids = both if isinstance(both, list) else both["input_ids"]
+    assert ours.chat(TURNS) == ids
+
+
+def test_a_template_may_refuse_and_may_ask_the_date(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text((tokenizer.folder / "tokenizer.json").read_text())
+    template = tmp_path / "chat_template.jinja"
+    template.write_text("{{ raise_exception('no roles but user') }}")
+    with pytest.raises(UserError, match="refused the messages: no roles but user"):
+        Tokenizer(tmp_path).chat([{"role": "x", "content": "hi"}])
+    template.write_text("{{ strftime_now('%Y') }}|{{ bos_token }}|{{ eos_token }}|")
+    assert Tokenizer(tmp_path).chat_text([]) == f"{datetime.now().year}|||"
 
 
 @settings(max_examples=150, deadline=None)
@@ -156,7 +203,41 @@ def test_a_missing_or_damaged_tokenizer_is_named(tmp_path: Path) -> None:
         Tokenizer(tmp_path)
 
 
-def test_no_chat_template_says_what_to_do(tokenizer: Tokenizer, tmp_path: Path) -> None:
+@pytest.fixture
+def bare(tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    """A tokenizer's folder without a chat template."""
     (tmp_path / "tokenizer.json").write_text((tokenizer.folder / "tokenizer.json").read_text())
-    with pytest.raises(UserError, match="use --no-chat"):
-        Tokenizer(tmp_path).chat([{"role": "user", "content": "hi"}])
+    return tmp_path
+
+
+def test_no_chat_template_says_what_to_do(bare: Path) -> None:
+    messages, refused = (
+        [{"role": "user", "content": "hi"}],
+        f"tokenizer: {bare} has no chat template",
+    )
+    with pytest.raises(UserError) as error:
+        Tokenizer(bare).chat(messages)
+    assert str(error.value) == (
+        f"{refused}; say `chat_template: none` in the deployment (a prompt is then raw text)"
+    )
+    with pytest.raises(UserError) as error:
+        Tokenizer(bare).turn("hi", instead="use --no-chat")
+    assert str(error.value) == f"{refused}; use --no-chat"
+    assert not Tokenizer(bare).has_chat_template
+
+
+def test_without_a_chat_template_a_turn_is_raw_text(tokenizer: Tokenizer, bare: Path) -> None:
+    assert tokenizer.has_chat_template
+    assert tokenizer.turn("hi") == tokenizer.chat([{"role": "user", "content": "hi"}])
+    for folder in (bare, tokenizer.folder):
+        raw = Tokenizer(folder, "none")
+        assert raw.turn("hi") == raw.encode("hi")
+        assert not raw.has_chat_template
+        with pytest.raises(UserError, match="chat_template: none; send text"):
+            raw.chat([{"role": "user", "content": "hi"}], instead="send text")
+
+
+def test_a_chat_template_that_is_no_template_is_named(bare: Path) -> None:
+    (bare / "chat_template.jinja").write_text("{% for m in %}")
+    with pytest.raises(UserError, match=r"has a chat template that is not readable \("):
+        Tokenizer(bare).turn("hi")

@@ -49,9 +49,9 @@ from judge_client.client import JudgeClient
 from judge_client.commands.options import Json
 from judge_client.wire import Chunk, GenerateRequest
 from judge_decoding import provenance
-from judge_decoding.benchmark.bench import WARM_UP_TOKENS, RuleSystem
-from judge_decoding.commands.main import read_prompts
 from judge_decoding.config import load_deployment
+from judge_decoding.evaluation.bench import WARM_UP_TOKENS, RuleSystem
+from judge_decoding.evaluation.prompts import read_prompts
 from judge_decoding.pipeline import Pipeline, load_pipeline
 
 BLOCK = 4
@@ -109,7 +109,7 @@ class InProcess:
         return [self._answer(text, max_tokens) for text in prompts]
 
     def _answer(self, text: str, max_tokens: int) -> Sample:
-        ids = self._tokenizer.chat([{"role": "user", "content": text}])
+        ids = self._tokenizer.turn(text)
         one = self._system.answer(ids, max_tokens)
         assert one.result is not None
         # Prefill and first round are one pass here.

@@ -61,7 +61,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_config(folder: Path) -> LlamaConfig:
     """`config.json` of a LlamaForCausalLM; UserError where it asks for what Llama-3 has not."""
     if not folder.is_dir():
-        hint = " (for the demo: make venv && make target)" if folder.name == DEMO_FOLDER else ""
+        hint = " (make it: make venv && make target)" if folder.name == DEMO_FOLDER else ""
         raise UserError(f"model: no folder {folder}{hint}")
     raw = read_json(folder / "config.json")
     if raw.get("model_type") != "llama":

@@ -1,16 +1,14 @@
-"""What people see: coloured answers, a conversation, tables, progress.
+"""What people see: coloured answers, a conversation, a benchmark's table.
 
 Colours, marks and the conversation itself are the client's (`judge_client.terminal`).
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from judge_client import terminal
 from judge_client.terminal import Runs, has_colour
@@ -28,10 +26,6 @@ if TYPE_CHECKING:
 
     from judge_decoding.decoding.loop import Result
     from judge_decoding.pipeline import Pipeline
-
-T = TypeVar("T")
-LINE_S = 30.0
-"""Seconds between two lines of progress in a log."""
 
 
 class TokenPainter:
@@ -175,63 +169,3 @@ def print_report(out: Console, report: dict[str, Any]) -> None:
         alone = report["memory"]["peak_without_peers_mb"]
         out.print(f"peak memory {peak:.0f} MB, {alone:.0f} MB before the peers were loaded")
     out.print(f"{source['cpu']}, GPU {source['gpu']}, commit {source['git_sha']}, {source['date']}")
-
-
-class ProgressStep(Protocol):
-    """Takes how far some work is; `note` is shown after the numbers."""
-
-    def __call__(self, done: int, total: int, note: str = "") -> None: ...
-
-
-@contextmanager
-def progress(what: str) -> Iterator[ProgressStep]:
-    """On stderr: a bar that vanishes when done; where that is no terminal, a line now and then."""
-    err = console(stderr=True)
-    if not err.is_terminal:
-        yield _Lines(what)
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    text = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
-    columns = (text[0], BarColumn(), MofNCompleteColumn(), text[1], TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True, speed_estimate_period=120) as bar:
-        task = bar.add_task(what, total=None, note="")
-
-        def step(done: int, total: int, note: str = "") -> None:
-            bar.update(task, completed=done, total=total, note=note)
-
-        yield step
-
-
-class _Lines:
-    """For a log: short work says nothing, long work that it goes on."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._began: tuple[float, int] | None = None  # the first step: what an older run did
-        self._due = time.monotonic() + LINE_S
-
-    def __call__(self, done: int, total: int, note: str = "") -> None:
-        now = time.monotonic()
-        began, before = self._began = self._began or (now, done)
-        if now < self._due:
-            return
-        self._due = now + LINE_S
-        left = (now - began) / max(1, done - before) * (total - done)
-        parts = (f"{self._what}: {done} of {total}", note, f"{left:.0f} s left")
-        print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
-
-
-def track(items: Sequence[T], what: str) -> Iterator[T]:
-    """The items, and how many of them are done."""
-    with progress(what) as step:
-        step(0, len(items))
-        for done, item in enumerate(items, 1):
-            yield item
-            step(done, len(items))

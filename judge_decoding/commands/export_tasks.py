@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import judge_decoding
-from judge_decoding.commands.main import read_prompts
+from judge_decoding.evaluation.prompts import read_prompts
 from judge_decoding.evaluation.task import write_task
 from judge_decoding.training.controlled.task import task_items
 from judge_decoding.training.court.export import arithmetic, chat, court

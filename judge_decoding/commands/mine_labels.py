@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from judge_decoding.commands.console import progress
 from judge_decoding.commands.one_line import INTERRUPTED
 from judge_decoding.config.paths import resolve
+from judge_decoding.progress import progress
 from judge_decoding.training.mining.jobs import PromptChoice
 from judge_decoding.training.mining.run import MiningRun, cost_report, open_run
 from judge_decoding.training.mining.search import Cost

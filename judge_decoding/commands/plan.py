@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from judge_decoding.commands.options import Json, print_json, read_deployment
+from judge_decoding.errors import UserError
 
 
 def plan(
@@ -14,37 +16,38 @@ def plan(
     acceptance_length: Annotated[
         list[float] | None,
         typer.Option(
-            help="Mean acceptance length at the file's max_draft_len, bonus included. May be "
-            "repeated.",
+            help="Mean acceptance length at the file's max_draft_len, bonus token included. May "
+            "be repeated.",
             show_default="the paper's",
         ),
     ] = None,
     gpu: Annotated[
-        list[str] | None, typer.Option(help="h100, h200, b200. May be repeated; all by default.")
+        list[str] | None,
+        typer.Option(help="h100, h200, b200. May be repeated.", show_default="the file's"),
     ] = None,
-    sequences: Annotated[int, typer.Option(min=1, max=1024, help="Active at a time.")] = 1,
+    all_gpus: Annotated[bool, typer.Option("--all-gpus", help="Compare all known GPUs.")] = False,
+    sequences: Annotated[int, typer.Option(min=1, max=1024, help="Active sequences.")] = 1,
     context: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens that each has behind it.", show_default="1024"),
+        typer.Option(min=1, help="Tokens in the cache per sequence.", show_default="1024"),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="End with one JSON document on one line.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Estimate memory, speed and the best draft length of a deployment on H100, H200 and B200."""
-    from judge_decoding.config import load_deployment
-    from judge_decoding.errors import UserError
-    from judge_decoding.planner import plan_table as show
+    """Estimate memory, speed and the best draft length of a deployment on its GPUs."""
+    from judge_decoding.planner import plan_table
     from judge_decoding.planner.gpus import GPUS
     from judge_decoding.planner.plan import Plan, acceptances
 
     for name in gpu or ():
         if name not in GPUS:
             raise UserError(f"gpu: unknown {name!r}; known are {', '.join(GPUS)}")
-    deployment = load_deployment(config)
+    if gpu and all_gpus:
+        raise UserError("gpu: --all-gpus names every GPU; leave --gpu out")
+    deployment = read_deployment(config)
     context = context or min(1024, deployment.limits.max_context)
-    plans = [Plan(deployment, n, sequences=sequences, context=context) for n in gpu or GPUS]
+    chosen: list[str | None] = [*GPUS] if all_gpus else [*(gpu or (None,))]
+    plans = [Plan(deployment, n, sequences=sequences, context=context) for n in chosen]
     lengths = acceptances(deployment, acceptance_length or [])
-    show.print_plans(plans, lengths)
+    plan_table.print_plans(plans, lengths)
     if as_json:
-        print(json.dumps(show.document(plans, lengths), allow_nan=False), flush=True)
+        print_json(plan_table.document(plans, lengths))

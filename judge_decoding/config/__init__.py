@@ -6,7 +6,7 @@ project's cache folder ($JUDGE_DECODING_CACHE, else ~/.cache/judge-decoding).
 
 from judge_decoding.config.deployment import Deployment
 from judge_decoding.config.fields import describe
-from judge_decoding.config.paths import cache_folder
+from judge_decoding.config.paths import cache_folder, shipped
 from judge_decoding.config.sections import (
     AuditConfig,
     JudgeConfig,
@@ -16,7 +16,7 @@ from judge_decoding.config.sections import (
     ServerConfig,
 )
 from judge_decoding.config.trtllm import TRTLLM_RULES, EngineConfig, TrtLlmConfig
-from judge_decoding.config.yaml_file import load_deployment
+from judge_decoding.config.yaml_file import deployment_file, load_deployment
 
 __all__ = [
     "TRTLLM_RULES",
@@ -30,6 +30,8 @@ __all__ = [
     "ServerConfig",
     "TrtLlmConfig",
     "cache_folder",
+    "deployment_file",
     "describe",
     "load_deployment",
+    "shipped",
 ]

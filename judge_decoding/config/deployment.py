@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config.fields import Dtype, Strict, describe
 from judge_decoding.config.sections import (
     AcceptanceConfig,
@@ -21,27 +23,36 @@ from judge_decoding.config.sections import (
 from judge_decoding.config.trtllm import TRTLLM_RULES, TrtLlmConfig
 from judge_decoding.decoding.contracts import Acceptance, scheduled
 from judge_decoding.errors import UserError
+from judge_decoding.text import ChatTemplate
 
 
 class Deployment(Strict):
-    """The whole of a deployment."""
+    """The whole of a deployment.
+
+    engine              `torch` runs on this machine's CPU; `trtllm` needs a trtllm section
+    chat_template       `own`: prompts are put in the chat template of the target's folder; `none`:
+                        the target has none, and a prompt is raw text everywhere
+    max_draft_len       tokens drafted per round
+    draft_len_schedule  up to so many active sequences -> tokens drafted per round instead
+    ranks               None: one process runs both models
+    trtllm              read by engine `trtllm` only
+    """
 
     name: str = Field(min_length=1)
     engine: Literal["torch", "trtllm"] = "torch"
     dtype: Dtype = "bfloat16"
     target: ModelConfig
     draft: ModelConfig | None = None
+    chat_template: ChatTemplate = "own"
     judge: JudgeConfig | None = None
     acceptance: AcceptanceConfig = AcceptanceConfig()
     max_draft_len: int = Field(default=8, ge=0, le=128)
     draft_len_schedule: dict[int, int] = Field(default_factory=dict)
     limits: Limits = Limits()
     ranks: RanksConfig | None = None
-    """None: one process runs both models."""
     server: ServerConfig = ServerConfig()
     audit: AuditConfig | None = None
     trtllm: TrtLlmConfig | None = None
-    """Read by engine `trtllm` alone, which needs it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Deployment:
@@ -132,6 +143,23 @@ class Deployment(Strict):
         folder  what relative paths start from
         """
         try:
-            return cls.model_validate(raw, context={"folder": folder})
+            deployment = cls.model_validate(raw, context={"folder": folder})
         except ValidationError as error:
             raise UserError(f"config: {source}: {describe(error)}") from None
+        return deployment._fitted_to_models()
+
+    def _fitted_to_models(self) -> Deployment:
+        """Lower a `limits.max_context` that the file does not give to what both models have.
+
+        Only `config.json` is read. A folder without a readable one changes nothing here: loading
+        the model says what is wrong with it, and planning needs no folder.
+        """
+        if "max_context" in self.limits.model_fields_set:
+            return self
+        context = self.limits.max_context
+        for model in (self.target, self.draft):
+            with suppress(UserError):
+                if model is not None:
+                    context = min(context, Checkpoint(model.model).config.max_position_embeddings)
+        limits = self.limits.model_copy(update={"max_context": context})
+        return self.model_copy(update={"limits": limits})

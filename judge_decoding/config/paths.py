@@ -1,4 +1,4 @@
-"""The cache folder, and the paths that lie in it: `cache:NAME` is NAME in the cache folder."""
+"""Where files are: those that come with the project, and those of its cache folder."""
 
 from __future__ import annotations
 
@@ -8,9 +8,26 @@ from pathlib import Path
 from judge_decoding.checkpoint.config_json import DEMO_FOLDER
 from judge_decoding.errors import UserError
 
+_PACKAGE = Path(__file__).resolve().parents[1]
 _CACHE = "cache:"
 DEMO_TARGET = f"{_CACHE}{DEMO_FOLDER}"
 """The folder that `build/demo_target.py` makes."""
+
+
+def shipped(name: str) -> Path:
+    """A file or folder that comes with the project, such as `configs/demo.yaml` or `triton_repo`.
+
+    A source checkout has it at its top. A wheel carries a copy inside the package, in `shipped`.
+    UserError where neither is there.
+    """
+    checkout = _PACKAGE.parent
+    places = [_PACKAGE / "shipped" / name]
+    if (checkout / "pyproject.toml").is_file():
+        places.insert(0, checkout / name)
+    for place in places:
+        if place.exists():
+            return place
+    raise UserError(f"no file {places[0]}, and nothing of the name {name} is shipped")
 
 
 def cache_folder() -> Path:

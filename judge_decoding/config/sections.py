@@ -41,7 +41,12 @@ class AcceptanceConfig(Strict):
 
 
 class Limits(Strict):
-    """Bounds that memory is allocated for (`max_sequences` x `max_context`), and per request."""
+    """Bounds that memory is allocated for (`max_sequences` x `max_context`), and per request.
+
+    max_context  positions of a prompt and its answer. The default is lowered to the models' own
+                 `max_position_embeddings` (`Deployment.read`); a larger value that the file gives
+                 is refused when the models are loaded
+    """
 
     max_sequences: int = Field(default=4, ge=1, le=1024)
     max_context: int = Field(default=2048, ge=16, le=1_048_576)

@@ -6,14 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from judge_decoding.config.deployment import Deployment
+from judge_decoding.config.paths import shipped
 from judge_decoding.errors import UserError
 
 
+def deployment_file(path: Path | str) -> Path:
+    """The file of a deployment that is given by its path, or by the name of a shipped one: `demo`
+    is configs/demo.yaml, wherever the package is installed."""
+    path = Path(path)
+    if path.suffix or len(path.parts) > 1 or path.exists():
+        return path
+    return shipped(f"configs/{path}.yaml")
+
+
 def load_deployment(path: Path | str) -> Deployment:
-    """Read and check a deployment YAML; UserError with one line that names what is wrong."""
+    """Read and check the YAML of a deployment (`deployment_file`).
+
+    UserError with one line that names what is wrong.
+    """
     import yaml
 
-    path = Path(path)
+    path = deployment_file(path)
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)

@@ -57,7 +57,7 @@ class Deployed(Protocol):
         """The standard rule's tokens, an end token included."""
 
 
-class InProcess:
+class StrictDecoder:
     """The deployment's models in this process."""
 
     def __init__(self, pipeline: Pipeline, rule: Rule = "strict") -> None:

@@ -27,8 +27,8 @@ from judge_decoding.errors import UserError
 from judge_decoding.evaluation.overrides import overrides
 from judge_decoding.evaluation.parsers import is_right
 from judge_decoding.evaluation.statistics import Paired, wilson
-from judge_decoding.evaluation.systems import DRAFT, System, decoder_of
-from judge_decoding.evaluation.task import Item
+from judge_decoding.evaluation.systems import DRAFT, EvaluatedSystem, decoder_of
+from judge_decoding.evaluation.task import WITHOUT_CHAT, Item
 from judge_decoding.evaluation.text_measures import loglikelihood, repetition
 from judge_decoding.pipeline import Pipeline
 
@@ -43,7 +43,7 @@ BLOCK = 4
 class Answers:
     """One system's, in the order of the items; `right` is None for items that nothing checks."""
 
-    system: System
+    system: EvaluatedSystem
     results: list[Result] = field(default_factory=list)
     right: list[bool | None] = field(default_factory=list)
     seconds: float = 0.0
@@ -101,7 +101,7 @@ def requests_of(
         wanted = item.max_tokens or max_tokens or MAX_TOKENS
         try:
             ids = (
-                tokenizer.chat([{"role": "user", "content": item.prompt}])
+                tokenizer.turn(item.prompt, instead=WITHOUT_CHAT)
                 if item.chat
                 else tokenizer.encode(item.prompt)
             )
@@ -121,7 +121,7 @@ def requests_of(
 def evaluate(
     pipeline: Pipeline,
     items: Sequence[Item],
-    systems: Sequence[System],
+    systems: Sequence[EvaluatedSystem],
     *,
     max_tokens: int | None = None,
     run_code: bool = False,
@@ -129,7 +129,7 @@ def evaluate(
 ) -> Evaluation:
     """All systems' answers to all items; `systems` begins with the target alone (`systems_of`).
 
-    progress  told (answers done, of)
+    progress  called with (answers done, answers in all); first with 0, once all are warm
     """
     if any(item.parser == "python" for item in items) and not run_code:
         raise UserError("task: parser python runs what the model wrote; allow it by --run-code")
@@ -139,6 +139,7 @@ def evaluate(
         _answer(pipeline, one.system, [_with(requests[0], one.system, WARM_UP_TOKENS)])
     block = BLOCK * pipeline.engines.target.max_sequences
     total, done = len(items) * len(systems), 0
+    progress(done, total)
     for turn, start in enumerate(range(0, len(items), block)):
         first = turn % len(answers)
         for one in [*answers[first:], *answers[:first]]:
@@ -155,7 +156,7 @@ def evaluate(
     return Evaluation(list(items), requests, answers)
 
 
-def _with(request: Request, system: System, most: int | None = None) -> Request:
+def _with(request: Request, system: EvaluatedSystem, most: int | None = None) -> Request:
     return Request(
         request.prompt_ids,
         min(request.max_tokens, most or request.max_tokens),
@@ -164,7 +165,9 @@ def _with(request: Request, system: System, most: int | None = None) -> Request:
     )
 
 
-def _answer(pipeline: Pipeline, system: System, requests: Sequence[Request]) -> list[Result]:
+def _answer(
+    pipeline: Pipeline, system: EvaluatedSystem, requests: Sequence[Request]
+) -> list[Result]:
     return decoder_of(pipeline, system).generate(requests)
 
 

@@ -38,7 +38,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Choice:
+class GateChoice:
     """threshold  the chosen one, `NEVER` where none passes
     trials     those that were tried, the largest threshold first; the last may have failed
     """
@@ -64,7 +64,7 @@ class Choice:
 
 def choose_threshold(
     outcomes: Mapping[float, Paired], budget: float, *, confidence: float = 0.95, seed: int = 0
-) -> Choice:
+) -> GateChoice:
     """The smallest threshold with `upper_bound(loss) <= budget`, all larger ones having it too.
 
     outcomes    threshold -> the calibration items answered at it, paired with the target alone; the
@@ -87,7 +87,7 @@ def choose_threshold(
             break
         chosen = threshold
     any_of_them = next(iter(outcomes.values()))
-    return Choice(
+    return GateChoice(
         threshold=chosen,
         budget=budget,
         confidence=confidence,

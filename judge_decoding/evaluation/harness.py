@@ -80,7 +80,9 @@ class LoopModel:
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         return self.pipeline.tokenizer.chat_text(
-            chat_history, add_generation_prompt=add_generation_prompt
+            chat_history,
+            add_generation_prompt=add_generation_prompt,
+            instead="leave out --apply_chat_template",
         )
 
     def tok_encode(

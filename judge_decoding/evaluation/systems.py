@@ -26,7 +26,7 @@ NAMES = (*(rule for rule in RULES if rule not in ("rejection", "synthetic")), DR
 
 
 @dataclass(frozen=True)
-class System:
+class EvaluatedSystem:
     """One way to answer.
 
     rule     a rule's name, or `draft`
@@ -102,7 +102,7 @@ def systems_of(
     *,
     thresholds: Sequence[float] = (),
     settings: Sequence[tuple[str, float]] = (),
-) -> list[System]:
+) -> list[EvaluatedSystem]:
     """The systems that were asked for, `none` first in any case: all others are held against it.
 
     A rule runs at its settings where it has any (`thresholds` are the judge's), else as deployed.
@@ -112,23 +112,23 @@ def systems_of(
     values: dict[str, list[float]] = {"judge": list(thresholds)} if thresholds else {}
     for rule, value in settings:
         values.setdefault(rule, []).append(value)
-    found: list[System] = []
+    found: list[EvaluatedSystem] = []
     for rule in dict.fromkeys(["none", *rules, *values]):
         if rule not in NAMES:
             raise UserError(f"rules: unknown {rule!r}; known are {', '.join(NAMES)}")
         if rule == DRAFT:
             if pipeline.engines.drafter is None:
                 raise UserError("rules: draft needs a draft, and the deployment has none")
-            found.append(System(rule, None, replace(default, rule="none")))
+            found.append(EvaluatedSystem(rule, None, replace(default, rule="none")))
             continue
         acceptance = pipeline.deployment.default_acceptance(rule=rule)
         if rule not in SETTINGS and rule in values:
             raise UserError(f"settings: {rule} takes no value")
         for value in sorted(set(values.get(rule, ()))):
             changed = replace(acceptance, **SETTINGS[rule](value))
-            found.append(System(rule, value, changed))
+            found.append(EvaluatedSystem(rule, value, changed))
         if rule not in values:
-            found.append(System(rule, _deployed(pipeline, acceptance), acceptance))
+            found.append(EvaluatedSystem(rule, _deployed(pipeline, acceptance), acceptance))
     return found
 
 
@@ -198,7 +198,7 @@ class DraftAlone:
         return [Verdict(0, [], [], proposal.tokens[0]) for proposal in proposals]
 
 
-def decoder_of(pipeline: Pipeline, system: System) -> SpeculativeDecoder:
+def decoder_of(pipeline: Pipeline, system: EvaluatedSystem) -> SpeculativeDecoder:
     """The loop that runs a system."""
     if system.rule != DRAFT:
         return pipeline.decoder

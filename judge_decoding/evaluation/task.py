@@ -19,10 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from judge_decoding.config import describe
 from judge_decoding.errors import UserError
+from judge_decoding.text import SET_CHAT_TEMPLATE
 
 ParserName = Literal["number", "choice", "exact", "first_of", "python", "none"]
 Split = Literal["calibrate", "report"]
 
+WITHOUT_CHAT = f'give the task\'s items "chat": false, or {SET_CHAT_TEMPLATE}'
+"""What helps against a target without a chat template."""
 ALL_OF_DOMAIN = "*"
 """Among `choices`: the answers and choices of all items of the domain, as far as the file goes."""
 

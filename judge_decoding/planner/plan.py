@@ -20,7 +20,7 @@ LONGEST = 64
 
 
 @dataclass(frozen=True)
-class Acceptance:
+class AssumedAcceptance:
     """A mean acceptance length, bonus included, and the draft length it was measured at."""
 
     name: str
@@ -49,7 +49,7 @@ def _length(rate: float, draft_len: int) -> float:
 
 
 @dataclass(frozen=True)
-class Memory:
+class GpuMemory:
     """Bytes on one GPU; `caches` is what TensorRT-LLM then allocates, in order of loading.
 
     full_sequences  texts of max_context that draft and target can both cache
@@ -69,7 +69,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Round:
+class PlannedRound:
     """One round at a draft length. Seconds, and tokens/s of one sequence.
 
     passes  of each model over prefixes (`Plan.passes`); `verify` is one of them
@@ -109,10 +109,18 @@ class Round:
 
 
 class Plan:
-    """A deployment on one kind of GPU, with `sequences` active texts of `context` tokens each."""
+    """A deployment on one kind of GPU, with `sequences` active texts of `context` tokens each.
+
+    gpu  None is the deployment's own, `trtllm.gpu`
+    """
 
     def __init__(
-        self, deployment: Deployment, gpu: str, *, sequences: int = 1, context: int = 1024
+        self,
+        deployment: Deployment,
+        gpu: str | None = None,
+        *,
+        sequences: int = 1,
+        context: int = 1024,
     ) -> None:
         if deployment.engine != "trtllm":
             raise UserError(
@@ -127,12 +135,8 @@ class Plan:
         ):
             if value > limit:
                 raise UserError(f"{name}: {value} is above the deployment's limits.{field} {limit}")
-        self.deployment, self.gpu, self.sequences, self.context = (
-            deployment,
-            gpu,
-            sequences,
-            context,
-        )
+        self.deployment, self.gpu = deployment, gpu or build.gpu
+        self.sequences, self.context = sequences, context
 
         def placed(model: ModelConfig, group: RankGroup, part: EngineConfig) -> Placed:
             eight_bits = part.quantization == "fp8"
@@ -140,7 +144,7 @@ class Plan:
             shape = shape_of(model)
             devices = [device for device in group.devices if device != "cpu"]
             nodes = len({device // build.gpus_per_node for device in devices})
-            return Placed(shape, GPUS[gpu], group.tp, 1 if eight_bits else 2, cache, nodes)
+            return Placed(shape, GPUS[self.gpu], group.tp, 1 if eight_bits else 2, cache, nodes)
 
         self.draft = placed(deployment.draft, ranks.draft, build.draft)
         self.target = placed(deployment.target, ranks.target, build.target)
@@ -149,7 +153,7 @@ class Plan:
         self._step = pass_time(self.draft, sequences=sequences, context=context).total
         self.base = 1 / pass_time(self.target, sequences=sequences, context=context).total
 
-    def memory(self) -> dict[str, Memory]:
+    def memory(self) -> dict[str, GpuMemory]:
         """By kind of GPU in the layout: `draft`, `target`, or `shared`, and then also `target`
         where some GPUs hold no draft."""
         assert self.deployment.ranks
@@ -164,7 +168,7 @@ class Plan:
         }
         return {name: self._memory(roles) for name, roles in places.items() if roles}
 
-    def _memory(self, roles: list[str]) -> Memory:
+    def _memory(self, roles: list[str]) -> GpuMemory:
         assert self.deployment.trtllm
         limits, build = self.deployment.limits, self.deployment.trtllm
         weights, activations, caches = {}, {}, {}
@@ -182,7 +186,7 @@ class Plan:
             caches[role] = max(cache, 0.0)
             full.append(int(caches[role] // one))
             free -= caches[role]
-        return Memory(GPUS[self.gpu].memory, weights, activations, caches, missing, min(full))
+        return GpuMemory(GPUS[self.gpu].memory, weights, activations, caches, missing, min(full))
 
     def _activations(self, role: str) -> float:
         """Of one pass of max_num_tokens, and float32 logits: the target's are held twice, before
@@ -210,13 +214,13 @@ class Plan:
         together = max(1, self.max_num_tokens // (self.context + draft_len))
         return math.ceil(self.sequences / together)
 
-    def round(self, acceptance: Acceptance, draft_len: int) -> Round:
+    def round(self, acceptance: AssumedAcceptance, draft_len: int) -> PlannedRound:
         rows, passes = draft_len + 1, self.passes(draft_len)
         share = math.ceil(self.sequences / passes)
         verify = pass_time(self.target, rows=rows, sequences=share, context=self.context)
         # The draft's later sequences start as many steps late as it has passes more than one.
         steps = draft_len + passes - 1 if draft_len else 0
-        return Round(
+        return PlannedRound(
             draft_len=draft_len,
             length=acceptance.at(draft_len),
             propose=steps * self._step,
@@ -227,16 +231,18 @@ class Plan:
             base=self.base,
         )
 
-    def best(self, acceptance: Acceptance) -> Round:
+    def best(self, acceptance: AssumedAcceptance) -> PlannedRound:
         """The fastest draft length of 1..LONGEST."""
         rounds = [self.round(acceptance, k) for k in range(1, LONGEST + 1)]
         return max(rounds, key=lambda r: r.tokens_per_s)
 
 
-def acceptances(deployment: Deployment, lengths: list[float]) -> list[Acceptance]:
+def acceptances(deployment: Deployment, lengths: list[float]) -> list[AssumedAcceptance]:
     """The given lengths, measured at the deployment's draft length; none given: the paper's."""
     if not lengths:
-        return [Acceptance(n, length, PAPER_DRAFT_LEN) for n, length in PAPER_LENGTHS.items()]
+        return [
+            AssumedAcceptance(n, length, PAPER_DRAFT_LEN) for n, length in PAPER_LENGTHS.items()
+        ]
     k = deployment.max_draft_len
     for length in lengths:
         if not 1 <= length <= k + 1:
@@ -244,4 +250,4 @@ def acceptances(deployment: Deployment, lengths: list[float]) -> list[Acceptance
                 f"acceptance-length: {length:g} is not in 1..{k + 1}; at max_draft_len {k} a round "
                 f"emits 1 to {k + 1} tokens, the bonus included"
             )
-    return [Acceptance("given", length, k) for length in lengths]
+    return [AssumedAcceptance("given", length, k) for length in lengths]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from judge_decoding.planner.plan import Acceptance, Memory, Plan, Round
+from judge_decoding.planner.plan import AssumedAcceptance, GpuMemory, Plan, PlannedRound
 
 
-def document(plans: Sequence[Plan], lengths: Sequence[Acceptance]) -> dict[str, Any]:
+def document(plans: Sequence[Plan], lengths: Sequence[AssumedAcceptance]) -> dict[str, Any]:
     """Bytes, seconds and tokens/s, unrounded."""
     first = plans[0]
     return {
@@ -19,7 +19,7 @@ def document(plans: Sequence[Plan], lengths: Sequence[Acceptance]) -> dict[str, 
     }
 
 
-def _plan(plan: Plan, lengths: Sequence[Acceptance]) -> dict[str, Any]:
+def _plan(plan: Plan, lengths: Sequence[AssumedAcceptance]) -> dict[str, Any]:
     return {
         "fits": all(m.fits for m in plan.memory().values()),
         "memory": {name: _memory(m) for name, m in plan.memory().items()},
@@ -38,7 +38,7 @@ def _plan(plan: Plan, lengths: Sequence[Acceptance]) -> dict[str, Any]:
     }
 
 
-def _memory(m: Memory) -> dict[str, Any]:
+def _memory(m: GpuMemory) -> dict[str, Any]:
     return {
         "gpu_bytes": m.gpu,
         "weights": m.weights,
@@ -49,7 +49,7 @@ def _memory(m: Memory) -> dict[str, Any]:
     }
 
 
-def _round(r: Round) -> dict[str, Any]:
+def _round(r: PlannedRound) -> dict[str, Any]:
     return {
         "draft_len": r.draft_len,
         "mean_acceptance_length": r.length,
@@ -67,8 +67,8 @@ def _round(r: Round) -> dict[str, Any]:
     }
 
 
-def print_plans(plans: Sequence[Plan], lengths: Sequence[Acceptance]) -> None:
-    from judge_decoding.commands.console import console
+def print_plans(plans: Sequence[Plan], lengths: Sequence[AssumedAcceptance]) -> None:
+    from judge_client.terminal import console
 
     out = console()
     first = plans[0]
@@ -86,7 +86,7 @@ def print_plans(plans: Sequence[Plan], lengths: Sequence[Acceptance]) -> None:
         out.print(_table(plan, lengths))
 
 
-def _memory_line(name: str, m: Memory, plan: Plan) -> str:
+def _memory_line(name: str, m: GpuMemory, plan: Plan) -> str:
     def sizes(parts: dict[str, float]) -> str:
         return " + ".join(f"{size / 1e9:.1f}" for size in parts.values())
 
@@ -103,7 +103,7 @@ def _memory_line(name: str, m: Memory, plan: Plan) -> str:
     )
 
 
-def _table(plan: Plan, lengths: Sequence[Acceptance]) -> Any:
+def _table(plan: Plan, lengths: Sequence[AssumedAcceptance]) -> Any:
     from rich.table import Table
 
     table = Table(title=f"without a draft {plan.base:.1f} tok/s", title_justify="left")

@@ -12,7 +12,7 @@ from judge_decoding.planner.gpus import (
     Gpu,
     allreduce_s,
 )
-from judge_decoding.planner.shapes import Shape
+from judge_decoding.planner.shapes import ModelShape
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Placed:
     modelopt leaves them; the embedding is on every rank.
     """
 
-    shape: Shape
+    shape: ModelShape
     gpu: Gpu
     tp: int = 1
     weight_bytes: int = 2

@@ -10,7 +10,7 @@ from judge_decoding.errors import UserError
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """What memory and time follow from. Counts are parameters."""
 
     layers: int
@@ -38,23 +38,23 @@ class Shape:
         return 2 * self.layers * heads * self.head_dim * element_bytes
 
 
-_70B = Shape(80, 8192, 28672, 64, 8, 128, 128256)
+_70B = ModelShape(80, 8192, 28672, 64, 8, 128, 128256)
 SHAPES = {
-    "llama-3.2-1b": Shape(16, 2048, 8192, 32, 8, 64, 128256),
-    "llama-3.2-3b": Shape(28, 3072, 8192, 24, 8, 128, 128256),
-    "llama-3.1-8b": Shape(32, 4096, 14336, 32, 8, 128, 128256),
+    "llama-3.2-1b": ModelShape(16, 2048, 8192, 32, 8, 64, 128256),
+    "llama-3.2-3b": ModelShape(28, 3072, 8192, 24, 8, 128, 128256),
+    "llama-3.1-8b": ModelShape(32, 4096, 14336, 32, 8, 128, 128256),
     "llama-3.1-70b": _70B,
     "llama-3.3-70b": _70B,
-    "llama-3.1-405b": Shape(126, 16384, 53248, 128, 8, 128, 128256),
+    "llama-3.1-405b": ModelShape(126, 16384, 53248, 128, 8, 128, 128256),
 }
 """config.json of meta-llama's releases."""
 
 
-def shape_of(model: ModelConfig) -> Shape:
+def shape_of(model: ModelConfig) -> ModelShape:
     """The folder's config.json where there is one, else the known shape that the file names."""
     if (model.model / "config.json").is_file():
         config = Checkpoint(model.model).config
-        return Shape(
+        return ModelShape(
             config.num_layers,
             config.hidden_size,
             config.intermediate_size,

@@ -38,7 +38,7 @@ _MAGIC = b"JDRK"
 _HEADER = struct.Struct("<4sHHQ")
 _Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_BYTES)]
 _Shape = Annotated[list[_Size], msgspec.Meta(max_length=2)]
-_Tensor = tuple[Literal["<f4", "<i8"], _Shape, memoryview]
+_Tensor = tuple[Literal["<f4", "<i8"], _Shape, bytearray]
 
 
 class WireError(RuntimeError):
@@ -112,13 +112,13 @@ def _write_tensor(tensor: torch.Tensor | None) -> tuple[str, Sequence[int], memo
     return array.dtype.str, array.shape, array.reshape(-1).view(np.uint8).data
 
 
-def _read_tensor(wire: tuple[str, list[int], memoryview] | None) -> torch.Tensor | None:
+def _read_tensor(wire: tuple[str, list[int], bytearray] | None) -> torch.Tensor | None:
     if wire is None:
         return None
     dtype, shape, data = wire
     if math.prod(shape) * np.dtype(dtype).itemsize != len(data):
         raise WireError(f"{len(data)} bytes are no tensor of {dtype} {shape}")
-    return torch.from_numpy(np.frombuffer(data, dtype).reshape(shape).copy())
+    return torch.from_numpy(np.frombuffer(data, dtype).reshape(shape))
 
 
 def _check_shapes(draft: Proposal) -> None:
@@ -172,7 +172,7 @@ def decode(data: bytes | bytearray) -> tuple[Message, int]:
     try:
         fields = _DECODERS[kind].decode(memoryview(data)[_HEADER.size :])
         message: Message = _FORMS[kind].read(fields)
-    except (msgspec.DecodeError, WireError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, WireError) as error:
         raise WireError(f"damaged {_KINDS[kind].__name__} message: {error}") from None
     return message, call
 

@@ -40,7 +40,7 @@ class Busy(Unavailable):
         )
 
 
-class Listener(Protocol):
+class UpdateListener(Protocol):
     """A request's owner; called on the scheduler's thread alone, and must not block for long."""
 
     def updated(self, update: Update, result: Result | None) -> None:
@@ -54,14 +54,14 @@ class Listener(Protocol):
 
 
 @dataclass(eq=False)
-class Job:
+class QueuedRequest:
     """A request between arrival and end. Times are seconds of the scheduler's clock.
 
     cancelled  the rounds that were run when its cancel arrived
     """
 
     request: Request
-    listener: Listener
+    listener: UpdateListener
     name: str
     arrived: float
     deadline: float = float("inf")
@@ -75,35 +75,35 @@ class Admission:
 
     def __init__(self, max_queue: int) -> None:
         self.max_queue = max_queue
-        self.waiting: deque[Job] = deque()
-        self.unfinished: set[Job] = set()
+        self.waiting: deque[QueuedRequest] = deque()
+        self.unfinished: set[QueuedRequest] = set()
         """Waiting or active."""
         self._service_s = 0.0  # from start to end, a moving average
 
-    def add(self, job: Job, slots: int) -> None:
+    def add(self, entry: QueuedRequest, slots: int) -> None:
         """Busy where `slots` sequences run already and `max_queue` requests wait for them."""
         if len(self.unfinished) >= slots + self.max_queue:
             raise Busy(self.max_queue, self.retry_after_s(slots))
-        self.waiting.append(job)
-        self.unfinished.add(job)
+        self.waiting.append(entry)
+        self.unfinished.add(entry)
 
     def retry_after_s(self, slots: int) -> float:
         """Until one more request would have its turn, at the pace of the last ones."""
         before = len(self.unfinished) + 1 - slots
         return min(max(before * (self._service_s or FIRST_GUESS_S) / slots, 0.1), 60.0)
 
-    def take_out(self, wanted: Callable[[Job], bool]) -> list[Job]:
+    def take_out(self, wanted: Callable[[QueuedRequest], bool]) -> list[QueuedRequest]:
         """Remove those that wait no longer; the others keep their order."""
-        taken = [job for job in self.waiting if wanted(job)]
+        taken = [entry for entry in self.waiting if wanted(entry)]
         if taken:
-            self.waiting = deque(job for job in self.waiting if not wanted(job))
+            self.waiting = deque(entry for entry in self.waiting if not wanted(entry))
         return taken
 
-    def forget(self, job: Job, now: float) -> None:
+    def forget(self, entry: QueuedRequest, now: float) -> None:
         """A request has ended."""
-        self.unfinished.remove(job)
-        if job.started is not None:
-            took = now - job.started
+        self.unfinished.remove(entry)
+        if entry.started is not None:
+            took = now - entry.started
             self._service_s += (took - self._service_s) * (0.1 if self._service_s else 1.0)
 
 

@@ -16,7 +16,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -25,6 +25,7 @@ from judge_decoding.decoding.contracts import Provenance
 from judge_decoding.decoding.loop import Result, Update
 from judge_decoding.decoding.sequence import Request
 from judge_decoding.errors import UserError
+from judge_decoding.serving.admission import UpdateListener
 
 LOSSY = frozenset({"judge", "topk", "typical", "kl", "fly"})
 
@@ -60,14 +61,6 @@ class Logged(BaseModel):
         return self
 
 
-class Listener(Protocol):
-    """As `serving.admission.Listener`."""
-
-    def updated(self, update: Update, result: Result | None) -> None: ...
-    def failed(self, message: str) -> None: ...
-    def is_cancelled(self) -> bool: ...
-
-
 class AuditLog:
     """Writes the log, on the scheduler's thread alone. Without a configuration it does nothing.
 
@@ -86,7 +79,7 @@ class AuditLog:
         self._random = random.Random(seed)
         self._warned = False
 
-    def watch(self, request: Request, listener: Listener) -> Listener:
+    def watch(self, request: Request, listener: UpdateListener) -> UpdateListener:
         """The listener, or where this request is of the sample one that also writes it down."""
         config = self._config
         if (
@@ -127,7 +120,7 @@ class AuditLog:
 class _Watched:
     """A listener, and the log that is told the end."""
 
-    def __init__(self, log: AuditLog, request: Request, listener: Listener) -> None:
+    def __init__(self, log: AuditLog, request: Request, listener: UpdateListener) -> None:
         self._log = log
         self._request = request
         self._listener = listener

@@ -33,7 +33,7 @@ from judge_decoding.ranks import mpiexec, run_folder
 from judge_decoding.ranks.shared_memory import Segments
 from judge_decoding.serving import access
 from judge_decoding.serving.processes import Deaths, become_child, is_running, session
-from judge_decoding.serving.triton import ENSEMBLE, find_triton
+from judge_decoding.serving.triton import ENSEMBLE, find_triton, is_noise
 from judge_decoding.serving.warmup import warm_up
 
 POLL_S = 0.1
@@ -67,7 +67,7 @@ def serve(
             return 0
         _check_ports(deployment.server)
         _forget_ready(ready_file)
-        return Server(deployment, folder, line, variables, stops).run(ready_file)
+        return ServerJob(deployment, folder, line, variables, stops).run(ready_file)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for region in _SHM.glob(f"{folder.name}*"):
@@ -129,7 +129,7 @@ class Stops:
         self.count += 1
 
 
-class Server:
+class ServerJob:
     """The processes of one run. `folder` is theirs to leave notes in (ranks.run_folder)."""
 
     def __init__(
@@ -327,6 +327,8 @@ class Server:
         assert self._process.stdout is not None
         for raw in self._process.stdout:
             line = raw.decode(errors="replace")
+            if is_noise(line):
+                continue
             with suppress(OSError):  # a full disk; but read on, or the server would block
                 print(line, end="", file=sys.stderr, flush=True)
 

@@ -135,20 +135,24 @@ def prompt(
 ) -> tuple[list[int], str]:
     """The prompt's ids and its text, from `text_input` or `messages`.
 
-    text_input  raw text; with `chat` true, one user turn for the chat template
+    text_input  raw text; with `chat` true, one user turn for the chat template, unless the
+                deployment says `chat_template: none`
     messages    JSON list of {"role", "content"} for the chat template; text_input is then ignored
 
     UserError where it is no prompt, or far too long; the loop checks the exact length.
     """
     check_size(tensors, deployment)
     if "messages" in tensors and (conversation := _one("messages", tensors["messages"])):
-        ids = _chat(_messages(conversation), tokenizer, deployment)
+        turns, instead = _messages(conversation), "send text_input instead of messages"
+        ids = _chat(turns, tokenizer, deployment, instead)
         return ids, tokenizer.decode(ids)
     text = _one("text_input", tensors["text_input"]) if "text_input" in tensors else ""
     if not text:
         raise UserError("prompt: text_input is empty; give a text or messages")
-    if "chat" in tensors and _one("chat", tensors["chat"]):
-        return _chat([{"role": "user", "content": text}], tokenizer, deployment), text
+    chat = "chat" in tensors and _one("chat", tensors["chat"])
+    if chat and tokenizer.chat_template == "own":
+        turns, instead = [{"role": "user", "content": text}], "send text_input without chat"
+        return _chat(turns, tokenizer, deployment, instead), text
     _check_length(text, tokenizer, deployment)
     return tokenizer.encode(text), text
 
@@ -163,8 +167,10 @@ def check_size(tensors: Mapping[str, np.ndarray[Any, Any]], deployment: Deployme
         )
 
 
-def _chat(turns: list[dict[str, str]], tokenizer: Tokenizer, deployment: Deployment) -> list[int]:
-    text = tokenizer.chat_text(turns)
+def _chat(
+    turns: list[dict[str, str]], tokenizer: Tokenizer, deployment: Deployment, instead: str
+) -> list[int]:
+    text = tokenizer.chat_text(turns, instead=instead)
     _check_length(text, tokenizer, deployment)
     return tokenizer.encode(text, special=False)
 

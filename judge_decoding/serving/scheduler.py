@@ -20,9 +20,9 @@ from judge_decoding.serving.admission import (
     SHUTTING_DOWN,
     WAITING_LOOK_S,
     Admission,
-    Job,
-    Listener,
+    QueuedRequest,
     Unavailable,
+    UpdateListener,
     never_started,
 )
 from judge_decoding.serving.metrics import Metrics
@@ -62,7 +62,7 @@ class Scheduler:
         self._dead: str | None = None
         # The thread's own:
         self._decoder: SpeculativeDecoder | None = None
-        self._active: dict[int, Job] = {}
+        self._active: dict[int, QueuedRequest] = {}
         self._next_look = 0.0  # whether owners of waiting requests have left
         self._error: BaseException | None = None
         self._loaded = threading.Event()
@@ -89,7 +89,7 @@ class Scheduler:
     def submit(
         self,
         request: Request,
-        listener: Listener,
+        listener: UpdateListener,
         name: str = "",
         *,
         deadline_s: float | None = None,
@@ -115,17 +115,17 @@ class Scheduler:
             raise
 
     def _take_in(
-        self, request: Request, listener: Listener, name: str, deadline_s: float | None
+        self, request: Request, listener: UpdateListener, name: str, deadline_s: float | None
     ) -> None:
         if self._dead is not None:
             raise Unavailable(self._dead, "engine")
         if self._closing:
             raise Unavailable(SHUTTING_DOWN, "shutting_down")
         self.decoder.check(request)
-        job = Job(request, listener, name, arrived=self._now())
+        entry = QueuedRequest(request, listener, name, arrived=self._now())
         if deadline_s is not None:
-            job.deadline = job.arrived + deadline_s
-        self._admission.add(job, self.decoder.target.max_sequences)
+            entry.deadline = entry.arrived + deadline_s
+        self._admission.add(entry, self.decoder.target.max_sequences)
 
     def cancel(self, name: str) -> None:
         """End every request that has this name now, before the next round; there may be none.
@@ -133,9 +133,9 @@ class Scheduler:
         One that comes later is another request, which may well use the name again.
         """
         with self._wake:
-            for job in self._admission.unfinished:
-                if job.name == name and job.cancelled is None:
-                    job.cancelled = self.metrics.rounds
+            for entry in self._admission.unfinished:
+                if entry.name == name and entry.cancelled is None:
+                    entry.cancelled = self.metrics.rounds
 
     def drain(self, timeout_s: float) -> bool:
         """Take in nothing more and wait for the rest; whether all of it ended in time."""
@@ -196,28 +196,28 @@ class Scheduler:
         left = self._left_waiting(now)
         with self._wake:
             queued = self._admission.take_out(
-                lambda job: job in left or job.cancelled is not None or job.deadline <= now
+                lambda entry: entry in left or entry.cancelled is not None or entry.deadline <= now
             )
-        for job in queued:
-            late = job not in left and job.cancelled is None
-            self._end(job, *never_started("deadline" if late else "cancelled"))
+        for entry in queued:
+            late = entry not in left and entry.cancelled is None
+            self._end(entry, *never_started("deadline" if late else "cancelled"))
         rounds = self.metrics.rounds
-        for number, job in list(self._active.items()):
-            if job.cancelled is not None or job.listener.is_cancelled():
-                asked = rounds if job.cancelled is None else job.cancelled
+        for number, entry in list(self._active.items()):
+            if entry.cancelled is not None or entry.listener.is_cancelled():
+                asked = rounds if entry.cancelled is None else entry.cancelled
                 self.metrics.cancel_rounds += rounds - asked
                 self._cut_off(decoder, number, "cancelled")
-            elif job.deadline <= now:
+            elif entry.deadline <= now:
                 self._cut_off(decoder, number, "deadline")
 
-    def _left_waiting(self, now: float) -> set[Job]:
+    def _left_waiting(self, now: float) -> set[QueuedRequest]:
         """Those that wait, and their owners have left. Not under the lock: asking takes time."""
         if now < self._next_look:
             return set()
         self._next_look = now + WAITING_LOOK_S
         with self._wake:
             waiting = list(self._admission.waiting)
-        return {job for job in waiting if job.listener.is_cancelled()}
+        return {entry for entry in waiting if entry.listener.is_cancelled()}
 
     def _cut_off(self, decoder: SpeculativeDecoder, number: int, reason: FinishReason) -> None:
         decoder.cancel(number, reason)
@@ -228,60 +228,60 @@ class Scheduler:
             with self._wake:
                 if not self._admission.waiting:
                     return
-                job = self._admission.waiting.popleft()
-            if job.cancelled is not None or job.listener.is_cancelled():
-                self._end(job, *never_started())
+                entry = self._admission.waiting.popleft()
+            if entry.cancelled is not None or entry.listener.is_cancelled():
+                self._end(entry, *never_started())
                 continue
-            job.started = self._now()
-            self.metrics.admit(len(job.request.prompt_ids), job.started - job.arrived)
-            self._active[decoder.add(job.request)] = job
+            entry.started = self._now()
+            self.metrics.admit(len(entry.request.prompt_ids), entry.started - entry.arrived)
+            self._active[decoder.add(entry.request)] = entry
 
     def _deliver(self, decoder: SpeculativeDecoder, update: Update) -> None:
-        job = self._active[update.sequence]
-        if update.tokens and not job.has_tokens:
-            job.has_tokens = True
-            self.metrics.first_token_time.observe(self._now() - job.arrived)
+        entry = self._active[update.sequence]
+        if update.tokens and not entry.has_tokens:
+            entry.has_tokens = True
+            self.metrics.first_token_time.observe(self._now() - entry.arrived)
         if update.finish_reason:
             self._finish(decoder, update)
             return
         try:
-            job.listener.updated(update, None)
+            entry.listener.updated(update, None)
         except Exception:
             _log.exception("a reply could not be sent; its request is cancelled")
             self._cut_off(decoder, update.sequence, "cancelled")
 
     def _finish(self, decoder: SpeculativeDecoder, update: Update) -> None:
-        job, result = self._active.pop(update.sequence), decoder.result(update.sequence)
-        self._end(job, update, result)
+        entry, result = self._active.pop(update.sequence), decoder.result(update.sequence)
+        self._end(entry, update, result)
 
-    def _end(self, job: Job, update: Update, result: Result) -> None:
+    def _end(self, entry: QueuedRequest, update: Update, result: Result) -> None:
         """A request's last words, and its place in the books given back."""
         try:
-            job.listener.updated(update, result)
+            entry.listener.updated(update, result)
         except Exception:
             _log.exception("a last reply could not be sent")
-        self.metrics.finish(str(update.finish_reason), self._now() - job.arrived)
-        self._forget(job)
+        self.metrics.finish(str(update.finish_reason), self._now() - entry.arrived)
+        self._forget(entry)
 
-    def _forget(self, job: Job, failure: str | None = None) -> None:
+    def _forget(self, entry: QueuedRequest, failure: str | None = None) -> None:
         with self._wake:
             if failure is not None:
                 self.metrics.failed[failure] += 1
-            self._admission.forget(job, self._now())
+            self._admission.forget(entry, self._now())
             self._wake.notify_all()
 
     def _fail_all(self, message: str, reason: str) -> None:
         with self._wake:
             self._closing = True
-            jobs = list(self._admission.unfinished)
+            entries = list(self._admission.unfinished)
             self._active.clear()
             self._admission.waiting.clear()
-        for job in jobs:
+        for entry in entries:
             try:
-                job.listener.failed(message)
+                entry.listener.failed(message)
             except Exception:
                 _log.exception("a failure could not be sent")
-            self._forget(job, reason)
+            self._forget(entry, reason)
         self._take_stock()
 
     def _take_stock(self) -> None:

@@ -11,12 +11,18 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from judge_decoding.config import ServerConfig
+from judge_decoding.config import ServerConfig, shipped
 from judge_decoding.errors import UserError
 from judge_decoding.serving import access
 
-REPOSITORY = Path(__file__).resolve().parents[2] / "triton_repo"
-"""The model repository of a source checkout."""
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
+"""NVIDIA's driver has one of them, the second under WSL."""
+NO_GPU = (
+    "CUDA driver version is insufficient for CUDA runtime version",
+    "CudaDriverHelper has not been initialized.",
+    "no pinned memory pool, falling back to non-pinned system memory",
+)
+"""What the server logs of a missing GPU, and no option prevents."""
 
 STUB = "triton_python_backend_stub"
 ENSEMBLE = "ensemble"
@@ -32,12 +38,10 @@ class Triton:
 
     def command(self, server: ServerConfig, *, shm_prefix: str) -> list[str]:
         """The server's command line. Shared memory of Python models is named `shm_prefix`*."""
-        if not REPOSITORY.is_dir():
-            raise UserError(f"serve: no model repository {REPOSITORY}; run from a source checkout")
         backends = [f"--backend-directory={self.backends}"] if self.backends else []
         return [
             str(self.binary),
-            f"--model-repository={REPOSITORY}",
+            f"--model-repository={shipped('triton_repo')}",
             *backends,
             f"--http-address={access.http_host(server)}",
             f"--http-port={server.http_port}",
@@ -53,7 +57,18 @@ class Triton:
             "--exit-timeout-secs=5",
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
             "--log-info=false",
+            *(() if has_gpu() else ("--allow-gpu-metrics=false",)),  # else NVML's errors are logged
         ]
+
+
+def has_gpu() -> bool:
+    """Whether this machine has NVIDIA's driver."""
+    return any(Path(device).exists() for device in GPU_DEVICES)
+
+
+def is_noise(line: str) -> bool:
+    """Whether a line of the server's log says only that there is no GPU, where there is none."""
+    return any(text in line for text in NO_GPU) and not has_gpu()
 
 
 def find_triton(folder: Path) -> Triton:

@@ -81,7 +81,7 @@ class LabelRecord(BaseModel):
     def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
         """What comes before `response_ids`."""
         if self.chat:
-            return tokenizer.chat([{"role": "user", "content": self.prompt}])
+            return tokenizer.turn(self.prompt, instead='give its label lines "chat": false')
         return tokenizer.encode(self.prompt)
 
     def token_labels(self, after_error: AfterError | None = None) -> list[tuple[Label, str]]:

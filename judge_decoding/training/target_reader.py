@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from judge_decoding.checkpoint import Checkpoint
-from judge_decoding.commands.console import track
+from judge_decoding.progress import track
 from judge_decoding.text import Tokenizer
 from judge_decoding.torch_engine.engine import DTYPES, TorchTarget
 from judge_decoding.torch_engine.llama import Llama

@@ -41,7 +41,7 @@ from judge_decoding import provenance
 from judge_decoding.errors import UserError
 from plugins.judge_accept import kernel
 from plugins.judge_accept.acceptance_emulator import EngineRequest, pack
-from plugins.judge_accept.reference import Settings
+from plugins.judge_accept.reference import PluginSettings
 
 VOCAB = 128256
 HIDDEN = {"8B": 4096, "70B": 8192, "405B": 16384}
@@ -52,7 +52,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 @dataclass(frozen=True)
-class Shape:
+class KernelShape:
     """`batch` verify requests with `drafts` drafts each: R = batch * (drafts + 1)."""
 
     hidden_size: int
@@ -67,10 +67,12 @@ class Shape:
         return self.batch * (self.drafts + 1)
 
 
-class Problem:
+class KernelCase:
     """One shape's inputs, outputs and workspace on a device, and the launch over them."""
 
-    def __init__(self, library: ctypes.CDLL, shape: Shape, device: str, seed: int = 0) -> None:
+    def __init__(
+        self, library: ctypes.CDLL, shape: KernelShape, device: str, seed: int = 0
+    ) -> None:
         self.library, self.shape = library, shape
         random = torch.Generator(device="cpu").manual_seed(seed)
         ids = torch.randint(shape.columns, (shape.batch, shape.drafts), generator=random).tolist()
@@ -97,7 +99,7 @@ class Problem:
 
         self.edited = torch.empty_like(self.logits)
         self.scores = torch.empty(shape.batch, shape.drafts, device=device)
-        self.settings = Settings(
+        self.settings = PluginSettings(
             self.weight.cpu().numpy(),
             0.0,
             THRESHOLD,
@@ -136,33 +138,33 @@ class Problem:
         self.edited[self.draft_rows, draft] = torch.where(accepted, raised, kept)
 
 
-def check(problem: Problem) -> dict[str, Any]:
+def check(case: KernelCase) -> dict[str, Any]:
     """One launch against float64. RuntimeError where it differs.
 
     A score within 1e-5 of the threshold may fall either way: such rows are counted, not compared.
     """
-    problem.edited.fill_(float("nan"))
-    problem.launch()
-    rows, draft = problem.draft_rows, problem.draft.reshape(-1)
-    scores = torch.sigmoid(problem.hidden[rows + 1].double() @ problem.weight.double())
-    error = (problem.scores.reshape(-1).double().abs() - scores).abs().max().item()
+    case.edited.fill_(float("nan"))
+    case.launch()
+    rows, draft = case.draft_rows, case.draft.reshape(-1)
+    scores = torch.sigmoid(case.hidden[rows + 1].double() @ case.weight.double())
+    error = (case.scores.reshape(-1).double().abs() - scores).abs().max().item()
     if not error < 1e-5:
-        raise RuntimeError(f"check: scores differ from float64 by {error:.3g} ({problem.shape})")
+        raise RuntimeError(f"check: scores differ from float64 by {error:.3g} ({case.shape})")
 
-    top, choice = problem.logits[rows].max(-1)
+    top, choice = case.logits[rows].max(-1)
     accepted = (scores > THRESHOLD) & (choice != draft)
-    largest = torch.finfo(problem.logits.dtype).max
-    raised = (top.float().clamp_min(0) + problem.settings.boost).clamp_max(largest)
-    expected = problem.logits.clone()
+    largest = torch.finfo(case.logits.dtype).max
+    raised = (top.float().clamp_min(0) + case.settings.boost).clamp_max(largest)
+    expected = case.logits.clone()
     kept = expected[rows, draft]
     expected[rows, draft] = torch.where(accepted, raised.to(expected.dtype), kept)
     unsure = rows[(scores - THRESHOLD).abs() < 1e-5]
-    compared = torch.ones(problem.shape.rows, dtype=torch.bool, device=rows.device)
+    compared = torch.ones(case.shape.rows, dtype=torch.bool, device=rows.device)
     compared[unsure] = False
-    if not torch.equal(problem.edited[compared], expected[compared]):
-        raise RuntimeError(f"check: edited logits differ ({problem.shape})")
+    if not torch.equal(case.edited[compared], expected[compared]):
+        raise RuntimeError(f"check: edited logits differ ({case.shape})")
     return {
-        **asdict(problem.shape),
+        **asdict(case.shape),
         "max_score_error": error,
         "edited_rows": int(accepted.sum()),
         "rows_not_compared": len(unsure),
@@ -173,7 +175,11 @@ def checks(library: ctypes.CDLL, device: str, *, small: bool) -> list[dict[str, 
     """Every type; aligned and odd sizes."""
     sizes = ((40, 1003), (64, 512)) if small else ((4096, VOCAB), (4100, 128257), (77, 1003))
     return [
-        check(Problem(library, Shape(hidden, columns, 4, 6, logits_type, hidden_type), device))
+        check(
+            KernelCase(
+                library, KernelShape(hidden, columns, 4, 6, logits_type, hidden_type), device
+            )
+        )
         for hidden, columns in sizes
         for logits_type in ("float32", "float16")
         for hidden_type in DTYPES
@@ -182,25 +188,25 @@ def checks(library: ctypes.CDLL, device: str, *, small: bool) -> list[dict[str, 
 
 def determinism(library: ctypes.CDLL, runs: int = 100) -> dict[str, Any]:
     """RuntimeError unless every run, and every replay of a captured one, gives the same bits."""
-    problem = Problem(library, Shape(8192, VOCAB, 8, 8), "cuda")
-    problem.launch()
-    first = (problem.edited.clone(), problem.scores.clone())
+    case = KernelCase(library, KernelShape(8192, VOCAB, 8, 8), "cuda")
+    case.launch()
+    first = (case.edited.clone(), case.scores.clone())
 
     def same() -> bool:
-        return torch.equal(problem.edited, first[0]) and torch.equal(
-            problem.scores.view(torch.int32), first[1].view(torch.int32)
+        return torch.equal(case.edited, first[0]) and torch.equal(
+            case.scores.view(torch.int32), first[1].view(torch.int32)
         )
 
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        problem.launch()
-    for name, run in (("eager", problem.launch), ("graph", graph.replay)):
+        case.launch()
+    for name, run in (("eager", case.launch), ("graph", graph.replay)):
         for i in range(runs):
-            problem.edited.fill_(float("nan"))
+            case.edited.fill_(float("nan"))
             run()
             if not same():
                 raise RuntimeError(f"determinism: {name} run {i} differs from the first")
-    return {"runs": 2 * runs, "shape": asdict(problem.shape), "bit_identical": True}
+    return {"runs": 2 * runs, "shape": asdict(case.shape), "bit_identical": True}
 
 
 def racecheck(library: Path) -> dict[str, Any] | None:
@@ -245,13 +251,13 @@ def seconds_a_launch(launches: list[Callable[[], None]], replays: int = 20) -> f
     return median(times)
 
 
-def timing(library: ctypes.CDLL, model: str, shape: Shape) -> dict[str, Any]:
+def timing(library: ctypes.CDLL, model: str, shape: KernelShape) -> dict[str, Any]:
     one = 2 * shape.rows * shape.columns * 4
     sets = max(4, min(64, -(-(512 << 20) // one)))  # 512 MB walked through: ten times H100's L2
-    problems = [Problem(library, shape, "cuda", seed) for seed in range(sets)]
-    own = seconds_a_launch([p.launch for p in problems])
-    copy = seconds_a_launch([lambda p=p: p.edited.copy_(p.logits) for p in problems])
-    naive = seconds_a_launch([p.torch_edit for p in problems])
+    cases = [KernelCase(library, shape, "cuda", seed) for seed in range(sets)]
+    own = seconds_a_launch([case.launch for case in cases])
+    copy = seconds_a_launch([lambda case=case: case.edited.copy_(case.logits) for case in cases])
+    naive = seconds_a_launch([case.torch_edit for case in cases])
     return {
         "model": model,
         **asdict(shape),
@@ -348,7 +354,7 @@ def main(
             report["determinism"] = determinism(loaded)
             report["racecheck"] = racecheck(path)
             report["times"] = [
-                timing(loaded, model, Shape(size, VOCAB, drafts, batch))
+                timing(loaded, model, KernelShape(size, VOCAB, drafts, batch))
                 for model, size in HIDDEN.items()
                 for drafts in DRAFTS
                 for batch in BATCHES

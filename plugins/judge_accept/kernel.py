@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plugins.judge_accept.reference import Settings
+from plugins.judge_accept.reference import PluginSettings
 
 HERE = Path(__file__).resolve().parent
 ABI_VERSION = 1
@@ -97,7 +97,7 @@ def load(library: Path) -> ctypes.CDLL:
 
 
 def arguments(
-    settings: Settings,
+    settings: PluginSettings,
     shape: tuple[int, int, int, int, int],
     types: tuple[str, str],
     threads: int = 0,
@@ -123,7 +123,7 @@ def run_host(
     input_ids: np.ndarray,
     last_token_ids: np.ndarray,
     context_lengths: np.ndarray,
-    settings: Settings,
+    settings: PluginSettings,
     threads: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The host build on NumPy arrays, all C-contiguous; hidden as uint16 is bfloat16's bits.

@@ -16,7 +16,7 @@ _LANES, _GROUP = 256, 8  # kDotLanes, kDotGroup of judge_accept.cuh
 
 
 @dataclass(frozen=True)
-class Settings:
+class PluginSettings:
     """The plugin's fields (README.md, "Parameters")."""
 
     weight: np.ndarray
@@ -60,7 +60,7 @@ def dot(hidden: np.ndarray, weight: np.ndarray) -> np.float32:
     return np.float32(lanes[0])
 
 
-def score(hidden: np.ndarray, settings: Settings) -> np.float32:
+def score(hidden: np.ndarray, settings: PluginSettings) -> np.float32:
     """sigmoid(w . h + b) in float32; NaN where the hidden state is not finite."""
     z = dot(hidden, settings.weight) + np.float32(settings.bias)
     if not np.isfinite(z):
@@ -75,7 +75,7 @@ def judge_accept(
     input_ids: np.ndarray,
     last_token_ids: np.ndarray,
     context_lengths: np.ndarray,
-    settings: Settings,
+    settings: PluginSettings,
 ) -> tuple[np.ndarray, np.ndarray]:
     """logits [R, V] float32 or float16, hidden [R, H] float32 (a half type converted exactly)
     -> edited logits [R, V], scores float32 [B, max_draft_len], negated where the row was edited."""
@@ -102,7 +102,7 @@ def judge_accept(
     return edited, scores
 
 
-def _raise(row: np.ndarray, draft: int, settings: Settings) -> bool:
+def _raise(row: np.ndarray, draft: int, settings: PluginSettings) -> bool:
     """Edit one row in place, where the end-id rule and the row itself allow it: whether it was."""
     own = row[: settings.vocab_size].astype(np.float32)
     if np.isnan(own).any() or not np.isfinite(own.max()):

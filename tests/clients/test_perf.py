@@ -23,8 +23,8 @@ from clients.load.perf.figures import figures, server_figures, spread
 from clients.load.perf.inputs import input_data
 from clients.load.perf.sweep import SweepSystem, answers_for, rotated
 from judge_client.errors import JudgeClientError
-from judge_decoding.commands.main import read_prompts
 from judge_decoding.config import load_deployment
+from judge_decoding.evaluation.prompts import read_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 T0 = 1_795_567_399_000_000_000

@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from judge_decoding.checkpoint import Checkpoint
-from judge_decoding.commands.main import app, read_prompts
+from judge_decoding.commands.main import app
 from judge_decoding.decoding.judge import Judge, JudgeMetadata
+from judge_decoding.evaluation.prompts import read_prompts
 from judge_decoding.pipeline import Pipeline
 
 RECORD = {

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 from rich.console import Console
 
+from judge_decoding import progress as reporting
 from judge_decoding.commands import console
 from judge_decoding.decoding.contracts import Provenance
 from judge_decoding.decoding.loop import Result
@@ -58,12 +59,12 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(console, "time", clock)
+    monkeypatch.setattr(reporting, "time", clock)
     return clock
 
 
 def test_a_log_gets_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with console.progress("search") as step:
+    with reporting.progress("search") as step:
         step(20, 100)  # an earlier run's, which tells nothing of this one's speed
         for done in (30, 40, 50):
             clock.now += 20
@@ -73,15 +74,27 @@ def test_a_log_gets_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixt
     assert captured.out == ""
 
 
+def test_nothing_is_estimated_before_anything_was_measured(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Regression: a benchmark that warmed up for 30 s said "1 of 10, 0 s left"."""
+    with reporting.progress("answers") as step:
+        clock.now += 31
+        step(1, 10)
+        clock.now += 31
+        step(2, 10)
+    assert capsys.readouterr().err == "answers: 1 of 10\nanswers: 2 of 10, 248 s left\n"
+
+
 def test_short_work_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(console.track([1, 2, 3], "hidden states")) == [1, 2, 3]
+    assert list(reporting.track([1, 2, 3], "hidden states")) == [1, 2, 3]
     assert capsys.readouterr().err == ""
 
 
 def test_tracked_work_is_counted_when_it_is_done(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for _ in console.track(range(3), "hidden states"):
+    for _ in reporting.track(range(3), "hidden states"):
         clock.now += 31
     assert capsys.readouterr().err == (
         "hidden states: 1 of 3, 62 s left\nhidden states: 2 of 3, 31 s left\n"

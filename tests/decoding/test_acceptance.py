@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -175,6 +176,71 @@ def test_typical_is_the_minimum_of_both_borders() -> None:
     assert rules.typical(p, torch.tensor([2]), epsilon=0.2, delta=10.0).tolist() == [False]
 
 
+@pytest.mark.parametrize(("epsilon", "delta"), [(0.9, 0.3), (0.9, 0.5), (0.2, 0.9), (0.1, 0.9)])
+def test_typical_borders_row_by_row(epsilon: float, delta: float) -> None:
+    """Either border decides, each row by its own entropy; what is on the border is refused."""
+    p = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.25] * 4, [0.85, 0.05, 0.05, 0.05]])
+    for draft in itertools.product(range(4), repeat=3):
+        expected = []
+        for row, token in zip(p.tolist(), draft, strict=True):
+            entropy = -sum(x * math.log(x) for x in row)
+            expected.append(row[token] > min(epsilon, delta * math.exp(-entropy)) + 1e-7)
+        assert rules.typical(p, torch.tensor(draft), epsilon, delta).tolist() == expected
+    half = torch.tensor([[0.5, 0.5]])
+    assert rules.typical(half, torch.tensor([0]), 0.5, 9.0).tolist() == [False]
+    assert rules.typical(half, torch.tensor([0]), 0.5 - 1e-6, 9.0).tolist() == [True]
+
+
+def test_topk_counts_each_row_by_itself() -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0], [1.0, 3.0, 0.0, 2.0]])
+    rank = [row.argsort(descending=True).tolist() for row in logits]
+    for draft in itertools.product(range(4), repeat=3):
+        for k in (1, 2, 3, 4):
+            expected = [rank[i].index(token) < k for i, token in enumerate(draft)]
+            assert rules.topk(logits, torch.tensor(draft), k).tolist() == expected
+
+
+def test_rejection_and_strict_ask_each_row_by_itself() -> None:
+    p = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
+    q = torch.tensor([[0.8, 0.1, 0.1], [0.3, 0.3, 0.4]])
+    for draft in itertools.product(range(3), repeat=2):
+        for u in itertools.product((0.0, 0.3, 0.6, 0.99), repeat=2):
+            expected = [u[i] * q[i, d] < p[i, d] for i, d in enumerate(draft)]
+            got = rules.rejection(p, q, torch.tensor(draft), torch.tensor(u))
+            assert got.tolist() == expected
+    choice, draft_ids = torch.tensor([1, 2, 3]), torch.tensor([1, 3, 3])
+    assert rules.strict(choice, draft_ids).tolist() == [True, False, True]
+
+
+def test_rejection_on_the_border_refuses() -> None:
+    """A uniform of exactly p(d) / q(d) is not below it."""
+    p, q = torch.tensor([[0.25, 0.75]]), torch.tensor([[0.5, 0.5]])
+    for u, expected in ((0.5, False), (0.5 - 1e-6, True)):
+        got = rules.rejection(p, q, torch.tensor([0]), torch.tensor([u]))
+        assert got.tolist() == [expected]
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_kl_asks_each_row_by_itself(k: int) -> None:
+    """Rows that differ in everything: distance, confidence, p(d)."""
+    p = torch.tensor([[0.5, 0.5, 0.0], [0.95, 0.04, 0.01], [0.3, 0.3, 0.4], [0.2, 0.4, 0.4]])[:k]
+    q = torch.tensor([[0.5, 0.4, 0.1], [0.9, 0.05, 0.05], [0.98, 0.01, 0.01], [0.2, 0.4, 0.4]])[:k]
+    for draft in itertools.product(range(3), repeat=k):
+        expected = []
+        for row, other, token in zip(p.tolist(), q.tolist(), draft, strict=True):
+            distance = sum(a * math.log(a / b) for a, b in zip(row, other, strict=True) if a > 0)
+            expected.append(distance < 0.3 and max(row) <= 0.9 and row[token] > 0)
+        assert kl(p, q, list(draft)) == expected
+
+
+def test_kl_on_its_borders() -> None:
+    """As sure as `confident` is not more; a distance of tau is not below it."""
+    p = torch.tensor([[0.75, 0.25]])
+    assert kl(p, p, [1], confident=0.75) == [True]
+    assert kl(p, p, [1], confident=0.75 - 1e-6) == [False]
+    assert kl(p, p, [1], tau=0.0) == [False]
+
+
 def kl(
     p: torch.Tensor,
     q: torch.Tensor,
@@ -299,9 +365,198 @@ def test_fly_needs_doubt_and_a_full_window_of_matches() -> None:
     assert rules.fly(flat.repeat(4, 1), broken, 0.3, 2)[0].item() is False
 
 
+def test_protected_ends_are_taken_back_one_by_one() -> None:
+    """8 and 9 end an answer: neither where the target wants one nor where the draft has one."""
+    choice, draft = torch.tensor([1, 8, 2, 3, 9]), torch.tensor([5, 6, 9, 7, 8])
+    ok = torch.tensor([True, True, True, False, True])
+    got = rules.protect_end(ok, choice, draft, [8, 9])
+    assert got.tolist() == [True, False, False, False, False]
+    assert rules.protect_end(ok, choice, draft, []).tolist() == ok.tolist()
+
+
 @pytest.mark.parametrize(("mean", "uniform", "expected"), [(2.5, 0.4, 2), (2.5, 0.5, 3), (9, 0, 4)])
 def test_synthetic_forces_the_asked_mean(mean: float, uniform: float, expected: int) -> None:
     assert rules.accepted_length(rules.synthetic(4, mean, uniform)) == expected
+
+
+def test_fly_asks_the_three_best_tokens_and_those_that_follow() -> None:
+    """Every token of a row, with a window that must not run backwards."""
+    flat = torch.full((5, V), 1 / V)
+    match = torch.tensor([True, True, False, True, True])
+    assert rules.fly(flat, match, 0.3, 1).tolist() == [True, False, True, True, False]
+    assert rules.fly(flat, match, 0.3, 2).tolist() == [False, False, True, False, False]
+
+
+def test_fly_measures_doubt_by_three_tokens() -> None:
+    """0.5, 0.49, 0.01: the third hardly counts; 0.4, 0.3, 0.3: the entropy of two is 0.68 nats."""
+    match = torch.tensor([False, True])
+    entropy = -sum(x * math.log(x) for x in (0.4, 0.3, 0.3))  # 1.089
+    for p, border, doubt in (
+        ([0.4, 0.3, 0.3, 0.0], entropy - 1e-3, True),
+        ([0.4, 0.3, 0.3, 0.0], entropy + 1e-3, False),
+        ([0.5, 0.49, 0.01, 0.0], 0.8, False),
+        ([0.2, 0.15, 0.15, 0.5 / 3], entropy, True),  # renormalised: of four it would be 1.37
+        ([0.2, 0.15, 0.15, 0.5 / 3], math.log(3), False),
+        ([0.5, 0.5], math.log(2) - 1e-3, True),  # a vocabulary of two
+        ([0.5, 0.5], math.log(2) + 1e-3, False),
+    ):
+        rows_of_p = torch.tensor([p, p])
+        assert rules.fly(rows_of_p, match, border, 1).tolist() == [doubt, False], (p, border)
+
+
+# ---- verdicts under greedy sampling: every row's own distribution counts ----
+
+# At temperature 1: unsure between 0 and 1; sure of 2; unsure of three; the bonus 3.
+GREEDY = torch.tensor(
+    [
+        [0.46, 0.44, 0.06, 0.04],
+        [0.02, 0.02, 0.94, 0.02],
+        [0.35, 0.30, 0.30, 0.05],
+        [0.10, 0.20, 0.20, 0.50],
+    ]
+).log()
+
+
+@pytest.mark.parametrize(
+    ("draft", "expected"),
+    [
+        ([1, 2, 2], (3, [True, False, True], [], 3)),
+        ([1, 2, 3], (2, [True, False], [], 0)),  # 0.05 <= 0.09
+        ([2, 2, 1], (0, [], [], 0)),  # 0.06 <= 0.09
+        ([0, 1, 1], (1, [False], [], 2)),  # 0.02 <= 0.09, however flat the rows beside it
+    ],
+)
+def test_typical_under_greedy_sampling(draft: list[int], expected: tuple[Any, ...]) -> None:
+    assert verdict(GREEDY, draft, rule="typical") == expected
+
+
+@pytest.mark.parametrize(
+    ("draft", "expected"),
+    [
+        ([1, 2, 2], (3, [True, False, True], [], 3)),
+        ([1, 0, 2], (1, [True], [], 2)),  # the target is confident: 0.94
+        ([0, 2, 3], (3, [False, False, True], [], 3)),
+    ],
+)
+def test_kl_under_greedy_sampling(draft: list[int], expected: tuple[Any, ...]) -> None:
+    """A draft of the target's own distributions, row by row: at no distance."""
+    assert verdict(GREEDY, draft, probs=GREEDY[:3].exp(), rule="kl") == expected
+
+
+def test_kl_under_greedy_sampling_compares_row_by_row() -> None:
+    """The draft's third row is the target's first: too far from the target's third."""
+    q = GREEDY[[0, 1, 0]].exp()
+    far = sum(p * math.log(p / d) for p, d in zip(*GREEDY[[2, 0]].exp().tolist(), strict=True))
+    common: Any = {"probs": q, "rule": "kl"}
+    assert verdict(GREEDY, [1, 2, 2], **common, kl_tau=far - 1e-3) == (2, [True, False], [], 0)
+    assert verdict(GREEDY, [1, 2, 2], **common, kl_tau=far + 1e-3).accepted == 3
+
+
+@pytest.mark.parametrize(
+    ("draft", "expected"),
+    [
+        ([1, 2, 0], (3, [True, False, False], [], 3)),
+        ([1, 2, 1], (0, [], [], 0)),  # the second token after it does not match
+        ([0, 2, 1], (2, [False, False], [], 0)),  # nothing follows the last
+        ([0, 1, 0], (1, [False], [], 2)),  # no doubt in the second row
+    ],
+)
+def test_fly_under_greedy_sampling(draft: list[int], expected: tuple[Any, ...]) -> None:
+    assert verdict(GREEDY, draft, rule="fly", fly_window=2, fly_entropy=0.5) == expected
+
+
+def test_a_window_of_one_ends_with_the_draft() -> None:
+    common: Any = {"rule": "fly", "fly_window": 1, "fly_entropy": 0.9}
+    assert verdict(GREEDY, [0, 2, 1], **common).accepted == 2
+    assert verdict(GREEDY[[0, 2, 1, 3]], [0, 1, 2], **common) == (3, [False, True, False], [], 3)
+
+
+# ---- verdicts under sampling: each token by its own row ----
+
+
+def one_hot(*tokens: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(tokens), V).float()
+
+
+def test_the_correction_comes_from_the_refused_tokens_own_row() -> None:
+    """Rows that leave one choice: 1 is accepted, 5 refused, and 2 is all that p has there."""
+    logits = one_hot(1, 2, 3, 4) * 200
+    common: Any = {"rule": "rejection", "sampling": Sampling(1.0)}
+    got = verdict(logits, [1, 5, 3], probs=one_hot(1, 5, 3), **common)
+    assert got == (1, [False], [], 2)
+    assert verdict(logits, [6, 2, 3], probs=one_hot(6, 2, 3), **common) == (0, [], [], 1)
+
+
+def test_the_bonus_comes_from_the_row_after_the_last_drafted_token() -> None:
+    logits = one_hot(1, 2, 3, 4) * 200
+    got = verdict(
+        logits, [1, 2, 3], probs=one_hot(1, 2, 3), rule="rejection", sampling=Sampling(1.0)
+    )
+    assert got == (3, [False] * 3, [], 4)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_rejection_step_by_step(seed: int) -> None:
+    """The algorithm once more: k uniforms, one a token; then one draw of the residual, or of p."""
+    k = 3
+    noise = torch.Generator().manual_seed(1000 + seed)
+    logits = torch.randn(k + 1, V, generator=noise)
+    q = torch.randn(k, V, generator=noise).softmax(-1)
+    draft = torch.multinomial(q, 1, generator=noise)[:, 0].tolist()
+    sampling = Sampling(0.9, top_p=0.95)
+    got = verdict(logits, draft, probs=q, rule="rejection", sampling=sampling, seed=seed)
+
+    p = probabilities(logits, sampling)
+    own = torch.Generator().manual_seed(seed)
+    uniforms = torch.rand(k, generator=own).tolist()
+    n = 0
+    while n < k and uniforms[n] < float(p[n, draft[n]] / q[n, draft[n]]):
+        n += 1
+    left = (p[n] - q[n]).clamp_min(0) if n < k else p[k]
+    assert (got.accepted, got.overridden) == (n, [False] * n)
+    assert got.next_token == int(torch.multinomial(left / left.sum(), 1, generator=own))
+
+
+def test_a_rule_that_draws_says_what_it_misses() -> None:
+    request = VerifyRequest(0, 0, [0], Proposal([1]), Sampling(1.0))
+    with pytest.raises(ValueError, match="rule strict: the draft came without probabilities"):
+        decide(request, rows(1, 2), torch.tensor([1, 2]), None, 1.0, (), torch.Generator())
+    empty = VerifyRequest(0, 0, [0], sampling=Sampling(1.0))
+    with pytest.raises(ValueError, match="sampling needs the sequence's generator"):
+        decide(empty, rows(1), torch.tensor([1]), None, 1.0, (), None)
+    judged = VerifyRequest(0, 0, [0], Proposal([1]), acceptance=Acceptance(rule="judge"))
+    with pytest.raises(ValueError, match="rule judge: no scores"):
+        decide(judged, rows(1, 2), torch.tensor([1, 2]), None, 1.0, (), None)
+
+
+def test_a_short_list_is_spread_over_the_vocabulary() -> None:
+    """Tokens off the list have q = 0: the residual holds all of p there."""
+    logits = one_hot(6, 1) * 200
+    ids = torch.tensor([2, 5])
+    got = verdict(
+        logits,
+        [5],
+        probs=torch.tensor([[0.25, 0.75]]),
+        vocab_ids=ids,
+        rule="rejection",
+        sampling=Sampling(1.0),
+    )
+    assert got == (0, [], [], 6)
+    agreed = verdict(
+        one_hot(5, 1) * 200,
+        [5],
+        probs=torch.tensor([[0.25, 0.75]]),
+        vocab_ids=ids,
+        rule="rejection",
+        sampling=Sampling(1.0),
+    )
+    assert agreed == (1, [False], [], 1)
+
+
+def test_synthetic_takes_the_mean_without_the_bonus() -> None:
+    """A length of 3 is exactly two drafted tokens and the target's own."""
+    got = verdict(rows(1, 2, 3, 4), [5, 2, 6], rule="synthetic", synthetic_length=3.0)
+    assert got == (2, [True, False], [], 3)
 
 
 P = torch.tensor([0.35, 0.25, 0.15, 0.1, 0.08, 0.04, 0.02, 0.01])

@@ -95,9 +95,93 @@ def test_missing_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
 
 
 def test_metadata_with_unknown_or_absurd_fields_is_refused() -> None:
-    for changes in ({"feature": "middle"}, {"threshold": 1.5}, {"hidden_size": 0}):
-        with pytest.raises(ValueError, match="validation error"):
+    for changes, message in (
+        ({"feature": "middle"}, "feature\n.*'pre_norm' or 'post_norm'"),
+        ({"threshold": 1.01}, "threshold\n.*less than or equal to 1"),
+        ({"threshold": -0.01}, "threshold\n.*greater than or equal to 0"),
+        ({"hidden_size": 0}, "hidden_size\n.*greater than 0"),
+        ({"target_fingerprint": ""}, "target_fingerprint\n.*at least 1 character"),
+        ({"tokenizer_hash": ""}, "tokenizer_hash\n.*at least 1 character"),
+        ({"layer": 7}, "layer\n.*Extra inputs are not permitted"),
+    ):
+        with pytest.raises(ValueError, match=f"1 validation error for JudgeMetadata\n{message}"):
             make(**changes)
+
+
+def test_the_bounds_of_metadata_are_allowed() -> None:
+    assert make(threshold=0.0).metadata.threshold == 0.0
+    assert make(threshold=1.0).metadata.threshold == 1.0
+    assert JudgeMetadata(**make().metadata.model_dump(exclude={"metrics"})).metrics == {}
+    assert make().metadata.threshold_method is None
+
+
+def header(**changes: str | None) -> dict[str, str]:
+    values: dict[str, str | None] = {
+        "format": "judge-decoding/1",
+        "judge": make().metadata.model_dump_json(),
+    }
+    return {name: text for name, text in (values | changes).items() if text is not None}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "message"),
+    [
+        (
+            {},
+            header(format="judge-decoding/2"),
+            "has format 'judge-decoding/2', this version reads",
+        ),
+        ({}, header(judge=None), "has format 'judge-decoding/1', this version reads"),
+        ({}, header(judge="{"), "has bad metadata: "),
+        (
+            {},
+            header(judge='{"feature": 1}'),
+            r"has bad metadata: \d+ validation errors .* feature ",
+        ),
+        ({"more": torch.zeros(1)}, header(), r"must hold weight \[H\] and bias \[1\]"),
+        ({"bias": torch.zeros(2)}, header(), r"must hold weight \[H\] and bias \[1\]"),
+        ({"bias": torch.tensor([torch.nan])}, header(), "NaN or infinite"),
+        ({"weight": torch.zeros(H).half()}, header(), r"weight torch.float16 \[6\]"),
+        ({"weight": torch.zeros(1, H)}, header(), r"weight torch.float32 \[1, 6\]"),
+    ],
+)
+def test_a_file_that_is_no_judge_is_refused(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], message: str
+) -> None:
+    path = tmp_path / "judge.safetensors"
+    good = {"weight": torch.zeros(H), "bias": torch.zeros(1)}
+    save_file(good, path, metadata=header())
+    assert Judge.load(path).bias == 0.0
+    save_file(good | tensors, path, metadata=metadata)
+    with pytest.raises(UserError, match=message) as refused:
+        Judge.load(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_judge_that_could_not_be_read_is_not_saved(tmp_path: Path) -> None:
+    path = tmp_path / "judge.safetensors"
+    good = make()
+    for bad in (
+        Judge(good.weight[:3], 0.0, good.metadata),
+        Judge(good.weight, float("inf"), good.metadata),
+        Judge(good.weight * float("nan"), 0.0, good.metadata),
+    ):
+        with pytest.raises(UserError, match=f"judge: {path}"):
+            bad.save(path)
+    assert not path.exists()
+
+
+def test_the_saved_file_is_float32_and_names_its_format(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    make().save(tmp_path / "judge.safetensors")
+    tensors = load_file(tmp_path / "judge.safetensors")
+    assert {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()} == {
+        "weight": (torch.float32, (H,)),
+        "bias": (torch.float32, (1,)),
+    }
+    with safe_open(str(tmp_path / "judge.safetensors"), framework="pt") as file:
+        assert file.metadata() == header()
 
 
 def rewrite(path: Path, **tensors: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from judge_decoding.checkpoint import Checkpoint
+from judge_decoding.decoding import loop as decoding
+from judge_decoding.decoding import round as engine_round
 from judge_decoding.decoding.contracts import (
     RULES,
     Acceptance,
@@ -18,10 +21,10 @@ from judge_decoding.decoding.contracts import (
     Verdict,
     VerifyRequest,
 )
-from judge_decoding.decoding.loop import Result, SpeculativeDecoder
+from judge_decoding.decoding.loop import LoopClock, Result, SpeculativeDecoder
 from judge_decoding.decoding.round import Engines
 from judge_decoding.decoding.sampling import probabilities
-from judge_decoding.decoding.sequence import Request, Token
+from judge_decoding.decoding.sequence import AcceptanceRecord, Request, Token
 from judge_decoding.decoding.sequence import Sequence as Answer
 from judge_decoding.errors import UserError
 from judge_decoding.text import TextStream, Tokenizer
@@ -71,10 +74,11 @@ def test_strict_is_the_targets_own_greedy_output(decoder: SpeculativeDecoder, k:
     assert [r.token_ids for r in single] == [r.token_ids for r in reference[:6]]
     assert all(len(r.token_ids) == 64 for r in batched)
     # The comparison means something only if runs of different lengths were accepted.
-    histogram = [
-        sum(r.record.acceptance_histogram[n : n + 1] != [] for r in batched) for n in (0, k)
-    ]
-    assert all(histogram)
+    total = AcceptanceRecord()
+    for r in batched:
+        total.merge(r.record)
+    assert total.acceptance_histogram[0] > 20 and total.acceptance_histogram[k] > 0
+    assert len(total.acceptance_histogram) == k + 1
     assert sum(r.record.num_accepted_draft_tokens for r in batched) > 200
 
 
@@ -85,6 +89,159 @@ def test_caches_hold_the_emitted_text_after_every_round(decoder: SpeculativeDeco
         decoder.step()
         decoder.check_integrity(deep=True)
     decoder.check_integrity()
+
+
+@pytest.mark.parametrize("engine", ["target", "drafter"])
+def test_the_deep_check_reads_both_caches(decoder: SpeculativeDecoder, engine: str) -> None:
+    """One wrong value, in a position that the loop believes in, of either model."""
+    number = decoder.add(request(prompts(1)[0]))
+    for _ in range(3):
+        decoder.step()
+    decoder.check_integrity(deep=True)
+    damaged = getattr(decoder, engine)
+    damaged._kv.data[0, damaged._slots.slot(number), 0, 2, 1] += 1.0
+    decoder.check_integrity()
+    with pytest.raises(AssertionError, match=f"sequence {number}: cached values are off"):
+        decoder.check_integrity(deep=True)
+
+
+@pytest.mark.parametrize("engine", ["target", "drafter"])
+def test_the_check_reads_what_both_caches_hold(decoder: SpeculativeDecoder, engine: str) -> None:
+    """A token that the loop did not emit; and a sequence that only the engine knows."""
+    number = decoder.add(request(prompts(1)[0]))
+    decoder.step()
+    damaged = getattr(decoder, engine)
+    damaged._slots._tokens[number][1] += 1
+    with pytest.raises(AssertionError, match=f"sequence {number}: the cache differs at position 1"):
+        decoder.check_integrity()
+    damaged._slots._tokens[number][1] -= 1
+    damaged.prefill(77, 0, [1])
+    with pytest.raises(AssertionError, match="77"):
+        decoder.check_integrity()
+
+
+def test_the_clock_adds_up_what_engines_and_loop_take(
+    decoder: SpeculativeDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: whoever reads the time moves it by 1 s; the engines say what they took."""
+    target, drafter = decoder.target, decoder.drafter
+    assert drafter is not None
+    clock = itertools.count()
+    done = engine_round.Round
+
+    def run_round(proposes: Sequence[ProposeRequest], verifies: Sequence[VerifyRequest]) -> object:
+        drafter.clock.forward += 16.0
+        target.clock.forward += 32.0
+        target.clock.judge += 64.0
+        return done([Proposal([1])], [Verdict(1, [False], [], 2)], propose_s=0.25)
+
+    monkeypatch.setattr(decoder.engines, "run_round", run_round)
+    decoder.add(request([5, 6]))
+    for rounds in (1, 2):
+        monkeypatch.setattr(decoding.time, "perf_counter", lambda: float(next(clock)))
+        decoder.step()
+        monkeypatch.undo()
+        monkeypatch.setattr(decoder.engines, "run_round", run_round)
+        # Started, prefilled, ran, ended: three steps of 1 s; of the second 0.25 s proposed.
+        assert decoder.clock == LoopClock(
+            rounds, 3.0 * rounds, 1.25 * rounds, 0.75 * rounds, 48.0 * rounds, 64.0 * rounds
+        )
+    assert decoder.clock.host == 2 * (3.0 - 48.0 - 64.0)
+
+
+def test_a_new_loop_has_counted_nothing() -> None:
+    assert LoopClock() == LoopClock(0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def test_the_ends_of_the_vocabulary_and_of_the_bounds_are_allowed(
+    decoder: SpeculativeDecoder,
+) -> None:
+    coldest = Sampling(1e-3)
+    for good in (
+        request([0, 255], tokens=1),
+        request([1] * 159),
+        request([1], "none", sampling=coldest),
+    ):
+        decoder.check(good)
+    for bad, message in (
+        (request([-1]), r"token id -1 is outside the vocabulary \[0, 256\)"),
+        (request([1], "none", sampling=Sampling(0.9e-3)), "give 0 .greedy. or at least 0.001"),
+        (request([1], tokens=-1), "max_tokens: -1 must be at least 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            decoder.check(bad)
+
+
+def record(*rounds: tuple[int, int]) -> AcceptanceRecord:
+    made = AcceptanceRecord()
+    for drafted, accepted in rounds:
+        made.add(drafted, accepted)
+    return made
+
+
+def test_a_record_counts_its_rounds() -> None:
+    made = record((4, 2), (2, 2), (4, 0), (1, 1))
+    assert made == AcceptanceRecord(4, 11, 5, 0, 0, [1, 1, 2, 0, 0])
+    assert made.to_dict() == {
+        "num_spec_steps": 4,
+        "num_draft_tokens": 11,
+        "num_accepted_draft_tokens": 5,
+        "num_judged_tokens": 0,
+        "num_target_tokens": 0,
+        "num_spec_tokens": 4,
+        "mean_acceptance_length": 1 + 5 / 4,
+        "draft_acceptance_rate": 5 / 11,
+        "acceptance_histogram": [1, 1, 2, 0, 0],
+    }
+    nothing = AcceptanceRecord().to_dict()
+    assert (nothing["mean_acceptance_length"], nothing["draft_acceptance_rate"]) == (1.0, 0.0)
+    assert (nothing["num_spec_tokens"], nothing["acceptance_histogram"]) == (0, [])
+
+
+def test_merged_records_are_one_of_all_their_rounds() -> None:
+    short, long = [(2, 1), (2, 2)], [(4, 4), (4, 1), (3, 0)]
+    for first, second in ((short, long), (long, short), (short, []), ([], long)):
+        one, other = record(*first), record(*second)
+        one.num_judged_tokens, other.num_judged_tokens = 3, 4
+        one.num_target_tokens, other.num_target_tokens = 10, 20
+        one.merge(other)
+        both = record(*first, *second)
+        both.num_judged_tokens, both.num_target_tokens = 7, 30
+        assert one == both
+
+
+def emitted(ids: Sequence[int], context: int = 99, **fields: object) -> Answer:
+    """An answer to one prompt token that was given `ids` until it ended; 9 is the end token."""
+    answer = Answer(request([1], **fields), None, frozenset({9}), context, [1])  # type: ignore[arg-type]
+    for i in ids:
+        if answer.finish_reason is None:
+            answer.emit(Token(i, "target", None))
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("fields", "count", "reason", "remaining"),
+    [
+        ({}, 2, "stop", 62),
+        ({"ignore_end": True}, 5, None, 59),
+        ({"min_tokens": 1}, 2, "stop", 62),
+        ({"min_tokens": 2}, 4, "stop", 60),
+        ({"min_tokens": 4}, 5, None, 59),
+        ({"tokens": 1}, 1, "length", 0),
+        ({"tokens": 2}, 2, "stop", 0),  # the end token comes first
+        ({"tokens": 3, "ignore_end": True}, 3, "length", 0),
+        ({"context": 4, "ignore_end": True}, 3, "length", 0),
+        ({"context": 7, "ignore_end": True}, 5, None, 1),
+    ],
+)
+def test_when_an_answer_ends(
+    fields: dict[str, object], count: int, reason: str | None, remaining: int
+) -> None:
+    answer = emitted([5, 9, 6, 9, 7], **fields)  # type: ignore[arg-type]
+    assert [t.id for t in answer.tokens] == [5, 9, 6, 9, 7][:count]
+    assert answer.text == [1, *[5, 9, 6, 9, 7][:count]]
+    assert (answer.finish_reason, answer.remaining) == (reason, remaining)
+    assert answer.record.num_target_tokens == count
 
 
 def test_sequences_join_and_leave_between_rounds(decoder: SpeculativeDecoder) -> None:

@@ -46,10 +46,47 @@ def test_greedy_takes_the_first_of_equals_in_any_dtype() -> None:
         assert greedy(torch.tensor([[1, 3, 3, 0], [5, 5, 1, 5]], dtype=dtype)).tolist() == [1, 0]
 
 
+def test_greedy_on_another_device_is_the_same_function() -> None:
+    """Without values (`meta`): the shape and the type of what a GPU would give."""
+    got = greedy(torch.zeros(3, 5, device="meta"))
+    assert (got.shape, got.dtype, got.device.type) == ((3,), torch.int64, "meta")
+
+
+def test_filters_that_are_off_leave_every_bit() -> None:
+    logits = torch.randn(7, 300, generator=torch.Generator().manual_seed(1))
+    for off in (Sampling(1.0), Sampling(1.0, top_k=300), Sampling(1.0, top_k=301)):
+        assert torch.equal(probabilities(logits, off), logits.softmax(-1))
+
+
+def test_top_k_1_is_one_token_and_ties_at_the_border_are_kept() -> None:
+    got = probabilities(torch.tensor([[0.0, 2.0, 1.0], [1.0, 0.0, 1.0]]), Sampling(1.0, top_k=1))
+    assert got.tolist() == [[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]
+
+
+def test_top_p_stops_where_the_mass_is_reached_exactly() -> None:
+    logits = torch.tensor([[0.0, 0.0, -200.0], [-200.0, 0.0, -200.0]])
+    got = probabilities(logits, Sampling(1.0, top_p=0.5))
+    assert sorted(got[0].tolist()) == [0.0, 0.0, 1.0] and got[1].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_every_row_has_its_own_filters() -> None:
+    """As each row alone, whatever the shape around it."""
+    logits = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(2))
+    for sampling in (Sampling(), Sampling(0.7), Sampling(0.7, 4), Sampling(0.7, 0, 0.6)):
+        got = probabilities(logits, sampling)
+        assert got.dtype == torch.float32
+        for i, j in ((0, 0), (0, 2), (1, 1)):
+            assert torch.allclose(got[i, j], probabilities(logits[i, j], sampling))
+    assert probabilities(logits.bfloat16(), Sampling(1.0)).dtype == torch.float32
+
+
 def test_draw_repeats_with_the_seed() -> None:
-    draws = [draw(torch.rand(9), torch.Generator().manual_seed(s)) for s in (1, 1)]
-    p = torch.tensor([0.0, 1.0, 0.0])
-    assert len(draws) == 2
-    assert draw(p, torch.Generator()) == 1
-    same = [draw(torch.ones(50), torch.Generator().manual_seed(7)) for _ in range(3)]
-    assert len(set(same)) == 1
+    assert draw(torch.tensor([0.0, 1.0, 0.0]), torch.Generator()) == 1
+
+    def drawn(seed: int) -> list[int]:
+        generator = torch.Generator().manual_seed(seed)
+        return [draw(torch.ones(50), generator) for _ in range(20)]
+
+    assert drawn(7) == drawn(7)
+    assert len(set(drawn(7))) > 5
+    assert drawn(7) != drawn(8)

@@ -2,57 +2,75 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-TITLES = {
-    "processes": "Ranks, stubs, server, launcher",
-    "network": "Clients and connections",
-    "disk": "Disks",
-    "files": "Configuration, models, judges",
+SECTIONS = {
+    "Ranks, stubs, server, launcher": ("processes", ""),
+    "Clients and connections": ("network", ""),
+    "Disks": ("disk", ""),
+    "Configuration": ("files", "config: "),
+    "Models and judges": ("files", "(?!config: )"),
 }
-HEAD = """# Faults
+"""Title -> the group of its faults, and a pattern that their names begin with."""
+COLUMNS = {"name": "fault", "client": "the client sees", "server": "the server"}
+SOON = 5.0
+LOST = "UNAVAILABLE: no server answers there (Stream removed (Socket closed))"
+ALWAYS = "; everything is stopped"
+HEAD = f"""# Faults
 
-What happens when something breaks, as it happened in runs of `python -m tests.faults` (the
-commands are in `tests/faults/__init__.py`): a real server with a draft rank and a target rank (two
-where it says so) on tiny random models, and a client in the middle of a stream. Each row was
-checked: the exit code, who is named, that what should be left is left, and for faults that the
-server survives that it then writes the same text as before and every slot is free.
+`python -m tests.faults` breaks a real server while a client reads a stream. The server has a draft
+rank and a target rank (two where a row says so) and tiny random models. A server that survives must
+then write the same text as before and have every slot free.
 
-- **seconds**: from the fault to the client's knowing, or for what does not start to its end; on
-  {cpu}; upper bounds, since a test looks now and then.
-- **left**: processes, files in /dev/shm, run folder and ready file after a server's end; slots in
-  use where it goes on.
+- The client knows, or a server that does not start has ended, within {SOON:.0f} seconds unless the
+  row gives the time (measured on {{cpu}}).
+- A message in the last column is the launcher's: the server stops or does not start, with exit code
+  1 unless the row gives another. Process numbers, some paths and `{ALWAYS}` are
+  left out.
+- `UNAVAILABLE` is short for `{LOST}`.
+- After the server's end, no process, run folder, ready file or file in /dev/shm is left, unless the
+  row says so.
 
-Only where the launcher itself is killed -9 does anything stay: its run folder in $TMPDIR and the
-files of its processes in /dev/shm, which a container takes along.
-
-A server that stops is started again by whoever runs it (systemd, Kubernetes: `replicas.md`).
-Written at commit {git_sha}{changes}, {date}.
+A server that stops does not restart itself ([replicas.md](replicas.md)). This page is generated, at
+commit {{commit}}{{changes}}, {{day}}.
 """
 
 
 def markdown(document: dict[str, Any]) -> str:
+    """The page. A column whose cells are all the same becomes a sentence above its table."""
     source = document["provenance"]
     changes = " with local changes" if source["git_dirty"] else ""
-    parts = [HEAD.format(**source, changes=changes)]
-    results = document["results"]
-    number = 0
-    for group, title in TITLES.items():
-        rows = [r for r in results if r["group"] == group]
-        if not rows:
-            continue
-        parts.append(
-            f"\n## {title}\n\n| # | fault | the client sees | seconds | the server | left |"
-        )
-        parts.append("|---|---|---|---|---|---|")
-        for row in rows:
-            number += 1
-            cells = (
-                row["name"],
-                row["client"],
-                f"{row['seconds']:.1f}",
-                row["server"],
-                row["left"],
-            )
-            parts.append(f"| {number} | " + " | ".join(cells) + " |")
-    return "\n".join(parts) + "\n"
+    page = HEAD.format(
+        cpu=source["cpu"], commit=source["git_sha"][:12], changes=changes, day=source["date"][:10]
+    )
+    for title, (group, name) in SECTIONS.items():
+        results = [r for r in document["results"] if r["group"] == group]
+        rows = [cells(r) for r in results if re.match(name, r["name"])]
+        page += section(title, rows) if rows else ""
+    return page
+
+
+def section(title: str, rows: list[dict[str, str]]) -> str:
+    same = [c for c in COLUMNS if len(rows) > 1 and len({row[c] for row in rows}) == 1]
+    shown = [column for column in COLUMNS if column not in same]
+    lines = [f"\n## {title}\n"]
+    lines += [f'In all rows, {COLUMNS[column]} "{rows[0][column]}".\n' for column in same]
+    lines.append("| " + " | ".join(COLUMNS[column] for column in shown) + " |")
+    lines.append("|---" * len(shown) + "|")
+    lines += ["| " + " | ".join(row[column] for column in shown) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def cells(result: dict[str, Any]) -> dict[str, str]:
+    """One row's text by column, without what the page's head says of all rows."""
+    server = re.sub(r" \(pid \d+\)", "", result["server"].replace(ALWAYS, ""))
+    server = re.sub(r"^(stops|does not start), (exit 1: )?", "", server)
+    # The runs cut long messages off: within their common end, or within a reason in brackets.
+    server = re.sub(r"; e[a-z ]*\.\.\.`$", "`", server)
+    server = re.sub(r"Error while deserializing header: |\.\.\./deployment\.yaml: ", "", server)
+    server = re.sub(r";?\.\.\.`$|( \([^()]*)\.\.\.`$", "...`", server)
+    left = "" if result["left"] == "nothing" else f"; leaves {result['left']}"
+    client = result["client"].replace(LOST, "UNAVAILABLE").replace(" (`length`)", "")
+    late = "" if result["seconds"] < SOON else f", {result['seconds']:.0f} s"
+    return {"name": result["name"], "client": client + late, "server": server + left}

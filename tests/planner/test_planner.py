@@ -13,15 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from judge_decoding.commands.main import DEMO, app
-from judge_decoding.config import Deployment, ModelConfig, load_deployment
+from judge_decoding.commands.main import app
+from judge_decoding.commands.options import DEMO
+from judge_decoding.config import Deployment, ModelConfig, load_deployment, shipped
 from judge_decoding.errors import UserError
-from judge_decoding.planner.gpus import GPUS, allreduce_s
-from judge_decoding.planner.plan import LONGEST, Acceptance, Plan, acceptances
-from judge_decoding.planner.roofline import Placed, pass_time
-from judge_decoding.planner.shapes import SHAPES, Shape, shape_of
+from judge_decoding.planner.gpus import GPUS, Gpu, allreduce_s
+from judge_decoding.planner.plan import LONGEST, AssumedAcceptance, Plan, acceptances
+from judge_decoding.planner.roofline import Pass, Placed, judge_time, pass_time
+from judge_decoding.planner.shapes import SHAPES, ModelShape, shape_of
 
-LLAMA = DEMO.parent / "llama-8b-70b-h100x2.yaml"
+LLAMA = shipped("configs/llama-8b-70b-h100x2.yaml")
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,73 @@ def test_nothing_is_faster_than_memory() -> None:
     roof = GPUS["h200"].bandwidth / model.streamed_bytes
     assert roof == pytest.approx(68, rel=0.01)
     assert 1 / pass_time(model).total < 0.8 * roof
+
+
+SMALL = ModelShape(layers=2, hidden=8, intermediate=16, heads=4, kv_heads=2, head_dim=2, vocab=32)
+"""Parameters of a layer: 2 * 8 * 2 * (4 + 2) + 3 * 8 * 16 = 192 + 384; of the head: 256."""
+SLOW = Gpu(memory=1e6, bandwidth=1000.0, bf16=1000.0, fp8=2000.0, nvlink=500.0)
+
+
+def test_a_pass_by_hand_that_is_bound_by_arithmetic() -> None:
+    """3 tokens of each of 5 texts, on one GPU: bf16, every term."""
+    one = pass_time(Placed(SMALL, SLOW), rows=3, sequences=5, context=7)
+    weights = (2 * 576 + 256) * 2
+    cache = 5 * 7 * (2 * 2 * 2 * 2 * 2)  # keys and values, layers, heads, their size, bytes
+    assert one.memory == pytest.approx((weights + cache) / (1000.0 * 0.8))
+    assert one.compute == pytest.approx(2 * 15 * (2 * 576 + 256) / (1000.0 * 0.5))
+    assert one.allreduce == 0.0
+    assert one.overhead == pytest.approx(2 * 10e-6 + 300e-6)
+    assert one.total == one.compute + one.overhead
+    assert one.bound == "arithmetic"
+
+
+def test_a_pass_by_hand_on_two_gpus_in_fp8() -> None:
+    """Half of the arithmetic at the FP8 rate; two all-reduces a layer send all rows in bf16."""
+    model = Placed(SMALL, SLOW, tp=2, weight_bytes=1, kv_element_bytes=1)
+    two = pass_time(model, rows=3, sequences=5, context=7)
+    assert model.streamed_bytes == (2 * 576 + 256 * 2) / 2
+    assert model.held_bytes == model.streamed_bytes + 256 * 2
+    assert model.token_bytes == 2 * 2 * 1 * 2
+    assert two.memory == pytest.approx((model.streamed_bytes + 35 * 8) / 800.0)
+    assert two.compute == pytest.approx(2 * 15 * (2 * 576 + 256) / 2 / (2000.0 * 0.5))
+    message = 15 * 8 * 2
+    transfer = 2 * (2 - 1) / 2 * message / (500.0 * 0.8)
+    assert two.allreduce == pytest.approx(2 * 2 * (8e-6 + transfer))
+    assert two.total == pytest.approx(max(two.memory, two.compute) + two.allreduce + two.overhead)
+    assert two.bound == "arithmetic"
+    across = pass_time(Placed(SMALL, SLOW, 2, 1, 1, nodes=2), rows=3, sequences=5, context=7)
+    assert across.allreduce - two.allreduce == pytest.approx(2 * 2 * (50e-6 - 8e-6))
+
+
+def test_four_gpus_send_one_and_a_half_messages() -> None:
+    """A ring of n ranks: 2 (n - 1) / n. Two KV heads on four ranks are copies."""
+    model = Placed(SMALL, SLOW, tp=4)
+    four = pass_time(model)
+    assert four.allreduce == pytest.approx(2 * 2 * (10e-6 + 1.5 * 8 * 2 / 400.0))
+    assert four.compute == pytest.approx(2 * (2 * (2 * 8 * 2 * 8 + 384) + 256) / 4 / 500.0)
+    assert four.memory == pytest.approx((model.streamed_bytes + 1024 * model.token_bytes) / 800.0)
+    assert model.token_bytes == 2 * 2 * 1 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("terms", "bound", "total"),
+    [
+        ((3.0, 2.0, 1.0, 0.5), "memory bandwidth", 4.5),
+        ((2.0, 3.0, 1.0, 0.5), "arithmetic", 4.5),
+        ((2.0, 1.0, 3.0, 0.5), "all-reduce", 5.5),
+        ((2.0, 1.0, 0.5, 3.0), "launch and scheduling", 5.5),
+    ],
+)
+def test_a_pass_is_bound_by_its_largest_term(
+    terms: tuple[float, float, float, float], bound: str, total: float
+) -> None:
+    assert (Pass(*terms).bound, Pass(*terms).total) == (bound, total)
+
+
+def test_the_judges_time_by_hand() -> None:
+    """9 rows of float32 logits, read and written, 9 hidden states in bf16; two kernels."""
+    expected = 9 * (2 * 4 * 32 + 2 * 8) / 800.0 + 2 * 10e-6
+    assert judge_time(Placed(SMALL, SLOW), 9) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +154,7 @@ def test_a_folder_is_read_and_a_name_stands_in(tiny_target: Path, tmp_path: Path
     known = shape_of(ModelConfig(model=tmp_path / "none", shape="llama-3.1-8b"))
     assert known == SHAPES["llama-3.1-8b"]
     read = shape_of(ModelConfig(model=tiny_target, shape="llama-3.1-8b"))
-    assert read == Shape(2, 64, 96, 4, 2, 16, 256)
+    assert read == ModelShape(2, 64, 96, 4, 2, 16, 256)
     with pytest.raises(UserError, match=r"unknown shape 'llama-4'; known are llama-3.2-1b"):
         shape_of(ModelConfig(model=tmp_path / "none", shape="llama-4"))
     with pytest.raises(UserError, match=r"no .*/none/config.json; give its `shape`"):
@@ -99,7 +167,7 @@ def test_a_folder_is_read_and_a_name_stands_in(tiny_target: Path, tmp_path: Path
 @given(st.integers(1, 64), st.floats(0.0, 1.0))
 def test_the_rate_gives_back_its_length(draft_len: int, share: float) -> None:
     length = 1 + share * draft_len
-    acceptance = Acceptance("", length, draft_len)
+    acceptance = AssumedAcceptance("", length, draft_len)
     assert acceptance.at(draft_len) == pytest.approx(length, abs=1e-6)
     assert 0 <= acceptance.rate <= 1
     lengths = [acceptance.at(k) for k in range(65)]
@@ -109,7 +177,7 @@ def test_the_rate_gives_back_its_length(draft_len: int, share: float) -> None:
 
 def test_the_geometric_model_by_hand() -> None:
     """a = 1/2: 1 + 1/2 + 1/4 = 1.75 at k = 2, 1.875 at k = 3."""
-    acceptance = Acceptance("", 1.75, 2)
+    acceptance = AssumedAcceptance("", 1.75, 2)
     assert acceptance.rate == pytest.approx(0.5)
     assert acceptance.at(3) == pytest.approx(1.875)
 
@@ -193,7 +261,7 @@ def test_shared_gpus_hold_both_in_order_of_loading(tmp_path: Path) -> None:
 
 def test_a_round_adds_up_and_the_best_length_is_the_fastest(tmp_path: Path) -> None:
     plan = planned(tmp_path)
-    judge = Acceptance("judge", 20.7, 25)
+    judge = AssumedAcceptance("judge", 20.7, 25)
     r = plan.round(judge, 25)
     assert r.total == pytest.approx(r.propose + r.verify.total + r.judge + r.host)
     assert r.tokens_per_s == pytest.approx(20.7 / r.total)
@@ -201,14 +269,14 @@ def test_a_round_adds_up_and_the_best_length_is_the_fastest(tmp_path: Path) -> N
     assert r.dominant == "draft loop"  # anchors: at judge-level acceptance it is
     speeds = {k: plan.round(judge, k).tokens_per_s for k in range(1, LONGEST + 1)}
     assert plan.best(judge).draft_len == max(speeds, key=lambda k: speeds[k])
-    standard = Acceptance("standard", 7.3, 25)
+    standard = AssumedAcceptance("standard", 7.3, 25)
     assert plan.best(standard).draft_len < plan.best(judge).draft_len
 
 
 def test_many_rows_are_bound_by_arithmetic(tmp_path: Path) -> None:
-    few = planned(tmp_path).round(Acceptance("", 5.0, 25), 25)
+    few = planned(tmp_path).round(AssumedAcceptance("", 5.0, 25), 25)
     wide = {"limits": {"max_sequences": 32}, "trtllm": {"max_num_tokens": 65536}}
-    many = planned(tmp_path, sequences=32, **wide).round(Acceptance("", 5.0, 25), 25)
+    many = planned(tmp_path, sequences=32, **wide).round(AssumedAcceptance("", 5.0, 25), 25)
     assert few.verify.bound == "memory bandwidth"
     assert many.verify.bound == "arithmetic"
     assert many.verify.total > few.verify.total
@@ -216,7 +284,7 @@ def test_many_rows_are_bound_by_arithmetic(tmp_path: Path) -> None:
 
 def test_no_judge_costs_no_judge(tmp_path: Path) -> None:
     strict = planned(tmp_path, acceptance={"rule": "strict"})
-    assert strict.round(Acceptance("", 5.0, 25), 8).judge == 0
+    assert strict.round(AssumedAcceptance("", 5.0, 25), 8).judge == 0
 
 
 def test_all_reduces_cost_more_on_more_gpus_and_most_across_nodes() -> None:
@@ -229,7 +297,7 @@ def test_all_reduces_cost_more_on_more_gpus_and_most_across_nodes() -> None:
 
 def test_gpus_of_two_nodes_are_counted_by_their_numbers(tmp_path: Path) -> None:
     """4 to 11 lie on two nodes of 8, which the size of the group does not say."""
-    judge = Acceptance("", 5.0, 25)
+    judge = AssumedAcceptance("", 5.0, 25)
     trtllm = {"mode": "leader", "target": {"quantization": "fp8"}}
     one, two = (
         planned(
@@ -246,7 +314,7 @@ def test_gpus_of_two_nodes_are_counted_by_their_numbers(tmp_path: Path) -> None:
 
 def test_whole_texts_count_against_a_pass(tmp_path: Path) -> None:
     """Of 1,024 tokens and 25 drafted ones 7 fit 8,192, so 16 need three passes of 6."""
-    five, limits = Acceptance("", 5.0, 25), {"limits": {"max_sequences": 16}}
+    five, limits = AssumedAcceptance("", 5.0, 25), {"limits": {"max_sequences": 16}}
     plan = planned(tmp_path, sequences=16, **limits)
     r = plan.round(five, 25)
     assert (plan.passes(25), r.passes) == (3, 3)
@@ -263,7 +331,7 @@ def test_the_schedule_says_the_configured_draft_length(tmp_path: Path) -> None:
     changes = {"limits": {"max_sequences": 16}, "draft_len_schedule": {2: 25, 8: 12}}
     found = [planned(tmp_path, sequences=n, **changes).configured for n in (1, 2, 3, 8, 9)]
     assert found == [25, 25, 12, 12, 0]
-    none = planned(tmp_path, sequences=9, **changes).round(Acceptance("", 5.0, 25), 0)
+    none = planned(tmp_path, sequences=9, **changes).round(AssumedAcceptance("", 5.0, 25), 0)
     assert (none.propose, none.length) == (0, 1)
 
 
@@ -296,12 +364,15 @@ def test_the_command_prints_a_table_and_a_document(tmp_path: Path) -> None:
     assert r["configured"]["draft_len"] == 25
     assert r["configured"]["mean_acceptance_length"] == pytest.approx(12)
     assert r["best"]["tokens_per_s"] >= r["configured"]["tokens_per_s"]
-    everything = json.loads(command("--config", str(file), "--json").stdout.splitlines()[-1])
+    everything = json.loads(
+        command("--config", str(file), "--all-gpus", "--json").stdout.splitlines()[-1]
+    )
     assert everything["context"] == 1024
     file.write_text(yaml.safe_dump(deployment(tmp_path, limits={"max_context": 512})))
     short = json.loads(command("--config", str(file), "--json").stdout.splitlines()[-1])
     assert short["context"] == 512  # the default is no reason to refuse it
     assert set(everything["gpus"]) == {"h100", "h200", "b200"}
+    assert set(short["gpus"]) == {"h100"}  # the file's trtllm.gpu
 
 
 @pytest.mark.parametrize(
@@ -310,6 +381,7 @@ def test_the_command_prints_a_table_and_a_document(tmp_path: Path) -> None:
         (["--config", str(DEMO)], "runs engine torch, plans are for engine trtllm"),
         (["--config", "none.yaml"], "no file none.yaml"),
         (["--config", str(DEMO), "--gpu", "a100"], "gpu: unknown 'a100'; known are h100"),
+        (["--config", str(LLAMA), "--gpu", "h100", "--all-gpus"], "leave --gpu out"),
         (["--config", str(DEMO), "--sequences", "0"], "sequences"),
         (
             ["--config", str(LLAMA), "--sequences", "33"],

@@ -20,7 +20,7 @@ from plugins.judge_accept.acceptance_emulator import (
     decode,
     pack,
 )
-from plugins.judge_accept.reference import Settings
+from plugins.judge_accept.reference import PluginSettings
 
 V, H = 64, 8
 END = 63
@@ -53,7 +53,7 @@ class Step:
 
     def run(self, library: ctypes.CDLL, **changes: object) -> np.ndarray:
         fields = {"bias": 0.0, "threshold": 0.5, "vocab_size": V, "end_ids": (END,)}
-        plugin = Settings(np.ones(H, dtype=np.float32), **{**fields, **changes})
+        plugin = PluginSettings(np.ones(H, dtype=np.float32), **{**fields, **changes})
         b = self.batch
         edited, _ = kernel.run_host(
             library,

@@ -13,13 +13,13 @@ from plugin_builds import host_library, needs_gxx
 from typer.testing import CliRunner
 
 from plugins.judge_accept import bench_gpu, kernel
-from plugins.judge_accept.bench_gpu import Problem, Shape, check
+from plugins.judge_accept.bench_gpu import KernelCase, KernelShape, check
 
-SHAPE = Shape(hidden_size=40, columns=301, drafts=4, batch=6)
+SHAPE = KernelShape(hidden_size=40, columns=301, drafts=4, batch=6)
 
 
-def problem() -> Problem:
-    return Problem(kernel.load(host_library()), SHAPE, "cpu")
+def host_case() -> KernelCase:
+    return KernelCase(kernel.load(host_library()), SHAPE, "cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -53,7 +53,7 @@ def test_host_check_ends_in_one_json_document(tmp_path: Path) -> None:
 
 @needs_gxx
 def test_the_check_sees_a_wrong_element_and_a_wrong_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    good = problem()
+    good = host_case()
     assert check(good)["rows_not_compared"] == 0
 
     launch = good.launch
@@ -71,7 +71,7 @@ def test_the_check_sees_a_wrong_element_and_a_wrong_score(monkeypatch: pytest.Mo
 @needs_gxx
 def test_the_torch_version_makes_the_same_edit() -> None:
     """What the benchmark times next to the kernel must do the same work."""
-    case = problem()
+    case = host_case()
     case.launch()
     own = case.edited.clone()
     case.edited.zero_()

@@ -13,7 +13,7 @@ from plugin_builds import host_library, needs_gxx
 
 from plugins.judge_accept import kernel
 from plugins.judge_accept.acceptance_emulator import Batch, EngineRequest, pack
-from plugins.judge_accept.reference import Settings, context_segments, judge_accept, score
+from plugins.judge_accept.reference import PluginSettings, context_segments, judge_accept, score
 
 pytestmark = needs_gxx
 
@@ -51,7 +51,7 @@ def both(
     batch: Batch,
     logits: np.ndarray,
     hidden: np.ndarray,
-    plugin: Settings,
+    plugin: PluginSettings,
     kind: str = "float32",
     threads: int = 32,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -78,9 +78,9 @@ def example(batch: Batch, columns: int = 40, size: int = 16) -> tuple[np.ndarray
     return logits, np.ones((rows, size), dtype=np.float32)
 
 
-def plugin_of(size: int = 16, **changes: object) -> Settings:
+def plugin_of(size: int = 16, **changes: object) -> PluginSettings:
     fields = {"bias": 1.0, "threshold": 0.5, "vocab_size": 30, "boost": 100.0, "max_draft_len": 4}
-    return Settings(np.full(size, 1 / size, dtype=np.float32), **{**fields, **changes})
+    return PluginSettings(np.full(size, 1 / size, dtype=np.float32), **{**fields, **changes})
 
 
 def edits(edited: np.ndarray, logits: np.ndarray) -> set[tuple[int, int]]:
@@ -366,7 +366,7 @@ def test_kernel_equals_reference(
     vocab_size = max(1, columns - padding)
     logits[:, vocab_size:] = 2000  # padding is never the choice
     hidden = rng.standard_normal((rows, size)).astype(np.float32)
-    plugin = Settings(
+    plugin = PluginSettings(
         weight=rng.standard_normal(size).astype(np.float32),
         bias=float(np.float32(rng.standard_normal())),
         threshold=threshold,
@@ -399,7 +399,7 @@ def test_score_bits_do_not_depend_on_launch_or_alignment(
     batch = batch_of(verify(2, 20, 21, 22))
     logits, _ = example(batch)
     raw = convert(rng.standard_normal((4, size)).astype(np.float32), kind)[0]
-    plugin = Settings(
+    plugin = PluginSettings(
         rng.standard_normal(size).astype(np.float32) / 8, 0.1, 0.5, 30, max_draft_len=3
     )
     indices = (batch.input_ids, batch.last_token_ids, batch.context_lengths)

@@ -271,6 +271,13 @@ def test_a_field_of_another_type_is_refused(kind: type) -> None:
         codec.decode(forged(kind, "fields"))
 
 
+def test_a_text_that_is_not_utf8_is_refused() -> None:
+    raw = codec.encode(m.Error("E", "text"))
+    raw[raw.index(b"text")] = 0xFF
+    with pytest.raises(codec.WireError, match=r"damaged Error message: .*(UTF-8|utf-8)"):
+        codec.decode(raw)
+
+
 def test_values_inside_a_message_are_as_strict() -> None:
     for index, other, expected in (
         (0, "0", "Expected `int`, got `str`"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from judge_decoding.config import Deployment
 from judge_decoding.decoding.loop import LoopClock, Update
 from judge_decoding.decoding.sequence import Request, Token
-from judge_decoding.serving.admission import Admission, Busy, Job
+from judge_decoding.serving.admission import Admission, Busy, QueuedRequest
 from judge_decoding.serving.metrics import (
     FAMILIES,
     HEARTBEAT_S,
@@ -221,38 +221,38 @@ def test_without_an_endpoint_the_ranks_are_still_asked() -> None:
     assert beats == [1]
 
 
-def job(arrived: float = 0.0, **fields: object) -> Job:
-    return Job(Request([1], 1), None, "", arrived, **fields)  # type: ignore[arg-type]
+def queued(arrived: float = 0.0, **fields: object) -> QueuedRequest:
+    return QueuedRequest(Request([1], 1), None, "", arrived, **fields)  # type: ignore[arg-type]
 
 
 def test_a_full_queue_says_how_full_and_when_to_come_back() -> None:
     admission = Admission(max_queue=3)
-    jobs = [job() for _ in range(5)]
-    for one in jobs:
+    entries = [queued() for _ in range(5)]
+    for one in entries:
         admission.add(one, slots=2)
     with pytest.raises(Busy, match=r"RESOURCE_EXHAUSTED: 3 requests .* try again in 2\.0 s"):
-        admission.add(job(), slots=2)  # four before it, two at a time, 1 s each is a guess
-    for one in jobs[:2]:
+        admission.add(queued(), slots=2)  # four before it, two at a time, 1 s each is a guess
+    for one in entries[:2]:
         one.started = 10.0
         admission.waiting.popleft()
-    admission.forget(jobs[0], now=14.0)
+    admission.forget(entries[0], now=14.0)
     assert len(admission.unfinished) == 4
-    admission.add(job(), slots=2)
+    admission.add(queued(), slots=2)
     with pytest.raises(Busy, match=r"try again in 8\.0 s"):
-        admission.add(job(), slots=2)  # 4 s each now
-    admission.forget(jobs[1], now=10.0)  # an average that moves: 3.6 s
-    admission.add(job(), slots=2)
+        admission.add(queued(), slots=2)  # 4 s each now
+    admission.forget(entries[1], now=10.0)  # an average that moves: 3.6 s
+    admission.add(queued(), slots=2)
     with pytest.raises(Busy, match=r"try again in 7\.2 s"):
-        admission.add(job(), slots=2)
+        admission.add(queued(), slots=2)
 
 
 def test_who_leaves_the_queue_leaves_the_others_in_order() -> None:
     admission = Admission(max_queue=9)
-    jobs = [job(deadline=float(i)) for i in (5, 1, 7, 2)]
-    for one in jobs:
+    entries = [queued(deadline=float(i)) for i in (5, 1, 7, 2)]
+    for one in entries:
         admission.add(one, slots=1)
-    assert admission.take_out(lambda one: one.deadline <= 2) == [jobs[1], jobs[3]]
-    assert list(admission.waiting) == [jobs[0], jobs[2]]
-    for one in (jobs[1], jobs[3]):  # never started: no pace is learned from them
+    assert admission.take_out(lambda one: one.deadline <= 2) == [entries[1], entries[3]]
+    assert list(admission.waiting) == [entries[0], entries[2]]
+    for one in (entries[1], entries[3]):  # never started: no pace is learned from them
         admission.forget(one, now=100.0)
     assert admission.retry_after_s(slots=1) == 2.0

@@ -59,8 +59,7 @@ class Owner:
         return self
 
 
-@pytest.fixture(scope="module")
-def decoder(tiny_target: Path, tiny_draft: Path) -> SpeculativeDecoder:
+def load(tiny_target: Path, tiny_draft: Path) -> SpeculativeDecoder:
     return SpeculativeDecoder(
         Engines(
             load_drafter(Checkpoint(tiny_draft), target=Checkpoint(tiny_target), **LIMITS),
@@ -70,6 +69,11 @@ def decoder(tiny_target: Path, tiny_draft: Path) -> SpeculativeDecoder:
         max_draft_len=4,
         prefill_chunk=16,
     )
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny_target: Path, tiny_draft: Path) -> SpeculativeDecoder:
+    return load(tiny_target, tiny_draft)
 
 
 class Run:
@@ -218,6 +222,58 @@ def test_owners_who_left_the_queue_make_room(run: Run) -> None:
     assert run.seen.finished == {"cancelled": 10, "length": 1}
 
 
+def test_owners_who_wait_are_asked_once_a_second(run: Run) -> None:
+    """Every question takes time, and owners may be many: they are not asked in every round."""
+
+    class Counted(Owner):
+        questions = 0
+
+        def is_cancelled(self) -> bool:
+            self.questions += 1
+            return super().is_cancelled()
+
+    class Clocked(Owner):
+        """Gets one update in each round; each takes a quarter of a second on the run's clock."""
+
+        rounds = 0
+
+        def updated(self, update: Update, result: Result | None) -> None:
+            self.rounds += 1
+            run.now = self.rounds / 4
+            if result is not None:
+                asked.extend(owner.questions for owner in waiting)
+            super().updated(update, result)
+
+    asked: list[int] = []
+    hold = threading.Event()
+    running, other, waiting = Clocked(hold), Owner(), [Counted() for _ in range(3)]
+    run.scheduler.submit(request([1], 25, "none"), running)
+    run.scheduler.submit(request([2], 250, "none"), other, "x")
+    assert running.started.wait(LIMIT_S)
+    for owner in waiting:
+        run.scheduler.submit(request([3], 250), owner, "x")
+    hold.set()
+    running.wait()
+    run.scheduler.cancel("x")
+    for owner in (other, *waiting):
+        owner.wait()
+    # 25 rounds of a quarter of a second: at 1, 2, 3, 4, 5 and 6 s. At 0 s nobody waited yet.
+    assert running.rounds == 25
+    assert asked == [6, 6, 6]
+
+
+def test_a_request_that_comes_after_the_end_is_refused(decoder: SpeculativeDecoder) -> None:
+    """Nobody would ever answer it."""
+    run = Run(lambda: decoder)
+    run.scheduler.start()
+    run.scheduler.stop()
+    with pytest.raises(UserError, match="server: it is shutting down"):
+        run.scheduler.submit(request([1]), Owner())
+    assert run.seen.failed == {"shutting_down": 1}
+    assert run.scheduler.drain(0.0)
+    assert run.scheduler.dead is None
+
+
 def test_what_is_refused_before_it_is_submitted_counts_once(run: Run) -> None:
     """Parameters that are no request's: the metric said nothing of them."""
     with (
@@ -360,7 +416,8 @@ def test_draining_finishes_what_runs_and_takes_in_nothing(decoder: SpeculativeDe
     run.scheduler.stop()
 
 
-def test_stopping_fails_what_still_runs(decoder: SpeculativeDecoder) -> None:
+def test_stopping_fails_what_still_runs(tiny_target: Path, tiny_draft: Path) -> None:
+    decoder = load(tiny_target, tiny_draft)  # its own: what is stopped stays in its slots
     run = Run(lambda: decoder)
     run.scheduler.start()
     hold = threading.Event()
@@ -375,8 +432,6 @@ def test_stopping_fails_what_still_runs(decoder: SpeculativeDecoder) -> None:
     stopper.join(LIMIT_S)
     for owner in (running, *queued):
         assert owner.wait().error == "server: it is shutting down"
-    for number in list(decoder._active):  # nobody ran them to their end
-        decoder.cancel(number)
 
 
 def test_a_failing_engine_fails_every_request_and_the_scheduler(

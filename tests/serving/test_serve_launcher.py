@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from judge_decoding.config import Deployment, ServerConfig
+from judge_decoding.config import Deployment, ServerConfig, load_deployment, shipped
 from judge_decoding.errors import UserError
 from judge_decoding.ranks import mpiexec, run_folder
 from judge_decoding.serving import access, launcher, triton
@@ -111,8 +111,6 @@ def test_a_server_on_path_is_taken_with_its_own_backends(config: Path, tmp_path:
 
 
 def test_open_mpi_is_told_what_hydra_knows(config: Path, tmp_path: Path) -> None:
-    from judge_decoding.config import load_deployment
-
     fake = program(tmp_path / "bin", "mpiexec", "echo 'mpiexec (Open MPI) 5.0.8'")
     line = mpiexec.command(load_deployment(config), config, ["tritonserver"], str(fake.parent))
     assert line[0] == str(fake)
@@ -197,7 +195,7 @@ def test_rank_0_of_a_foreign_world_is_watched_as_any_server(config: Path, tmp_pa
     assert done.returncode == 1
     assert done.stderr == "judge-decoding: engine: it failed; everything is stopped\n"
     first, mode = (tmp_path / "out").read_text().splitlines()
-    assert first == f"--model-repository={triton.REPOSITORY}"  # not an mpiexec line of its own
+    assert first == f"--model-repository={shipped('triton_repo')}"  # not an mpiexec line of its own
     assert mode == "drwx------"
     assert not list(tmp_path.glob("judge-decoding-*"))
     done = subprocess.run([*RANK_0, "nowhere"], capture_output=True, text=True, check=False)
@@ -261,6 +259,44 @@ def test_no_server_anywhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         triton.find_triton(tmp_path)
 
 
+NO_GPU = [
+    'W pinned_memory_manager.cc:273] "Unable to allocate pinned system memory, pinned memory pool '
+    'will not be available: CUDA driver version is insufficient for CUDA runtime version"',
+    'E server.cc:241] "CudaDriverHelper has not been initialized."',
+    'E ensemble_scheduler.cc:1468] "unable to create stream for ensemble: CUDA driver version is '
+    'insufficient for CUDA runtime version"',
+    'W pinned_memory_manager.cc:170] "failed to allocate pinned system memory: no pinned memory '
+    'pool, falling back to non-pinned system memory"',
+]
+OTHER = 'E model_lifecycle.cc:642] "failed to load"'
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_without_a_gpu_the_server_does_not_complain_of_it(
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    gpu: bool,
+) -> None:
+    """An option keeps it from asking NVML, and the lines that are left are not passed on."""
+    (tmp_path / "nvidiactl").touch()
+    devices = (str(tmp_path / ("nvidiactl" if gpu else "none")),)
+    monkeypatch.setattr(triton, "GPU_DEVICES", devices)
+    command = triton.Triton(Path("tritonserver"), None, {}).command(ServerConfig(), shm_prefix="x")
+    assert ("--allow-gpu-metrics=false" in command) is not gpu
+
+    monkeypatch.setattr(launcher.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(launcher, "warm_up", lambda *_: threading.Event().wait())
+    script = [f"echo '{line}'" for line in (*NO_GPU, OTHER)]
+    lines = program(tmp_path / "bin", "lines", "\n".join([*script, "exit 7"]))
+    deployment = load_deployment(config)
+    job = launcher.ServerJob(deployment, tmp_path, [str(lines)], {}, launcher.Stops())
+    assert job.run(None) == 1
+    shown = [OTHER, "judge-decoding: lines ended with exit code 7; everything is stopped"]
+    assert capfd.readouterr().err.splitlines() == ([*NO_GPU, *shown] if gpu else shown)
+
+
 def test_a_missing_libpython_is_said_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton.sysconfig, "get_config_var", lambda name: "/nowhere")
     monkeypatch.setattr(triton.sys, "base_prefix", "/nowhere")
@@ -281,12 +317,13 @@ import os, signal, sys
 from pathlib import Path
 from judge_decoding.config import load_deployment
 from judge_decoding.serving import launcher
+from judge_decoding.serving.triton import Triton
 
-def plan(*_):
+def find_triton(folder):
     os.kill(os.getpid(), signal.SIGTERM)
-    return ["/bin/sleep", "60"], {}
+    return Triton(Path(sys.argv[2]), None, {})
 
-launcher._plan = plan
+launcher.find_triton = find_triton
 config = Path(sys.argv[1])
 sys.exit(launcher.serve(load_deployment(config), config))
 """
@@ -297,10 +334,12 @@ def test_a_stop_in_the_middle_of_the_start_cleans_up_as_well(config: Path, tmp_p
     document = yaml.safe_load(config.read_text())
     http, grpc, metrics = free_ports(3)
     document["server"] = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics}
+    del document["ranks"]
     config.write_text(yaml.safe_dump(document))
     (tmp_path / "tmp").mkdir()
+    server = program(tmp_path / "bin", "tritonserver", "exec sleep 60")
     done = subprocess.run(
-        [sys.executable, "-c", STOPPED_AT_ONCE, config],
+        [sys.executable, "-c", STOPPED_AT_ONCE, config, server],
         env=os.environ | {"TMPDIR": str(tmp_path / "tmp")},
         check=False,
     )
@@ -308,11 +347,16 @@ def test_a_stop_in_the_middle_of_the_start_cleans_up_as_well(config: Path, tmp_p
     assert not list((tmp_path / "tmp").iterdir())
 
 
-def test_a_watched_rank_writes_its_end_down_and_the_first_bad_one_counts(tmp_path: Path) -> None:
+def test_a_watched_rank_writes_its_end_down_and_the_first_bad_one_counts(
+    config: Path, tmp_path: Path
+) -> None:
+    fake = program(tmp_path / "bin", "mpiexec", "echo HYDRA")
+    line = mpiexec.command(load_deployment(config), config, ["tritonserver"], str(fake.parent))
+    watched = line[line.index("1") + 1 : line.index("tritonserver")]
     assert mpiexec.first_death(tmp_path) is None
     for i, (rank, command) in enumerate((("2", "exit 0"), ("3", "kill -9 $$"), ("1", "exit 7"))):
         subprocess.run(
-            [*mpiexec._WATCHED, "sh", "-c", command],
+            [*watched, "sh", "-c", command],
             env=os.environ | {run_folder.FOLDER_VARIABLE: str(tmp_path), "PMI_RANK": rank},
             stderr=subprocess.DEVNULL,
             check=False,
@@ -341,8 +385,8 @@ def test_the_launcher_sees_gone_what_it_kills(
     stops = launcher.Stops()
     document = {"name": "x", "target": {"model": "t"}, "acceptance": {"rule": "none"}}
     line = ["/bin/sh", "-c", "sleep 60 > /dev/null 2>&1 & exit 7"]
-    server = launcher.Server(Deployment.model_validate(document), tmp_path, line, {}, stops)
-    server._process.wait()
+    monkeypatch.setattr(launcher, "warm_up", lambda *_: threading.Event().wait())  # not even asked
+    server = launcher.ServerJob(Deployment.model_validate(document), tmp_path, line, {}, stops)
     monkeypatch.setattr(launcher.os, "kill", kill_later)
-    server._kill()
+    assert server.run(None) == 1
     assert launched and not any(map(is_running, launched))

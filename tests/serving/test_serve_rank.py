@@ -27,7 +27,7 @@ FAILING = """
 import runpy
 from pathlib import Path
 from judge_decoding.decoding.loop import SpeculativeDecoder
-from judge_decoding.serving.triton import REPOSITORY
+from judge_decoding.config import shipped
 
 step = SpeculativeDecoder.step
 
@@ -37,7 +37,8 @@ def failing(self):
     return step(self)
 
 SpeculativeDecoder.step = failing
-Endpoint = runpy.run_path(str(REPOSITORY / "judge_decoding/1/metrics.py"))["Endpoint"]
+metrics = runpy.run_path(str(shipped("triton_repo/judge_decoding/1/metrics.py")))
+MetricsEndpoint = metrics["MetricsEndpoint"]
 """
 """A metrics.py for the core model, which looks for its modules in the working folder first: with it
 the engine fails when told to."""

@@ -113,6 +113,11 @@ def test_aliases_and_the_habits_of_other_clients(deployment: Deployment) -> None
         ({"temperature": float("nan")}, "temperature: Input should be a finite number"),
         ({"temperature": float("inf")}, "temperature: "),
         ({"temperature": -0.5}, "temperature: "),
+        ({"temperature": 100.5}, "temperature: .*less than or equal to 100"),
+        ({"judge_threshold": -0.1}, "judge_threshold: .*greater than or equal to 0"),
+        ({"seed": -1}, "seed: .*greater than or equal to 0"),
+        ({"deadline_ms": 0}, "deadline_ms: .*greater than or equal to 1"),
+        ({"stop_words": [b"a", "é".encode() * 513]}, "stop_words: one is longer than 1024 bytes"),
         ({"top_k": -1}, "top_k: "),
         ({"top_p": 0.0}, "top_p: "),
         ({"top_p": 1.5}, "top_p: "),
@@ -133,6 +138,113 @@ def test_bad_parameters_are_refused_by_name(
 ) -> None:
     with pytest.raises(UserError, match=message):
         asked(deployment, **values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_tokens": 1},
+        {"max_tokens": 50},
+        {"min_tokens": 0},
+        {"temperature": 100.0},
+        {"temperature": 0.0},
+        {"top_k": 0},
+        {"top_p": 1.0},
+        {"top_p": 1e-6},
+        {"seed": 0},
+        {"judge_threshold": 0.0},
+        {"judge_threshold": 1.0},
+        {"max_draft_len": 0},
+        {"max_draft_len": 8},
+        {"stop_words": [b"a"] * 32},
+        {"stop_words": ["é".encode() * 512]},
+        {"deadline_ms": 1},
+    ],
+)
+def test_bounds_themselves_are_allowed(deployment: Deployment, values: dict[str, Any]) -> None:
+    given = parameters(arrays(**values))
+    given.request([1], deployment)
+    ((name, value),) = values.items()
+    if name != "stop_words":
+        assert getattr(given, name) == value
+    assert given.model_fields_set == {name}
+
+
+def test_what_is_not_asked_for_is_not_returned() -> None:
+    """Except for the counts, which load generators and Triton's OpenAI front end always ask for."""
+    assert Parameters().model_dump() == {
+        "max_tokens": None,
+        "min_tokens": 0,
+        "stop_words": [],
+        "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "seed": 0,
+        "max_draft_len": None,
+        "acceptance_rule": None,
+        "judge_threshold": None,
+        "ignore_eos": False,
+        "deadline_ms": None,
+        "stream": False,
+        "return_provenance": False,
+        "return_judge_scores": False,
+        "return_acceptance_record": False,
+        "return_num_input_tokens": True,
+        "return_num_output_tokens": True,
+        "stop": False,
+    }
+
+
+def test_how_many_tokens_an_answer_has(deployment: Deployment) -> None:
+    """Asked for, else 128, else the deployment's limit where it is less."""
+    for limit, asked_for, expected in (
+        (50, 7, 7),
+        (50, None, 50),
+        (500, None, 128),
+        (500, 400, 400),
+    ):
+        limited = deployment.override(limits={"max_tokens": limit})
+        given = Parameters(max_tokens=asked_for)
+        assert given.request([1], limited).max_tokens == expected
+
+
+@pytest.mark.parametrize(
+    ("own_ms", "deployment_ms", "timeout_us", "expected"),
+    [
+        (None, None, 0, None),
+        (1500, None, 0, 1.5),
+        (None, 2500, 0, 2.5),
+        (1500, 2500, 0, 1.5),
+        (3500, 2500, 0, 2.5),
+        (None, None, 750_000, 0.75),
+        (1500, None, 750_000, 0.75),
+        (500, None, 750_000, 0.5),
+        (None, 2500, 750_000, 0.75),
+        (None, 500, 750_000, 0.5),
+        (3500, 2500, 4_000_000, 2.5),
+        (1, None, 0, 0.001),
+        (None, None, 1, 1e-6),
+    ],
+)
+def test_the_earliest_deadline_counts_in_seconds(
+    deployment: Deployment,
+    own_ms: int | None,
+    deployment_ms: int | None,
+    timeout_us: int,
+    expected: float | None,
+) -> None:
+    limited = deployment.override(server={"deadline_ms": deployment_ms})
+    assert Parameters(deadline_ms=own_ms).deadline_s(limited, timeout_us) == expected
+
+
+def test_an_array_of_any_shape_holds_its_values(deployment: Deployment) -> None:
+    for shape in ((1, 1), (1,), ()):
+        seed = {"seed": np.full(shape, 7, np.int32)}
+        assert parameters(seed).seed == 7
+    words = np.array([[b"a"], [b"b"]], object)
+    assert parameters({"stop_words": words}).stop_words == ["a", "b"]
+    with pytest.raises(UserError, match="seed: 0 values; give one"):
+        parameters({"seed": np.zeros((0,), np.int32)})
 
 
 def test_a_seed_is_an_unsigned_64_bit_number_within_torchs(deployment: Deployment) -> None:
@@ -156,6 +268,24 @@ def test_prompts_are_raw_text_a_turn_or_a_conversation(
     assert both == (tokenizer.chat(turn), "[user] Hi\n[assistant] ")
 
 
+def test_without_a_chat_template_a_client_is_told_what_to_send(
+    deployment: Deployment, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.json").write_text((tokenizer.folder / "tokenizer.json").read_text())
+    turn = arrays(text_input=b"Hi", chat=True)
+    messages = arrays(messages=json.dumps([{"role": "user", "content": "Hi"}]).encode())
+    with pytest.raises(UserError, match=r"has no chat template; send text_input without chat$"):
+        prompt(turn, Tokenizer(tmp_path), deployment)
+    with pytest.raises(UserError, match=r"template; send text_input instead of messages$"):
+        prompt(messages, Tokenizer(tmp_path), deployment)
+    raw = Tokenizer(tmp_path, "none")
+    assert prompt(turn, raw, deployment) == (tokenizer.encode("Hi"), "Hi")
+    with pytest.raises(
+        UserError, match=r"chat_template: none; send text_input instead of messages$"
+    ):
+        prompt(messages, raw, deployment)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -176,6 +306,53 @@ def test_bad_prompts_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         prompt(arrays(**values), tokenizer, deployment)
+
+
+def test_a_chat_has_the_templates_own_special_tokens_only(
+    deployment: Deployment, llama_like: Path
+) -> None:
+    """A raw text gets the tokenizer's BOS; the chat template writes one itself."""
+    tokenizer = Tokenizer(llama_like)
+    roomy = long_texts(deployment)
+    turn = [{"role": "user", "content": "Hi"}]
+    messages = json.dumps(turn).encode()
+    raw, chat, conversation = (
+        prompt(arrays(**values), tokenizer, roomy)[0]
+        for values in (
+            {"text_input": b"Hi"},
+            {"text_input": b"Hi", "chat": True},
+            {"messages": messages},
+        )
+    )
+    assert raw[0] == 256 and raw.count(256) == 1 and len(raw) == 3
+    assert chat == conversation == tokenizer.chat(turn)
+    assert chat.count(256) == 1
+
+
+def test_the_largest_prompt_is_taken(deployment: Deployment, tokenizer: Tokenizer) -> None:
+    """Bytes of both texts together; what the loop cannot hold, it says itself."""
+    assert prompt(arrays(text_input=b"x" * 100), tokenizer, deployment)[1] == "x" * 100
+    turn = json.dumps([{"role": "u", "content": "x"}]).encode()
+    rest = 100 - len(turn)
+    both = {"text_input": b"y" * rest, "messages": turn}
+    assert prompt(arrays(**both), tokenizer, deployment)[1] == "[u] x\n[assistant] "
+    with pytest.raises(UserError, match="101 bytes are more than"):
+        prompt(arrays(**both | {"text_input": b"y" * (rest + 1)}), tokenizer, deployment)
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_a_text_is_counted_where_its_bytes_are_more_than_a_context_of_long_tokens(
+    deployment: Deployment, tiny_target: Path, extra: int
+) -> None:
+    tokenizer = Counted(tiny_target)
+    text = b"x" * (16 * 64 + extra)
+    if not extra:  # tokenized as a whole: the loop says how long it is
+        ids, _ = prompt(arrays(text_input=text), tokenizer, long_texts(deployment))
+        assert len(ids) == 1024 and tokenizer.lengths == [1024]
+        return
+    with pytest.raises(UserError, match="more than 64 tokens do not fit"):
+        prompt(arrays(text_input=text), tokenizer, long_texts(deployment))
+    assert tokenizer.lengths == [1024]
 
 
 class Counted(Tokenizer):

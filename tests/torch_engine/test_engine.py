@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from judge_decoding.torch_engine.engine import (
     load_drafter,
     load_target,
 )
+from judge_decoding.torch_engine.llama import Segment
+from judge_decoding.torch_engine.slots import Slots
 
 PROMPT = [7, 3, 250, 19, 88, 41, 5]
 
@@ -249,6 +252,170 @@ def test_wrong_requests_are_refused_before_they_spoil_a_cache(target: TorchTarge
         target.prefill(0, 2, [])
     with pytest.raises(ValueError, match="exceed the context of 256"):
         target.verify([VerifyRequest(0, 2, [1] * 250, Proposal([1] * 5))])
+
+
+def test_the_drafts_draws_are_not_the_targets(target: TorchTarget) -> None:
+    """With one seed for both, a draft of the target's own weights would repeat its next draws."""
+    twin = TorchDrafter(target.model, max_sequences=3, max_context=256)
+    same = 0
+    for seed in range(30):
+        sampling = Sampling(temperature=3.0, seed=seed)
+        drafted = twin.propose([ProposeRequest(0, 0, PROMPT, 1, sampling)])[0].tokens[0]
+        drawn = target.verify([VerifyRequest(0, 0, PROMPT, sampling=sampling)])[0].next_token
+        same += drafted == drawn
+        twin.release(0)
+        target.release(0)
+    assert same < 10
+
+
+def test_a_sequence_draws_on_where_it_was_and_anew_under_a_number_used_again(
+    target: TorchTarget,
+) -> None:
+    """A generator of its own for each sequence, from the seed, until it is released."""
+
+    def draws(sequence: int) -> list[int]:
+        request = VerifyRequest(sequence, 0, PROMPT, sampling=Sampling(temperature=3.0, seed=2**63))
+        return [target.verify([request])[0].next_token for _ in range(5)]
+
+    first = draws(0)
+    assert len(set(first)) > 1
+    assert draws(1) == first  # beside it
+    assert draws(0) != first
+    target.release(0)
+    assert draws(0) == first
+
+
+def test_a_long_draft_is_verified_as_a_short_one(target: TorchTarget) -> None:
+    """The rows that are wanted are in the last piece, however text, draft and chunk lie: a chunk
+    is 16 tokens here."""
+    for length in (1, 15, 16, 17, 31, 32, 33, 47, 48, 49):
+        for k in (0, 1, 14, 15, 16, 17, 40):
+            prompt = (PROMPT * 9)[:length]
+            draft = Proposal((PROMPT[::-1] * 9)[:k])
+            rule = Acceptance(rule="judge", threshold=1.0)
+            request = VerifyRequest(0, 0, prompt, draft, acceptance=rule)
+            target.prefill_chunk = 16
+            got = target.verify([request])[0]
+            target.check_integrity({0: prompt}, deep=True)
+            target.release(0)
+            target.prefill_chunk = 256
+            whole = target.verify([request])[0]
+            target.release(0)
+            assert got.scores == pytest.approx(whole.scores, abs=1e-4)
+            assert got[:2] == whole[:2] and got.next_token == whole.next_token
+
+
+def test_the_threshold_is_the_requests_else_the_judges_own(target: TorchTarget) -> None:
+    draft = Proposal([9, 8, 7])
+
+    def accepted(threshold: float | None) -> int:
+        rule = Acceptance(rule="judge", threshold=threshold)
+        verdict = target.verify([VerifyRequest(0, 0, PROMPT, draft, acceptance=rule)])[0]
+        target.release(0)
+        return verdict.accepted
+
+    assert (accepted(0.0), accepted(1.0)) == (3, 0)
+    own = target.judge
+    assert own is not None
+    for threshold, expected in ((0.0, 3), (1.0, 0)):
+        target.judge = replace(
+            own, metadata=own.metadata.model_copy(update={"threshold": threshold})
+        )
+        assert (accepted(None), accepted(0.0), accepted(1.0)) == (expected, 3, 0)
+    target.judge = None
+    with pytest.raises(UserError, match="rule judge: the deployment names no judge file"):
+        accepted(0.0)
+
+
+def test_clocks_count_the_models_and_the_judge_apart(
+    target: TorchTarget, drafter: TorchDrafter
+) -> None:
+    strict = VerifyRequest(0, 0, PROMPT, Proposal([9, 8]))
+    target.verify([strict])
+    assert target.clock.forward > 0 and target.clock.judge == 0
+    before = target.clock.forward
+    target.verify([VerifyRequest(0, 0, PROMPT, Proposal([9]), acceptance=Acceptance(rule="judge"))])
+    assert target.clock.forward > before and 0 < target.clock.judge < target.clock.forward
+    drafter.propose([ProposeRequest(0, 0, PROMPT, 2)])
+    assert drafter.clock.forward > 0 and drafter.clock.judge == 0
+
+
+@pytest.mark.parametrize(("ids", "message"), [([-1, 3], "outside"), ([3, 256], "outside")])
+def test_a_short_list_outside_the_vocabulary_is_refused(
+    tmp_path: Path, tiny_target: Path, ids: list[int], message: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    listed = {"draft_vocab_ids": torch.tensor(ids, dtype=torch.int32)}
+    save_file(load_file(tiny_target / "model.safetensors") | listed, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((tiny_target / "config.json").read_text())
+    with pytest.raises(UserError, match=r"has draft_vocab_ids outside \[0, 256\)"):
+        load_drafter(
+            Checkpoint(tmp_path),
+            target=Checkpoint(tiny_target),
+            dtype="float32",
+            max_sequences=1,
+            max_context=9,
+        )
+
+
+# ---- slots ----
+
+
+def test_slots_are_filled_kept_and_given_back() -> None:
+    slots = Slots(2, 4)
+    assert slots.extend(7, 0, [1, 2]) == Segment(0, 0, 2)
+    assert slots.extend(8, 0, [3]) == Segment(1, 0, 1)
+    assert slots.extend(7, 1, [5, 6, 7]) == Segment(0, 1, 3)  # full, and not beyond
+    slots.check({7: [1, 5, 6, 7], 8: [3]})
+    slots.check({7: [1], 8: []})  # beginnings
+    slots.truncate(7, 2)
+    slots.check({7: [1, 5], 8: [3]})
+    slots.release(7)
+    slots.release(7)
+    assert slots.extend(9, 0, [4]) == Segment(0, 0, 1)
+    assert (slots.slot(8), slots.slot(9)) == (1, 0)
+    slots.check({8: [3], 9: [4]})
+
+
+@pytest.mark.parametrize(
+    ("sequence", "keep", "tokens", "message"),
+    [
+        (7, -1, [1], "sequence 7: keep=-1, but the cache holds 2"),
+        (7, 3, [1], "sequence 7: keep=3, but the cache holds 2"),
+        (9, 1, [1], "sequence 9: keep=1, but the cache holds 0"),
+        (7, 2, [], "sequence 7: no tokens to read"),
+        (7, 2, [1, 1, 1], r"sequence 7: 2 \+ 3 tokens exceed the context of 4"),
+        (9, 0, [1] * 5, r"sequence 9: 0 \+ 5 tokens exceed the context of 4"),
+        (9, 0, [1], "sequence 9: all 2 slots are in use"),
+    ],
+)
+def test_a_slot_refuses_what_would_spoil_it(
+    sequence: int, keep: int, tokens: list[int], message: str
+) -> None:
+    slots = Slots(2, 4)
+    slots.extend(7, 0, [1, 2])
+    slots.extend(8, 0, [3])
+    with pytest.raises(ValueError, match=message):
+        slots.extend(sequence, keep, tokens)
+    slots.check({7: [1, 2], 8: [3]})
+
+
+def test_a_check_names_what_differs() -> None:
+    slots = Slots(2, 9)
+    slots.extend(7, 0, [1, 2, 3])
+    for expected, message in (
+        ({}, r"cached: \[7\], expected: \[\]"),
+        ({7: [1], 8: [1]}, r"cached: \[7\], expected: \[7, 8\]"),
+        ({8: [1]}, r"cached: \[7\], expected: \[8\]"),
+        ({7: [1, 5, 3]}, "sequence 7: the cache differs at position 1"),
+        ({7: [1, 2, 3, 4]}, "sequence 7: the cache differs at position 3"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            slots.check(expected)
+    slots._free.append(0)
+    with pytest.raises(AssertionError, match=r"slots lost or shared: .* \[0, 0, 1\]"):
+        slots.check({7: [1]})
 
 
 def test_a_context_beyond_the_models_positions_is_refused(tiny_target: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +15,11 @@ import torch
 from transformers import LlamaForCausalLM
 
 from judge_decoding.checkpoint import Checkpoint, Tensors
+from judge_decoding.checkpoint.config_json import DEMO_FOLDER
 from judge_decoding.errors import UserError
 from judge_decoding.torch_engine.linear import Linear, can_pack
 from judge_decoding.torch_engine.llama import KeyValues, Llama, Segment
+from judge_decoding.torch_engine.tensor_parallel import split, sum_in_order
 from tests.conftest import LLAMA31_ROPE, write_llama
 
 FEATURES: dict[str, dict[str, Any]] = {
@@ -180,8 +186,10 @@ def test_caches_beyond_the_memory_are_refused_in_words(tiny_target: Path) -> Non
 
 
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no folder"):
-        assert Checkpoint(tmp_path / "nowhere").config
+    for name, hint in (("nowhere", ""), (DEMO_FOLDER, " (make it: make venv && make target)")):
+        with pytest.raises(UserError) as error:
+            assert Checkpoint(tmp_path / name).config
+        assert str(error.value) == f"model: no folder {tmp_path / name}{hint}"
     folder = write_llama(tmp_path / "model", shard="100KB")
     shard = sorted(folder.glob("*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:100])
@@ -190,3 +198,76 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     shard.unlink()
     with pytest.raises(UserError, match=f"lacks the shard {shard.name}"):
         Tensors(folder)
+
+
+def test_parts_of_ranks_are_added_in_float32_and_rounded_once() -> None:
+    """In bf16 256 + 1 is 256, twice; in float32 the sum is 258, which bf16 has."""
+    parts = [torch.tensor([256.0, 1.0], dtype=torch.bfloat16)]
+    parts += [torch.tensor([1.0, 256.0], dtype=torch.bfloat16)]
+    parts += [torch.tensor([1.0, 1.0], dtype=torch.bfloat16)]
+    total = sum_in_order(parts)
+    assert total.dtype == torch.bfloat16
+    assert total.tolist() == [258.0, 258.0]
+    assert parts[0].tolist() == [256.0, 1.0]  # nobody's own part is written to
+
+
+def test_parts_of_ranks_are_added_in_their_order() -> None:
+    """Every rank must get the same bits: 1e8 + 1 - 1e8 is 0 in float32, 1e8 - 1e8 + 1 is 1."""
+    big, one = torch.tensor([1e8]), torch.tensor([1.0])
+    assert sum_in_order([big, one, -big]).tolist() == [0.0]
+    assert sum_in_order([big, -big, one]).tolist() == [1.0]
+    assert sum_in_order([one]).tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("total", "size", "sizes"),
+    [(3, 2, [2, 1]), (100, 3, [34, 33, 33]), (8, 4, [2] * 4), (5, 3, [2, 2, 1]), (1, 1, [1])],
+)
+def test_a_split_is_even_but_for_one(total: int, size: int, sizes: list[int]) -> None:
+    parts = split(total, size)
+    assert [part.stop - part.start for part in parts] == sizes
+    assert parts[0].start == 0 and parts[-1].stop == total
+    assert all(a.stop == b.start for a, b in itertools.pairwise(parts))
+
+
+class Thread:
+    """A group whose ranks are threads of this process."""
+
+    def __init__(self, index: int, size: int, posts: list[Any], barrier: threading.Barrier) -> None:
+        self.index, self.size, self.posts, self.barrier = index, size, posts, barrier
+
+    def exchange(self, mine: torch.Tensor, shapes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        assert tuple(mine.shape) == tuple(shapes[self.index])
+        self.posts[self.index] = mine
+        self.barrier.wait(60)
+        parts = list(self.posts)
+        self.barrier.wait(60)
+        return parts
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 0.06)])
+def test_two_ranks_compute_what_one_does(tmp_path: Path, dtype: torch.dtype, bound: float) -> None:
+    """Three key heads on two ranks, in both types; and both ranks have the same bits."""
+    folder = write_llama(
+        tmp_path / "m",
+        hidden_size=48,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        intermediate_size=50,
+        initializer_range=0.1,
+    )
+    tokens = torch.arange(1, 40)
+
+    def run(group: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            model = Llama(Checkpoint(folder), dtype=dtype, context=64, group=group)
+            kv = KeyValues(model.local, 1, 64, dtype)
+            hidden = model.forward(tokens, [Segment(0, 0, len(tokens))], kv)
+            return model.logits(model.final_norm(hidden)).float()
+
+    posts, barrier = [None, None], threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(run, [Thread(i, 2, posts, barrier) for i in range(2)])
+    alone = run(None)
+    assert torch.equal(first, second)
+    assert float((first - alone).abs().max() / alone.abs().max()) <= bound

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from judge_decoding.commands import main as cli
-from judge_decoding.evaluation import import_questions
+from judge_decoding.evaluation import import_questions, prompts
 from judge_decoding.evaluation.task import read_task
 from judge_decoding.serving.audit_log import read_log
 from judge_decoding.text import Tokenizer
@@ -32,7 +31,7 @@ def resumed(path: Path, _: Path) -> list[Any]:
 
 
 READERS: dict[str, tuple[dict[str, Any], Callable[[Path, Path], list[Any]]]] = {
-    "cli": ({"prompt": TEXT}, lambda path, _: cli.read_prompts(path)),
+    "cli": ({"prompt": TEXT}, lambda path, _: prompts.read_prompts(path)),
     "task": (ITEM, lambda path, _: read_task(path)),
     "labels": (
         LABELS | {"response_ids": [1], "spans": [], "split": "train"},

@@ -35,7 +35,7 @@ from judge_decoding.torch_engine.engine import load_target
 from judge_decoding.training.court.facts import questions
 from judge_decoding.training.court.items import item_of, rivals_by_domain
 from judge_decoding.training.labels import LabelRecord, read_labels
-from judge_decoding.training.mining import label_file
+from judge_decoding.training.mining import label_file, work
 from judge_decoding.training.mining import run as run_module
 from judge_decoding.training.mining.engines import BatchedLlama, open_engines
 from judge_decoding.training.mining.jobs import ChosenPrompts, MiningJob, fact_jobs, task_jobs
@@ -277,6 +277,21 @@ def test_records_say_what_was_found():
     assert {(r.group, r.split, r.chat) for r in made} == {("g", "train", True)}
     few = replace(SETTINGS, most=1)
     assert len(records_of(job(), mined, few, str)) == 2
+
+
+@pytest.mark.parametrize(("line", "chat"), [("", True), ("chat_template: none", False)])
+def test_records_say_whether_their_prompt_is_raw_text(
+    tiny_target, tiny_draft, tmp_path, line, chat
+):
+    """Training reads the records without the deployment."""
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        f"name: tiny\ndtype: float32\ntarget: {{model: {tiny_target}}}\n"
+        f"draft: {{model: {tiny_draft}}}\n{line}\n"
+    )
+    settings = replace(SETTINGS, deployment=path, method="likelihood")
+    made = [r for records, _ in work.mine([job()], settings) for r in records]
+    assert {record.chat for record in made} == {chat}
 
 
 @pytest.fixture

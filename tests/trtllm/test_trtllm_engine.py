@@ -33,8 +33,7 @@ from judge_decoding.decoding.round import Engines
 from judge_decoding.decoding.sequence import Request
 from judge_decoding.errors import UserError
 from judge_decoding.pipeline import load_pipeline
-from judge_decoding.ranks import codec as codecs
-from judge_decoding.ranks import worker
+from judge_decoding.ranks import codec, worker
 from judge_decoding.ranks.messages import Error
 from judge_decoding.text import Tokenizer
 from judge_decoding.torch_engine.engine import load_drafter, load_target
@@ -633,13 +632,13 @@ def test_a_rank_beside_an_orchestrator_is_refused(
         send=lambda rank, data, *_: sent.append(data),
         receive=lambda *_, **__: None,
     )
-    monkeypatch.setattr("judge_decoding.ranks.comm.Comm", lambda _: comm)
+    monkeypatch.setattr("judge_decoding.ranks.worker.Comm", lambda _: comm)
     config = tmp_path / "deployment.yaml"
     d = deployment(tmp_path, tiny_target, tiny_draft)
     config.write_text(yaml.safe_dump(d.model_dump(mode="json", exclude_none=True)))
     monkeypatch.setattr(sys, "argv", ["worker", "--config", str(config)])
     assert worker.main() == 2
-    (message,) = (codecs.decode(data)[0] for data in sent)
+    (message,) = (codec.decode(data)[0] for data in sent)
     assert isinstance(message, Error)
     assert message.kind == "UserError"
     assert "spawns its ranks itself; start one process alone" in message.text

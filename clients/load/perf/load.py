@@ -20,7 +20,7 @@ from judge_client.client import JudgeClient
 from judge_client.commands.options import Json
 from judge_client.errors import JudgeClientError
 from judge_decoding import provenance
-from judge_decoding.commands.main import read_prompts
+from judge_decoding.evaluation.prompts import read_prompts
 
 MAX_STREAMS = 256
 Seconds = Annotated[float, typer.Option(min=0.1, max=300.0, help="Approximate time of a point.")]

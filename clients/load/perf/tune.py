@@ -27,8 +27,8 @@ from judge_client import terminal
 from judge_client.commands.options import Json
 from judge_client.errors import JudgeClientError
 from judge_decoding import provenance
-from judge_decoding.commands.main import read_prompts
 from judge_decoding.config import Deployment, load_deployment
+from judge_decoding.evaluation.prompts import read_prompts
 
 ACTIVE = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 

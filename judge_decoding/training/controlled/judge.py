@@ -187,7 +187,7 @@ class Probe:
 def probe(deployment: Deployment, *, count: int, labels_out: Path | None = None) -> Probe:
     """Steps 1 and 2 up to the cross-validation, on `count` training problems."""
     checkpoints = Checkpoints.of(deployment)
-    tokenizer = Tokenizer(deployment.target.model)
+    tokenizer = Tokenizer(deployment.target.model, deployment.chat_template)
     large = deployed_target(deployment, checkpoints, None)
     small = deployed_drafter(deployment, checkpoints)
     if small is None or deployment.judge is None:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from judge_decoding.checkpoint import Checkpoint, save_tensors
-from judge_decoding.commands.console import track
 from judge_decoding.cpu import fast_dtype
 from judge_decoding.errors import UserError
+from judge_decoding.progress import track
 from judge_decoding.text import Tokenizer
 from judge_decoding.torch_engine.engine import DTYPES
 from judge_decoding.training.labels import AfterError, LabelRecord

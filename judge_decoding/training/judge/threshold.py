@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from judge_decoding.commands import console
 from judge_decoding.config import Deployment, load_deployment
 from judge_decoding.decoding.judge import Judge
 from judge_decoding.errors import UserError
@@ -26,6 +25,7 @@ from judge_decoding.evaluation.statistics import Paired, worth
 from judge_decoding.evaluation.systems import systems_of
 from judge_decoding.evaluation.task import Item, read_task
 from judge_decoding.pipeline import load_pipeline
+from judge_decoding.progress import progress
 from judge_decoding.training.judge.measures import Array, Flags, pick_threshold, threshold_curve
 
 
@@ -157,10 +157,8 @@ class Calibration:
             pipeline = load_pipeline(self.deployment.override(judge={"path": path}))
         try:
             systems = systems_of(pipeline, ["none"], thresholds=thresholds)
-            with console.progress("answers") as progress:
-                found = evaluate(
-                    pipeline, self.items, systems, run_code=run_code, progress=progress
-                )
+            with progress("answers") as step:
+                found = evaluate(pipeline, self.items, systems, run_code=run_code, progress=step)
         finally:
             pipeline.close()
         outcomes: dict[float, Paired] = {}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.parsers import code, final_answer, is_right, plain
-from judge_decoding.evaluation.task import Item, read_task
+from judge_decoding.evaluation.task import WITHOUT_CHAT, Item, read_task
 from judge_decoding.text import Tokenizer
 from judge_decoding.training.court.facts import questions
 from judge_decoding.training.court.items import item_of, rivals_by_domain
@@ -45,7 +45,7 @@ class MiningJob:
 
     def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
         if self.item.chat:
-            return tokenizer.chat([{"role": "user", "content": self.item.prompt}])
+            return tokenizer.turn(self.item.prompt, instead=WITHOUT_CHAT)
         return tokenizer.encode(self.item.prompt)
 
     def answer(self, text: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def _opened(settings: MiningSettings) -> tuple[MiningEngines, Tokenizer]:
         torch.set_num_threads(settings.threads)
     deployment = load_deployment(settings.deployment)
     opened = open_engines(deployment, settings.in_flight, settings.max_context)
-    return opened, Tokenizer(deployment.target.model)
+    return opened, Tokenizer(deployment.target.model, deployment.chat_template)
 
 
 def mine(
@@ -81,6 +81,8 @@ def mine(
     search = miner.search if settings.method == "search" else miner.judge_likelihood
 
     def start(job: MiningJob) -> tuple[MiningJob, Callable[[int], Coroutine]]:
+        if tokenizer.chat_template == "none":  # the records must say that their prompt is raw text
+            job = replace(job, item=job.item.model_copy(update={"chat": False}))
         prompt = job.prompt_ids(tokenizer)
         return job, lambda number: search(number, prompt, job)
 

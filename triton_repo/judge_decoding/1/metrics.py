@@ -4,19 +4,24 @@ Used on the scheduler's thread alone: metrics touched from two threads crash the
 crosses to the server's process and back, holding the GIL.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
 import triton_python_backend_utils as pb_utils
 
-from judge_decoding.serving.metrics import PREFIX
+from judge_decoding.config import Deployment
+from judge_decoding.serving.metrics import PREFIX, Family
 
 
-class Endpoint:
+class MetricsEndpoint:
     """Makes time series, all with the deployment's name as a label."""
 
-    def __init__(self, deployment):
+    def __init__(self, deployment: Deployment) -> None:
         self.labels = {"deployment": deployment.name}
-        self.families = {}  # a metric lives as long as its family
+        self.families: dict[str, pb_utils.MetricFamily] = {}  # a metric lives as long as its family
 
-    def series(self, family, labels):
+    def series(self, family: Family, labels: Mapping[str, str]) -> pb_utils.Metric:
         if family.name not in self.families:
             kinds = {
                 "counter": pb_utils.MetricFamily.COUNTER,
@@ -25,4 +30,4 @@ class Endpoint:
             self.families[family.name] = pb_utils.MetricFamily(
                 name=PREFIX + family.name, description=family.help, kind=kinds[family.kind]
             )
-        return self.families[family.name].Metric(labels=self.labels | labels)
+        return self.families[family.name].Metric(labels=self.labels | dict(labels))

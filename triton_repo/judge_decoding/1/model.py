@@ -4,23 +4,27 @@ That thread loads the pipeline (with ranks it is MPI rank 0, and MPI belongs to 
 the rounds, sends the responses and touches the metrics.
 """
 
+from __future__ import annotations
+
 import os
 import secrets
 import time
+from collections.abc import Sequence
 from functools import partial
 from threading import Thread
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from metrics import Endpoint
+from metrics import MetricsEndpoint
 
+from judge_decoding.decoding.loop import Result, SpeculativeDecoder, Update
 from judge_decoding.errors import UserError
 from judge_decoding.pipeline import load_pipeline
 from judge_decoding.ranks import run_folder
 from judge_decoding.serving.admission import Unavailable, never_started
 from judge_decoding.serving.audit_log import AuditLog
 from judge_decoding.serving.metrics import Metrics, Publisher
-from judge_decoding.serving.reply import Reply
+from judge_decoding.serving.reply import Array, Reply
 from judge_decoding.serving.request import parameters
 from judge_decoding.serving.scheduler import Scheduler
 
@@ -30,7 +34,7 @@ LAST = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class TritonPythonModel:
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         run_folder.announce("the judge_decoding model")
         run_folder.announce(run_folder.SERVER_ROLE, pid=os.getppid())
         self.deployment = run_folder.deployment()
@@ -53,16 +57,16 @@ class TritonPythonModel:
         Thread(target=run_folder.drain_when_asked, args=(drain,), daemon=True).start()
         self.end_ids = frozenset(self.scheduler.decoder.target.end_ids)
 
-    def load(self):
+    def load(self) -> SpeculativeDecoder:
         self.pipeline = load_pipeline(self.deployment)
-        make = Endpoint(self.deployment).series if self.deployment.server.metrics else None
+        make = MetricsEndpoint(self.deployment).series if self.deployment.server.metrics else None
         self.publisher = Publisher(self.metrics, make)
         if (ranks := self.pipeline.ranks) is not None:
             self.metrics.heard = ranks.heard
             self.publisher.beat = ranks.ping
         return self.pipeline.decoder
 
-    def execute(self, requests):
+    def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> None:
         for request in requests:
             sender = request.get_response_sender()
             try:
@@ -72,7 +76,9 @@ class TritonPythonModel:
             except UserError as error:
                 fail(sender, str(error), pb_utils.TritonError.INVALID_ARG)
 
-    def take_in(self, request, sender):
+    def take_in(
+        self, request: pb_utils.InferenceRequest, sender: pb_utils.InferenceResponseSender
+    ) -> None:
         with self.scheduler.counting_refusals():
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             if "input_ids" not in tensors:  # Triton lets another input come twice instead
@@ -95,42 +101,42 @@ class TritonPythonModel:
         listener = self.audit.watch(wanted, Stream(sender, reply))
         self.scheduler.submit(wanted, listener, name, deadline_s=deadline_s)
 
-    def close(self):
+    def close(self) -> None:
         if self.scheduler.dead:
             run_folder.report_failure(self.scheduler.dead)
         self.pipeline.close()
 
-    def finalize(self):
+    def finalize(self) -> None:
         self.scheduler.stop()
 
 
 class Stream:
-    """The scheduler's listener of one request: sends what its reply says."""
+    """The scheduler's listener for one request: sends what its reply says."""
 
-    def __init__(self, sender, reply):
+    def __init__(self, sender: pb_utils.InferenceResponseSender, reply: Reply) -> None:
         self.sender = sender
         self.reply = reply
-        self.sent = {}  # name -> (array, tensor)
+        self.sent: dict[str, tuple[Array, pb_utils.Tensor]] = {}
         self.next_look = 0.0
 
-    def updated(self, update, result):
+    def updated(self, update: Update, result: Result | None) -> None:
         arrays = self.reply.add(update, result)
         if arrays is not None:
             tensors = [self.tensor(name, array) for name, array in arrays.items()]
             self.sender.send(pb_utils.InferenceResponse(tensors), flags=LAST if result else 0)
 
-    def tensor(self, name, array):
-        """The last response's, where it says the same: a tensor costs 15 us to make."""
+    def tensor(self, name: str, array: Array) -> pb_utils.Tensor:
+        """The last response's tensor if the array is the same: a new one takes 15 us."""
         known = self.sent.get(name)
         if known is None or known[0] is not array:
             known = self.sent[name] = array, pb_utils.Tensor(name, array[None])
         return known[1]
 
-    def failed(self, message):
+    def failed(self, message: str) -> None:
         fail(self.sender, message, pb_utils.TritonError.UNAVAILABLE)
 
-    def is_cancelled(self):
-        """Asked ten times a second: each time is a trip to the server's process and back."""
+    def is_cancelled(self) -> bool:
+        """Asks ten times a second at most: each time is a trip to the server's process and back."""
         now = time.monotonic()
         if now < self.next_look:
             return False
@@ -138,6 +144,6 @@ class Stream:
         return self.sender.is_cancelled()
 
 
-def fail(sender, message, code):
+def fail(sender: pb_utils.InferenceResponseSender, message: str, code: int) -> None:
     error = pb_utils.TritonError(message, code)
     sender.send(pb_utils.InferenceResponse(error=error), flags=LAST)

@@ -1,5 +1,10 @@
 """Token ids -> text; the work is `judge_decoding.serving.detokenizer`'s."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
@@ -11,7 +16,7 @@ from judge_decoding.text import Tokenizer
 
 
 class TritonPythonModel:
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         run_folder.announce("the postprocessing model")
         deployment = run_folder.deployment()
         self.secret = run_folder.secret()
@@ -20,10 +25,12 @@ class TritonPythonModel:
         )
         self.no_texts = pb_utils.Tensor("token_texts", strings([]))
 
-    def execute(self, requests):
+    def execute(
+        self, requests: Sequence[pb_utils.InferenceRequest]
+    ) -> list[pb_utils.InferenceResponse]:
         return [self.answer(request) for request in requests]
 
-    def answer(self, request):
+    def answer(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         (tensor,) = request.inputs()
         try:
             asked = order.read(tensor.as_numpy().item(), self.secret)  # serving.reply.Reply
@@ -42,7 +49,7 @@ class TritonPythonModel:
         )
 
 
-def strings(texts):
+def strings(texts: Sequence[str]) -> np.ndarray[Any, Any]:
     array = np.empty((1, len(texts)), object)
     array[0] = [text.encode() for text in texts]
     return array

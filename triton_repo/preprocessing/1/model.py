@@ -3,7 +3,11 @@
 The checks are `judge_decoding.serving.request`'s.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -15,22 +19,23 @@ from judge_decoding.serving.request import check_size, prompt
 from judge_decoding.serving.tokenizer_queue import Line
 from judge_decoding.text import Tokenizer
 
+Tensors = Mapping[str, np.ndarray[Any, Any]]
 LAST = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class TritonPythonModel:
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         run_folder.announce("the preprocessing model")
         self.deployment = run_folder.deployment()
         try:
-            self.tokenizer = Tokenizer(self.deployment.target.model)
+            self.tokenizer = Tokenizer(self.deployment.target.model, self.deployment.chat_template)
         except UserError as error:
             run_folder.report_failure(str(error))
             raise
         # As many as the loop takes in: what is more would be refused there.
         self.line = Line(self.deployment.limits.max_sequences + self.deployment.server.max_queue)
 
-    def execute(self, requests):
+    def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> None:
         for request in requests:
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             sender, name = request.get_response_sender(), request.request_id()
@@ -44,7 +49,7 @@ class TritonPythonModel:
             except UserError as error:
                 fail(sender, error)
 
-    def read(self, sender, tensors):
+    def read(self, sender: pb_utils.InferenceResponseSender, tensors: Tensors) -> None:
         try:
             ids, text = prompt(tensors, self.tokenizer, self.deployment)
         except UserError as error:
@@ -56,7 +61,9 @@ class TritonPythonModel:
             answer(sender, tensors, ids, text)
 
 
-def answer(sender, tensors, ids, text):
+def answer(
+    sender: pb_utils.InferenceResponseSender, tensors: Tensors, ids: list[int], text: str
+) -> None:
     if "exclude_input_in_output" not in tensors or tensors["exclude_input_in_output"].item():
         text = ""
     outputs = [
@@ -66,7 +73,7 @@ def answer(sender, tensors, ids, text):
     sender.send(pb_utils.InferenceResponse(outputs), flags=LAST)
 
 
-def fail(sender, error):
+def fail(sender: pb_utils.InferenceResponseSender, error: UserError) -> None:
     later = isinstance(error, Unavailable)
     code = pb_utils.TritonError.UNAVAILABLE if later else pb_utils.TritonError.INVALID_ARG
     refusal = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))

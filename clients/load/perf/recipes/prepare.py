@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from clients.load.perf.analyzer import library_path
-from judge_decoding.commands.main import read_prompts
+from judge_decoding.evaluation.prompts import read_prompts
 
 
 def main(folder: Path) -> None:

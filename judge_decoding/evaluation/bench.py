@@ -50,7 +50,7 @@ _PARTS = ("propose", "verify", "host", "judge")
 
 
 @dataclass(frozen=True)
-class Answer:
+class BenchAnswer:
     """One prompt answered by one system.
 
     seconds  wall time, prefill included
@@ -65,12 +65,12 @@ class Answer:
     result: Result | None = None
 
 
-class System(Protocol):
+class BenchSystem(Protocol):
     """Something that answers prompts, greedily and one at a time."""
 
     name: str
 
-    def answer(self, prompt_ids: Sequence[int], max_tokens: int) -> Answer: ...
+    def answer(self, prompt_ids: Sequence[int], max_tokens: int) -> BenchAnswer: ...
 
 
 class RuleSystem:
@@ -81,7 +81,7 @@ class RuleSystem:
         self._decoder = pipeline.decoder
         self._acceptance = acceptance
 
-    def answer(self, prompt_ids: Sequence[int], max_tokens: int) -> Answer:
+    def answer(self, prompt_ids: Sequence[int], max_tokens: int) -> BenchAnswer:
         decoder, rounds = self._decoder, list[tuple[float, int]]()
         request = Request(list(prompt_ids), max_tokens, self._acceptance, Sampling())
         began = last = time.perf_counter()
@@ -92,7 +92,7 @@ class RuleSystem:
                 decoder.clock = LoopClock()
             last = time.perf_counter()
         clock = {part: float(getattr(decoder.clock, part)) for part in _PARTS}
-        return Answer(last - began, rounds, clock, decoder.result(update.sequence))
+        return BenchAnswer(last - began, rounds, clock, decoder.result(update.sequence))
 
 
 class PeerSystem:
@@ -108,7 +108,7 @@ class PeerSystem:
             pad_token_id=end_ids[0] if end_ids else 0,
         )
 
-    def answer(self, prompt_ids: Sequence[int], max_tokens: int) -> Answer:
+    def answer(self, prompt_ids: Sequence[int], max_tokens: int) -> BenchAnswer:
         watch = _RoundWatch()
         ids = torch.tensor([list(prompt_ids)], device=self._model.device)
         self._config.max_new_tokens = max_tokens
@@ -120,7 +120,7 @@ class PeerSystem:
             streamer=watch,
             **self._assistant,
         )
-        return Answer(time.perf_counter() - began, watch.rounds)
+        return BenchAnswer(time.perf_counter() - began, watch.rounds)
 
 
 class _RoundWatch:
@@ -150,14 +150,14 @@ def _transformers() -> Any:
     return transformers
 
 
-def load_peers(names: Sequence[str], pipeline: Pipeline) -> list[System]:
+def load_peers(names: Sequence[str], pipeline: Pipeline) -> list[BenchSystem]:
     """The named peers on the deployment's own weights, in its dtype."""
     deployment, end_ids = pipeline.deployment, pipeline.engines.target.end_ids
     if not names:
         return []
     dtype, llama = getattr(torch, deployment.dtype), _transformers().LlamaForCausalLM
     model = llama.from_pretrained(deployment.target.model, dtype=dtype).eval()
-    systems: list[System] = []
+    systems: list[BenchSystem] = []
     for name in names:
         assistant = None
         if name == "hf-assisted":
@@ -190,14 +190,9 @@ def _assistant(folder: Path, target: Any, dtype: torch.dtype) -> Any:
 
 
 def interleave(
-    systems: Sequence[System], prompts: Sequence[Sequence[int]], max_tokens: int
-) -> Iterator[tuple[str, Answer]]:
-    """(system, answer) as they come: all systems on a prompt, then the next, in rotating order.
-
-    Every system answers the first prompt beforehand, so that nobody pays for first calls.
-    """
-    for system in systems:
-        system.answer(prompts[0], min(max_tokens, WARM_UP_TOKENS))
+    systems: Sequence[BenchSystem], prompts: Sequence[Sequence[int]], max_tokens: int
+) -> Iterator[tuple[str, BenchAnswer]]:
+    """(system, answer) as they come: all systems on a prompt, then the next, in rotating order."""
     for index, prompt in enumerate(prompts):
         turn = index % len(systems)
         for system in [*systems[turn:], *systems[:turn]]:
@@ -213,21 +208,27 @@ def run(
     max_tokens: int = 128,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """-> {"results", "ratios", "memory", "provenance"}; `progress` is told (answers done, of)."""
+    """Let every system answer every prompt; return results, ratios, memory and provenance.
+
+    progress  called with (answers done, answers in all); first with 0, once all systems are warm
+    """
     deployment, judge = pipeline.deployment, pipeline.engines.target.judge
     threshold = deployment.default_acceptance().threshold
     if threshold is None and judge is not None:
         threshold = judge.metadata.threshold
-    encoded = [pipeline.tokenizer.chat([{"role": "user", "content": p}]) for p in prompts]
-    systems: list[System] = [
+    encoded = [pipeline.tokenizer.turn(prompt) for prompt in prompts]
+    systems: list[BenchSystem] = [
         RuleSystem(pipeline, deployment.default_acceptance(rule=rule)) for rule in rules
     ]
     for system in systems:  # the peak of this package alone, before any peer is loaded
         system.answer(max(encoded, key=len), WARM_UP_TOKENS)
     own = provenance.peak_memory_mb()
     systems += load_peers(peers, pipeline)
-    answers: dict[str, list[Answer]] = {system.name: [] for system in systems}
+    answers: dict[str, list[BenchAnswer]] = {system.name: [] for system in systems}
+    for system in systems:  # so that no timed answer pays for first calls
+        system.answer(encoded[0], min(max_tokens, WARM_UP_TOKENS))
     total = len(systems) * len(prompts)
+    progress(0, total)
     for done, (name, answer) in enumerate(interleave(systems, encoded, max_tokens), 1):
         answers[name].append(answer)
         progress(done, total)
@@ -248,7 +249,7 @@ def run(
     }
 
 
-def summarize(name: str, answers: Sequence[Answer]) -> dict[str, Any]:
+def summarize(name: str, answers: Sequence[BenchAnswer]) -> dict[str, Any]:
     """One row of results from a system's answers. A figure that does not exist is None."""
     later = [one for answer in answers for one in answer.rounds[1:]]
     times = np.array([seconds for seconds, _ in later])
