@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from judge_decoding.commands.options import Config
 from judge_decoding.config import load_deployment
 from judge_decoding.trtllm.build.engines import build
 
 
 def build_engines(
-    config: Annotated[Path, typer.Option(help="Deployment file of engine trtllm.")],
+    config: Config,
     only: Annotated[str, typer.Option(help="draft, target or both.")] = "both",
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also build what verify-engines compares with.")

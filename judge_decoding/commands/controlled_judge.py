@@ -8,15 +8,14 @@ from typing import Annotated
 
 import typer
 
+from judge_decoding.commands.options import Config
 from judge_decoding.config import load_deployment
 from judge_decoding.errors import UserError
 from judge_decoding.training.controlled.judge import BUDGETS, probe, train_controlled_judge
 
 
 def controlled_judge(
-    config: Annotated[Path, typer.Option(help="Deployment of the pair.")] = Path(
-        "configs/controlled.yaml"
-    ),
+    config: Config = Path("controlled"),
     out: Annotated[
         Path | None, typer.Option(help="Judge to write.", show_default="the deployment's judge")
     ] = None,

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
+from judge_decoding.commands.options import Config
 from judge_decoding.config import load_deployment
 from judge_decoding.trtllm.build.convert import EXAMPLES, ConvertOptions, convert
 
 
 def convert_checkpoint(
-    config: Annotated[Path, typer.Option(help="Deployment file of engine trtllm.")],
+    config: Config,
     only: Annotated[str, typer.Option(help="draft, target or both.")] = "both",
     examples: Annotated[Path, typer.Option(help="TensorRT-LLM's examples.")] = EXAMPLES,
     calibration: Annotated[

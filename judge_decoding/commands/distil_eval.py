@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from judge_decoding.commands.options import Json, print_json
 from judge_decoding.config.paths import DEMO_TARGET, resolve
 from judge_decoding.training.draft.agreement import FRESH, LENGTHS, measure_drafts
 
@@ -23,9 +23,7 @@ def distil_eval(
     ] = FRESH,
     tokens: Annotated[int, typer.Option(min=1, help="New tokens per fresh answer at most.")] = 128,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="End with one JSON document on one line.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure how well drafts predict the target: agreement, acceptance length of strict."""
     found = measure_drafts(
@@ -36,4 +34,4 @@ def distil_eval(
             shown = "  ".join(f"k={k} {row[f'strict_length_k{k}']:.2f}" for k in LENGTHS)
             print(f"{draft} {name:8} {row['tokens']:6} tokens  {row['agreement']:.3f}  {shown}")
     if as_json:
-        print(json.dumps(found))
+        print_json(found)

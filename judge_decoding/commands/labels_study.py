@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from judge_decoding.checkpoint import Checkpoint
+from judge_decoding.commands.options import Json
 from judge_decoding.config.paths import DEMO_TARGET, resolve
 from judge_decoding.training.studies.labels_study import PARTS, run_study
 from judge_decoding.training.studies.labels_study_report import tables
@@ -35,9 +36,7 @@ def labels_study(
     dtype: Annotated[str, typer.Option(help="Of inference: auto, float32, bfloat16.")] = "auto",
     reader: Annotated[str, typer.Option(help="torch (CPU) or transformers (GPUs).")] = "torch",
     block: Annotated[int, typer.Option(min=1, help="Tokens that a verify pass reads.")] = 9,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="End with one JSON document on one line.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare labels and ways to train a judge. An interrupted part goes on where it stopped."""
     document = run_study(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Annotated
 import typer
 
 from judge_decoding.commands.one_line import INTERRUPTED
+from judge_decoding.commands.options import DEMO, Config, Json, print_json
 from judge_decoding.config.paths import resolve
+from judge_decoding.config.yaml_file import deployment_file
 from judge_decoding.progress import progress
 from judge_decoding.training.mining.jobs import PromptChoice
 from judge_decoding.training.mining.run import MiningRun, cost_report, open_run
@@ -21,9 +22,7 @@ from judge_decoding.training.mining.work import MiningSettings
 
 def mine_labels(
     out: Annotated[str, typer.Option(help="JSONL file to write, or to go on with.")],
-    deployment: Annotated[Path, typer.Option(help="Deployment file with target and draft.")] = Path(
-        "configs/demo.yaml"
-    ),
+    deployment: Config = DEMO,
     task: Annotated[
         str, typer.Option(help="facts, a task's name or file, or a file of prompts.")
     ] = "facts",
@@ -64,9 +63,7 @@ def mine_labels(
     ] = False,
     fresh: Annotated[bool, typer.Option(help="Throw away what OUT holds.")] = False,
     seed: Annotated[int, typer.Option(help="The seed of court-labels.")] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="End with one JSON document on one line.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Mine labels for the judge from the draft's own mismatches, without annotators.
 
@@ -76,7 +73,7 @@ def mine_labels(
         resolve(out),
         PromptChoice(task, split, seed, limit, shard, run_code),
         MiningSettings(
-            deployment=deployment.resolve(),
+            deployment=deployment_file(deployment).resolve(),
             method=method,
             tau=tau,
             floor=floor,
@@ -104,7 +101,7 @@ def mine_labels(
         raise typer.Exit(INTERRUPTED) from None
     _report(cost, time.monotonic() - began, run.file.path)
     if as_json:
-        print(json.dumps(cost_report(cost, time.monotonic() - began)))
+        print_json(cost_report(cost, time.monotonic() - began))
 
 
 def _mine(run: MiningRun, what: str, share: int) -> Cost:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from judge_decoding.checkpoint import Checkpoint
+from judge_decoding.commands.options import Json, print_json
 from judge_decoding.config.paths import DEMO_TARGET, resolve
 from judge_decoding.errors import UserError, check_choice
 from judge_decoding.evaluation.systems import parse_numbers
@@ -92,9 +92,7 @@ def train_judge(
     dtype: Annotated[str, typer.Option(help="Of inference: auto, float32, bfloat16.")] = "auto",
     reader: Annotated[str, typer.Option(help="torch (CPU) or transformers (GPUs).")] = "torch",
     block: Annotated[int, typer.Option(min=1, help="Tokens that a verify pass reads.")] = 9,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="End with one JSON document on one line.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a judge on labels and choose its threshold.
 
@@ -146,7 +144,7 @@ def train_judge(
     for warning in trained.warnings():
         _say(f"warning: {warning}")
     if as_json:
-        print(json.dumps(without_nan(document)))
+        print_json(without_nan(document))
 
 
 def _say(line: str) -> None:

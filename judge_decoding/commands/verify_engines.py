@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
+from judge_decoding.commands.options import Config
 from judge_decoding.config import load_deployment
 from judge_decoding.trtllm.build.convert import EXAMPLES
 from judge_decoding.trtllm.build.verify import verify
 
 
 def verify_engines(
-    config: Annotated[Path, typer.Option(help="Deployment file of engine trtllm.")],
+    config: Config,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Compare with plain speculative decoding.")
     ] = False,

@@ -383,14 +383,15 @@ def test_a_users_mistake_is_one_clear_line(tiny, options, message):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_what_tensorrt_llm_cannot_give_is_said_before_it_is_loaded(tiny):
-    config = Path(__file__).parents[2] / "configs" / "llama-1b-8b.yaml"
+def test_what_tensorrt_llm_cannot_give_is_said_before_it_is_loaded(tiny, monkeypatch):
+    """The deployment is given by the name of a shipped one, in another folder."""
+    monkeypatch.chdir(tiny)
     for options, message in (
         (("--method", "likelihood"), "no likelihoods of given tokens"),
         ((), "give --floor=-inf"),
         (("--floor=-inf", "--mpi"), "two ranks or more"),
     ):
-        done = run(tiny, "--deployment", str(config), *options)
+        done = run(tiny, "--deployment", "llama-1b-8b", *options)
         assert message in done.stderr
 
 
