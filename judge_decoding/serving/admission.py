@@ -51,7 +51,7 @@ class UpdateListener(Protocol):
         """The request ends here; no update follows."""
 
     def is_cancelled(self) -> bool:
-        """True ends the request. Asked before every round, and every WAITING_LOOK_S in the queue."""
+        """True ends the request. Asked before every round; in the queue, every WAITING_LOOK_S."""
 
 
 @dataclass(eq=False)
