@@ -46,7 +46,7 @@ COUNTERS = (
 
 
 class Timed(NamedTuple):
-    """An answer, its seconds as the client sees them, and those to its first text."""
+    """An answer, with the client's seconds in total and to the first response."""
 
     answer: Answer
     seconds: float

@@ -28,7 +28,7 @@ STOP_S = 60.0
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """A running server. `url` is Triton's gRPC endpoint, `metrics_url` that of Prometheus."""
+    """A running server. `url` is Triton's gRPC endpoint, `metrics_url` its metrics page."""
 
     url: str
     metrics_url: str

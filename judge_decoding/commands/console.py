@@ -93,7 +93,7 @@ def converse(pipeline: Pipeline) -> None:
 
 
 def _turn(pipeline: Pipeline, history: Sequence[dict[str, str]], out: Console) -> str:
-    """Stream one answer and return it. Ctrl-C cuts it short, and it is then what was shown."""
+    """Stream one answer and return it. Ctrl-C cuts it short; the answer is then what was shown."""
     deployment, decoder = pipeline.deployment, pipeline.decoder
     began = time.perf_counter()
     number = decoder.add(
@@ -136,7 +136,7 @@ _COLUMNS = (
 
 
 def speed_table(results: Sequence[dict[str, Any]], title: str) -> Table:
-    """One row a system; a dash where a figure does not exist."""
+    """One row per system, with a dash for a figure that does not exist."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")

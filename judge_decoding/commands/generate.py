@@ -64,7 +64,7 @@ def generate(
         check_unicode("stop", text)
     for text in prompt:
         check_unicode("prompt", text)
-    # The schedule would shorten what was asked for by name.
+    # The schedule would shorten a draft length that was asked for.
     schedule: dict[int, int] | None = None if max_draft_len is None else {}
     deployment = read_deployment(
         config, dtype=dtype, max_draft_len=max_draft_len, draft_len_schedule=schedule
@@ -137,7 +137,7 @@ def _answer(prompt: str, result: Result) -> dict[str, Any]:
 
 
 def _timing(pipeline: Pipeline, results: Sequence[Result], seconds: float) -> dict[str, Any]:
-    """Wall time of the whole batch, prefill included, loading not; and where it went."""
+    """Wall time of the whole batch, with prefill but without loading, and its parts."""
     clock = pipeline.decoder.clock
     tokens = sum(len(result.token_ids) for result in results)
     return {

@@ -27,7 +27,8 @@ class OneLineErrors(TyperGroup):
     """Commands whose complaints are one line, not a box and not a traceback."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        if isinstance(sys.stdin, io.TextIOWrapper):  # like arguments; `check_unicode` refuses it
+        # Bytes that are not UTF-8 become surrogates, as in arguments; `check_unicode` refuses them.
+        if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")
         run = super().main
         one_line.run(lambda: run(*args, **(extra | {"standalone_mode": False})), "judge-decoding: ")

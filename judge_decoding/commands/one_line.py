@@ -1,4 +1,4 @@
-"""How every command ends: a mistake of the user's is one line on stderr and exit code 2."""
+"""How every command ends: a user's mistake is one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ USER_ERROR, INTERRUPTED = 2, 130
 def run(command: Callable[[], object], prefix: str = "") -> NoReturn:
     """Run a command and exit with its code, with 2 for a mistake and with 130 after Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a model's text may not fit the terminal's set
+        if isinstance(stream, io.TextIOWrapper):  # the terminal's charset may lack characters
             stream.reconfigure(errors="replace")
     try:
         code = command()

@@ -1,4 +1,4 @@
-"""What several commands share: their options, the deployment they run, their JSON document."""
+"""What several commands share: options, reading the deployment, printing the JSON document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`judge-decoding plan`: does a deployment fit, and how fast will it be."""
+"""`judge-decoding plan`: whether a deployment fits, and how fast it will be."""
 
 from __future__ import annotations
 

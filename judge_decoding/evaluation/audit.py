@@ -2,20 +2,21 @@
 
     judge-decoding audit --config FILE -u 127.0.0.1:8001 --json
 
-Requests come from the log that the deployment writes (`evaluation.audit_log`). Each is sent again
+Requests come from the log that the deployment writes (`serving.audit_log`). Each is sent again
 with rule `strict`, whose greedy answer is the target's own, and the two answers are compared:
 
-agreement        the share of the answer before the first token that differs, of the longer one
-identical        no token differs
+agreement        tokens before the first one that differs, divided by the longer answer's length
+identical        requests in which no token differs
 diverged_at_judged, diverged_elsewhere
-                 whether the first token that differs was overridden. Elsewhere the two may differ
-                 by rounding alone (bfloat16, other batches); many of them mean that something is
-                 wrong: another model, another judge, a broken cache.
-judged_share     tokens that the standard rule would have refused, of all logged ones: their
-                 disagreement with the target, which needs no decoding
-answers_changed  of the answers that say something to the parser both times (`answers_compared`)
+                 requests by whether the first token that differs was overridden. Elsewhere the
+                 answers may differ by rounding alone (bfloat16, other batches); many such requests
+                 mean that something is wrong: another model, another judge, a broken cache.
+judged_share     share of the logged tokens that the standard rule would have refused; it needs no
+                 decoding
+answers_changed  differing answers, of those in which the parser finds something both times
+                 (`answers_compared`)
 
-Windows are by the time at which the request had ended.
+A request belongs to the window in which it ended.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ PARSERS: dict[str, Parse] = {
     "exact": exact,
     "none": lambda text: None,
 }
-"""What is taken for the answer of a request that no task knows."""
+"""How to find the answer of a request that belongs to no task."""
 
 Rule = Literal["strict", "none"]
 POLL_S = 0.2
 
 
 class Deployed(Protocol):
-    """What can decode a request again."""
+    """Something that can decode a request again."""
 
     def is_idle(self) -> bool:
         """Whether nobody else's request is running or waiting."""
@@ -88,7 +89,7 @@ class Audited:
 
     @property
     def first_difference(self) -> int | None:
-        """The place of the first token that differs or is there once only; None: all the same."""
+        """Index of the first token that differs or that only one side has; None if all agree."""
         ours = self.logged.token_ids
         for place, (one, other) in enumerate(zip(ours, self.standard, strict=False)):
             if one != other:
@@ -104,7 +105,7 @@ class Audited:
 
     @property
     def at_judged(self) -> bool:
-        """Whether an overridden token is where they part."""
+        """Whether the first token that differs was overridden."""
         place, origins = self.first_difference, self.logged.provenance
         return place is not None and place < len(origins) and origins[place] == "judged"
 
@@ -117,9 +118,9 @@ def audit(
     progress: Callable[[int, int], None] = lambda done, total: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Audited]:
-    """Each request decoded again, one at a time, whenever nothing else runs.
+    """Decode each request again, one at a time, whenever nothing else runs.
 
-    wait_s  gives up, and ends early, once it was busy for so long at a stretch
+    wait_s  the iterator ends early once the server has been busy for this many seconds at a stretch
     """
     for done, one in enumerate(logged):
         progress(done, len(logged))
@@ -143,7 +144,7 @@ def report(
 ) -> dict[str, Any]:
     """{"windows", "total", "logged", "audited", "provenance"}.
 
-    logged  requests there were to decode; fewer were, where the server was never idle
+    logged  number of requests to decode; fewer were decoded if the server was never idle
     """
     found = sorted(audited, key=lambda one: one.logged.time)
     windows: dict[int, list[Audited]] = {}

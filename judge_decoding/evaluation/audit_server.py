@@ -1,4 +1,4 @@
-"""A running server as the audit sees it: what it is doing, and its core model's tokens."""
+"""A running server as the audit sees it: whether it is idle, and its core model's tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from judge_decoding.serving import access
 from judge_decoding.serving.audit_log import Logged
 
 MODEL = "judge_decoding"
-"""The core model: token ids in, token ids out; no text in between that could differ."""
+"""The core model takes and returns token ids, so that no text in between can differ."""
 TIMEOUT_S = 300.0
 """Seconds for one answer."""
 
@@ -27,7 +27,7 @@ class AuditedServer:
 
     url      HOST:PORT of the gRPC endpoint
     metrics  HOST:PORT of the metrics endpoint
-    server   the deployment's: its token and its certificate
+    server   the deployment's `server` section, for the token and the certificate
     """
 
     def __init__(self, url: str, metrics: str, server: ServerConfig, rule: Rule = "strict") -> None:
@@ -49,7 +49,7 @@ class AuditedServer:
         self._client.close()
 
     def is_idle(self) -> bool:
-        """Whether no request runs or waits. UserError where the metrics do not say."""
+        """Whether no request runs or waits. UserError if the metrics do not say."""
         try:
             values = read_metrics(self._metrics)
         except OSError as error:
@@ -60,7 +60,7 @@ class AuditedServer:
         return values[RUNNING] + values[WAITING] == 0
 
     def decode(self, logged: Logged) -> list[int]:
-        """The answer's token ids. UserError where the server refuses, or does not answer."""
+        """The answer's token ids. UserError if the server refuses or does not answer."""
         tensors: dict[str, tuple[str, Sequence[Any]]] = {
             "input_ids": ("INT32", logged.prompt_ids),
             "max_tokens": ("INT32", [logged.max_tokens]),

@@ -2,12 +2,12 @@
 
     judge-decoding bench --rules none,strict,judge --peers hf,hf-assisted --json
 
-Definitions. `tokens_per_s` is emitted tokens over wall time, prefill included, in all systems
-alike; `decode_tokens_per_s`, `ms_*` and `*_share` leave out each answer's first round, which holds
-its prefill. `mean_acceptance_length` and `draft_acceptance_rate` leave out none: a rule's count the
-rounds that drafted (`AcceptanceRecord`), a peer's length is tokens / rounds. Batch 1, greedy; an
-answer ends where it ends, or at the token limit. Prompts are taken one by one, each answered by all
-systems before the next, in rotating order: what the machine does meanwhile hits all of them.
+Definitions. `tokens_per_s` is emitted tokens over wall time, prefill included, for all systems;
+`decode_tokens_per_s`, `ms_*` and `*_share` leave out each answer's first round, which holds its
+prefill. `mean_acceptance_length` and `draft_acceptance_rate` leave out no round: for a rule they
+count the rounds that drafted (`AcceptanceRecord`), for a peer the length is tokens / rounds.
+Decoding is greedy, at batch 1; an answer ends by itself or at the token limit. All systems answer a
+prompt, in rotating order, before the next prompt, so that the machine's drift hits all of them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ RATIOS = {
     "judge_vs_hf": ("judge", "hf"),
     "judge_vs_hf_assisted": ("judge", "hf-assisted"),
 }
-"""Name of a ratio -> (above, below), of their tokens_per_s."""
+"""Name of a ratio -> the systems (above, below) whose tokens_per_s are divided."""
 
 WARM_UP_TOKENS = 32
 _PARTS = ("propose", "verify", "host", "judge")
@@ -164,8 +164,8 @@ def load_peers(names: Sequence[str], pipeline: Pipeline) -> list[BenchSystem]:
             if deployment.draft is None:
                 raise UserError("peers: hf-assisted needs a draft, the deployment has none")
             assistant = _assistant(deployment.draft.model, model, dtype)
-            # Its own default of 20 tokens a round suits no small draft: the same length as ours,
-            # and still stopping early where the draft is unsure, as transformers does by default.
+            # The default of 20 tokens per round suits no small draft, so we set our own length. As
+            # by default, transformers still stops early where the draft is unsure.
             assistant.generation_config.num_assistant_tokens = deployment.max_draft_len
             assistant.generation_config.num_assistant_tokens_schedule = "constant"
         systems.append(PeerSystem(name, model, end_ids, assistant))
@@ -173,9 +173,9 @@ def load_peers(names: Sequence[str], pipeline: Pipeline) -> list[BenchSystem]:
 
 
 def _assistant(folder: Path, target: Any, dtype: torch.dtype) -> Any:
-    """The draft as a whole LlamaForCausalLM: what it shares with the target is taken from there.
+    """The draft as a whole LlamaForCausalLM, with the tensors that it shares with the target.
 
-    transformers has no short-list for the LM head, so its draft has the full one.
+    transformers has no short-list for the LM head, so this draft has the full head.
     """
     checkpoint, theirs = Checkpoint(folder), target.state_dict()
     shared, tensors = checkpoint.config.shared_with_target, checkpoint.tensors
@@ -192,7 +192,7 @@ def _assistant(folder: Path, target: Any, dtype: torch.dtype) -> Any:
 def interleave(
     systems: Sequence[BenchSystem], prompts: Sequence[Sequence[int]], max_tokens: int
 ) -> Iterator[tuple[str, BenchAnswer]]:
-    """(system, answer) as they come: all systems on a prompt, then the next, in rotating order."""
+    """Pairs (system, answer): all systems answer a prompt, in rotating order, before the next."""
     for index, prompt in enumerate(prompts):
         turn = index % len(systems)
         for system in [*systems[turn:], *systems[:turn]]:
@@ -287,7 +287,7 @@ def summarize(name: str, answers: Sequence[BenchAnswer]) -> dict[str, Any]:
 
 
 def ratios(results: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Those of RATIOS whose systems both took part."""
+    """The RATIOS whose two systems took part."""
     speed = {row["name"]: row["tokens_per_s"] for row in results}
     return {
         name: speed[above] / speed[below]

@@ -2,15 +2,15 @@
 
     judge-decoding eval --task court --rules none,strict,judge,draft --thresholds 0.6,0.7 --json
 
-Items are taken in blocks; all systems answer a block before the next, in rotating order, so that
-what the machine does meanwhile hits all of them. Greedy. `draft_len_schedule` is left out: every
-round drafts `max_draft_len`, whatever the batch, as a request alone would.
+All systems answer a block of items, in rotating order, before the next block, so that the machine's
+drift hits all of them. Decoding is greedy. `draft_len_schedule` is ignored: every round drafts
+`max_draft_len`, whatever the batch, as for a request that runs alone.
 
 Definitions. `accuracy` is over the items with a known answer; its interval is Wilson's, over
-groups. `delta_vs_target` is paired with rule `none` on the same items, its interval a bootstrap
+groups. `delta_vs_target` is paired with rule `none` on the same items; its interval is a bootstrap
 over groups. `mean_acceptance_length` is 1 + accepted / rounds. `tokens_per_s` is emitted tokens
-over wall time, prefill included, at this batch. For items without a known answer: the target's
-log-likelihood of the text, and the share of its 4-grams that repeat.
+over wall time, prefill included, at this batch. For items without a known answer we report the
+target's log-likelihood of the text and the share of its 4-grams that repeat.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from judge_decoding.evaluation.text_measures import loglikelihood, repetition
 from judge_decoding.pipeline import Pipeline
 
 MAX_TOKENS = 128
-"""Of an answer, where neither the item nor the command line says."""
+"""New tokens per answer where neither the item nor the command line sets a limit."""
 WARM_UP_TOKENS = 8
 BLOCK = 4
-"""Items of a block, as a multiple of the batch."""
+"""Items per block, as a multiple of the batch."""
 
 
 @dataclass
 class Answers:
-    """One system's, in the order of the items; `right` is None for items that nothing checks."""
+    """One system's answers in the order of the items; `right` is None for unchecked items."""
 
     system: EvaluatedSystem
     results: list[Result] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Evaluation:
 
     @property
     def checked(self) -> list[int]:
-        """Places of the items with a known answer."""
+        """Indices of the items with a known answer."""
         return [n for n, item in enumerate(self.items) if item.checked]
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -93,7 +93,9 @@ def requests_of(
 ) -> list[Request]:
     """The items as requests of the deployment's default rule.
 
-    max_tokens  caps every item's own; UserError names an item that the deployment cannot answer
+    max_tokens  caps every item's own limit
+
+    UserError names an item that the deployment cannot answer.
     """
     tokenizer, most = pipeline.tokenizer, pipeline.deployment.limits.max_tokens
     made = []
@@ -135,7 +137,7 @@ def evaluate(
         raise UserError("task: parser python runs what the model wrote; allow it by --run-code")
     requests = requests_of(pipeline, items, max_tokens)
     answers = [Answers(system) for system in systems]
-    for one in answers:  # nobody pays for first calls; and what cannot run says so now
+    for one in answers:  # first calls are not timed, and a system that cannot run fails now
         _answer(pipeline, one.system, [_with(requests[0], one.system, WARM_UP_TOKENS)])
     block = BLOCK * pipeline.engines.target.max_sequences
     total, done = len(items) * len(systems), 0
@@ -172,7 +174,7 @@ def _answer(
 
 
 def report(pipeline: Pipeline, evaluation: Evaluation, *, task: str) -> dict[str, Any]:
-    """{"results": [one a system], "items", "provenance"}: the JSON document."""
+    """{"results": [one per system], "items", "provenance"}: the JSON document."""
     deployment, items = pipeline.deployment, evaluation.items
     return {
         "results": [_row(pipeline, evaluation, answers) for answers in evaluation.answers],
@@ -197,7 +199,7 @@ def report(pipeline: Pipeline, evaluation: Evaluation, *, task: str) -> dict[str
 
 
 def _row(pipeline: Pipeline, evaluation: Evaluation, answers: Answers) -> dict[str, Any]:
-    """One system's figures; what does not exist is None."""
+    """One system's figures; a figure that does not exist is None."""
     record = AcceptanceRecord()
     for result in answers.results:
         record.merge(result.record)
@@ -259,7 +261,7 @@ def _domain(evaluation: Evaluation, answers: Answers, domain: str) -> dict[str, 
 def _overrides(
     pipeline: Pipeline, evaluation: Evaluation, answers: Answers
 ) -> dict[str, int] | None:
-    """Over checked items; None without any."""
+    """Counts over the checked items; None without any."""
     at = evaluation.checked
     if not at:
         return None

@@ -1,11 +1,12 @@
-"""The quality gate: the smallest threshold whose loss is, surely enough, within a budget.
+"""The quality gate: the smallest threshold whose loss is within a budget, at a given confidence.
 
     choice = choose_threshold({0.6: Paired(...), 0.7: Paired(...)}, budget=0.01)
-    choice.threshold    1.0, which is standard decoding, where none of them passes
+    choice.threshold    1.0, which is standard decoding, if none of them passes
 
-Thresholds are tried from the largest down, and the first that fails ends it. So tested, the chance
-that what is chosen loses more than the budget stays at 1 - confidence, however many were tried
-(fixed-sequence testing), and a threshold that passes by luck below one that fails is not taken.
+Thresholds are tried from the largest down, and the first that fails ends the search. With this
+fixed-sequence testing, the chance that the chosen threshold loses more than the budget is at most
+1 - confidence, however many are tried, and a threshold that passes by luck below one that fails is
+not taken.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from judge_decoding.evaluation.statistics import Paired, difference_bound, share
 
 METHOD = "quality_budget"
 RESAMPLES = 100_000
-"""Of the bootstrap: with a few thousand, the seed decides what passes."""
+"""Number of bootstrap resamples: with a few thousand, the seed would decide what passes."""
 NEVER = 1.0
 """The threshold that no score exceeds."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One threshold: its loss of accuracy on the items, and the bound on what it loses in truth."""
+    """One threshold: its loss of accuracy on the items, and the upper bound of its true loss."""
 
     threshold: float
     drop: float
@@ -39,8 +40,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class GateChoice:
-    """threshold  the chosen one, `NEVER` where none passes
-    trials     those that were tried, the largest threshold first; the last may have failed
+    """threshold  the chosen one; `NEVER` if none passes
+    trials     the thresholds tried, the largest first; the last may have failed
     """
 
     threshold: float
@@ -65,12 +66,12 @@ class GateChoice:
 def choose_threshold(
     outcomes: Mapping[float, Paired], budget: float, *, confidence: float = 0.95, seed: int = 0
 ) -> GateChoice:
-    """The smallest threshold with `upper_bound(loss) <= budget`, all larger ones having it too.
+    """The smallest threshold such that its `loss_bound` and all larger ones' are within the budget.
 
     outcomes    threshold -> the calibration items answered at it, paired with the target alone; the
-                items must not be those that the cost is reported on
-    budget      of accuracy, as a share: 0.01 is one point
-    confidence  one-sided, that the loss is within the budget
+                cost must be reported on other items
+    budget      accuracy that may be lost, as a share: 0.01 is one point
+    confidence  one-sided confidence that the loss is within the budget
     """
     if not outcomes:
         raise UserError("gate: no thresholds to choose from")
@@ -100,11 +101,11 @@ def choose_threshold(
 def loss_bound(paired: Paired, confidence: float = 0.95, *, seed: int = 0) -> float:
     """Upper confidence bound of the accuracy that the rule loses against the target alone.
 
-    The largest of three, each too low where another is not:
+    It is the largest of three bounds, each of which is too low where another is not:
 
-    bootstrap  over groups, as they are. Of few differences it is far too sure.
-    score      Tango's, of items lost and won, each worth 1 / design effect of an independent one
-    exact      Clopper and Pearson's, of the net loss alone, of items worth as much
+    bootstrap  over the groups; with few differences it is far too narrow
+    score      Tango's, of items lost and won; each counts as 1 / design effect independent items
+    exact      Clopper and Pearson's, of the net loss alone, with the same weights
     """
     bootstrap = -paired.resampled(seed=seed, resamples=RESAMPLES)
     effect = paired.design_effect
@@ -120,6 +121,6 @@ def check_budget(budget: float) -> None:
 
 
 def groups_needed(budget: float, confidence: float = 0.95) -> int:
-    """Groups of equal size below which a rule cannot pass that answers just as the target does."""
+    """Number of equal groups below which even a rule that always agrees with the target fails."""
     check_budget(budget)
     return math.ceil(math.log(1 - confidence) / math.log1p(-budget))

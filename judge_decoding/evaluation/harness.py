@@ -8,7 +8,7 @@ All options are the harness's own. Model arguments:
 config         deployment file
 rule           acceptance rule; default the deployment's. `none` is the target alone
 threshold      the judge's
-max_draft_len  drafted tokens a round
+max_draft_len  drafted tokens per round
 batch          answers at a time; default the deployment's limits.max_sequences
 
 Answers (`generate_until`) run through the loop, batched; that is where a rule matters. Choices
@@ -31,11 +31,11 @@ from judge_decoding.torch_engine.engine import TorchTarget
 
 NAME = "judge-decoding"
 MAX_TOKENS = 256
-"""Of an answer, where the task does not say: the harness's own default."""
+"""New tokens per answer where the task does not say; this is the harness's own default."""
 
 
 class LoopModel:
-    """What the harness asks a model for; `register` gives it the harness's base class."""
+    """The methods that the harness calls; `register` adds the harness's base class."""
 
     def __init__(
         self,
@@ -46,8 +46,8 @@ class LoopModel:
         batch: int | None = None,
         **harness: Any,
     ) -> None:
-        """harness  batch_size, max_batch_size, device: the harness always sends them; the
-        deployment says what they would"""
+        """harness  batch_size, max_batch_size, device: the harness always sends them; we ignore
+        them, since the deployment decides"""
         super().__init__()
         if rule is not None and rule not in RULES:
             raise UserError(f"rule: unknown {rule!r}; known are {', '.join(RULES)}")
@@ -58,7 +58,7 @@ class LoopModel:
         self.pipeline = load_pipeline(
             deployment.override(max_draft_len=max_draft_len, draft_len_schedule={}, limits=limits)
         )
-        atexit.register(self.pipeline.close)  # the harness has no such call
+        atexit.register(self.pipeline.close)  # the harness never closes a model
         self.acceptance = deployment.default_acceptance(rule=rule, threshold=threshold)
         self._bos = self.pipeline.tokenizer.encode("")
 
@@ -73,7 +73,7 @@ class LoopModel:
         return str(self.pipeline.tokenizer.folder)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """Only recorded; a deployment has one template, its target's."""
+        """The harness only records this: a deployment has one template, its target's."""
         return "the target's" if chat_template else ""
 
     def apply_chat_template(
@@ -89,7 +89,7 @@ class LoopModel:
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
         ids = self.pipeline.tokenizer.encode(string, special=add_special_tokens is not False)
-        twice = self._bos * 2  # a chat template has written it already
+        twice = self._bos * 2  # a chat template has already written one
         if add_special_tokens is None and self._bos and ids[: len(twice)] == twice:
             ids = ids[len(self._bos) :]
         return ids
@@ -108,7 +108,7 @@ class LoopModel:
         ids, longest = self.tok_encode(context), self.pipeline.engines.target.max_context
         tokens = min(int(wanted.get("max_gen_toks") or MAX_TOKENS), most, longest - 1)
         return Request(
-            ids[-(longest - tokens) :],  # as the harness's other models: the end of it counts
+            ids[-(longest - tokens) :],  # keep the end, like the harness's other models
             tokens,
             self.acceptance,
             Sampling(temperature, int(wanted.get("top_k") or 0), float(wanted.get("top_p") or 1.0)),
@@ -121,7 +121,7 @@ class LoopModel:
         disable_tqdm: bool = False,
         **_: Any,
     ) -> list[tuple[float, bool]]:
-        """(sum of log-likelihoods, whether greedy decoding would write it) of each continuation."""
+        """Per continuation: (sum of log-likelihoods in nats, whether greedy decoding writes it)."""
         target = self.pipeline.engines.target
         if not isinstance(target, TorchTarget):
             raise UserError(
@@ -144,7 +144,7 @@ class LoopModel:
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """Of whole texts, in windows of the context without overlap."""
+        """Log-likelihoods of whole texts, in windows of the context that do not overlap."""
         totals = []
         for request in requests:
             ids = self.tok_encode(request.args[0], add_special_tokens=False)

@@ -1,4 +1,4 @@
-"""What became of answers with overridden tokens: tokens that the standard rule refuses."""
+"""What became of answers with overridden tokens, those that the standard rule refuses."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ def overrides(
     right: Sequence[bool],
     alone: Sequence[bool],
 ) -> dict[str, int]:
-    """Counts over items with a known answer, in one order; `alone`: whether the target's own is
-    right.
+    """Counts over items with a known answer. All sequences have the order of the items; `alone`
+    says whether the target's own answer is right.
 
-    tokens_in_right, tokens_in_wrong   overridden tokens, by the answer they stand in. A token in a
+    tokens_in_right, tokens_in_wrong   overridden tokens in right and in wrong answers. A token in a
                                        wrong answer need not be what made it wrong.
-    changed, changed_right             answers with one, and those of them that are right
-    single, single_still_right         of the answers that the target alone gives rightly: those
-                                       with exactly one, said before the answer is, and those of
-                                       them that stay right. Greedy decoding differs from the
-                                       target's own in that one token, so that the token alone made
-                                       the difference: each that stays right is a correct token that
-                                       the standard rule refuses, each other a wrong one that was
-                                       let through. Only under parsers whose first answer counts.
-    single_after_answer                as many again with exactly one that came when the answer
-                                       stood already: they stay right whatever the token is
+    changed, changed_right             answers with an overridden token, and the right ones of them
+    single, single_still_right         answers that the target alone gets right and that have
+                                       exactly one overridden token, before the answer itself; and
+                                       those of them that stay right. Decoding is greedy, so this
+                                       token alone made the difference: if the answer stays right,
+                                       the standard rule refuses a correct token; if not, a wrong
+                                       token was let through. Counted only under parsers whose first
+                                       answer counts.
+    single_after_answer                the same, but the token came after the answer: they stay
+                                       right whatever the token is
     """
     counts = dict.fromkeys(
         (
@@ -61,7 +61,7 @@ def overrides(
 
 
 def _until(tokenizer: Tokenizer, ids: Sequence[int], place: int) -> str:
-    """The text before a token, and the token's first character: it says whether the word before
+    """The text before a token, and the token's first character, which says whether the word before
     it goes on."""
     before = tokenizer.decode(ids[:place]).rstrip("\ufffd")
     return tokenizer.decode(ids[: place + 1])[: len(before) + 1]

@@ -3,7 +3,7 @@
 number    the last number in the text: "... so 1,200.0 in all" says 1200, "1,2,3" says 3
 choice    a letter (A to E, or the item's choices): the one after the last "answer is" or "answer:",
           else the first that stands alone
-exact     all of the text, but for case, accents and spaces
+exact     the whole text, except for case, accents and spaces
 first_of  the first of the item's choices that the text says, except those the prompt itself names;
           where the answer is a whole number, any whole number is a choice
 python    the last block of code (or, without one, all of the text); right where the tests pass
@@ -45,8 +45,9 @@ def final_answer(item: Item, text: str) -> str | None:
 def is_right(item: Item, text: str, *, run_code: bool = False) -> bool:
     """Whether `text` answers `item` rightly.
 
-    run_code  allow parser `python` to run what the model wrote (`evaluation.run_code`); UserError
-              where it is needed and not given, and for an item that nothing can be checked of
+    run_code  allow parser `python` to run what the model wrote (`evaluation.run_code`)
+
+    UserError if code must run and may not, and for an item that cannot be checked.
     """
     if item.parser == "none":
         raise UserError(f"task: item {item.id!r} has parser none; nothing can be right or wrong")
@@ -63,7 +64,7 @@ def settled(item: Item, text: str) -> bool:
     answer is given and its word has ended ("1" may become "146", "Guinea" "Guinea-Bissau")."""
     if item.parser not in FIRST_COUNTS:
         return False
-    # The underscore stands for what follows: a first word may be an answer only if it is all.
+    # The underscore stands for what follows: some first words count only as the whole text.
     return final_answer(item, re.sub(r"[\w-]+$", "", text) + "_") is not None
 
 
@@ -82,7 +83,7 @@ def expected(item: Item) -> str | None:
 
 
 def plain(text: str) -> str:
-    """Without accents: a model writes "Brasilia" as well."""
+    """The text without accents, since a model also writes "Brasilia"."""
     parts = unicodedata.normalize("NFKD", text)
     return "".join(c for c in parts if not unicodedata.combining(c))
 
@@ -104,7 +105,7 @@ def choice(text: str, letters: list[str] | tuple[str, ...]) -> str | None:
     told = re.findall(rf"(?i:\banswer(?: is|:))[\s:*(\[\"']*{alone}", text)
     if told:
         return str(told[-1])
-    # "A" before a small letter is the article, but for a word that no article stands before.
+    # "A" before a lower-case word is the article, unless no article can stand before that word.
     found = re.search(rf"{alone}(?!(?<=A) (?!(?:{NO_NOUN})\b)[a-z])", text)
     return found[1] if found else None
 
@@ -129,10 +130,10 @@ def first_of(item: Item, text: str) -> str | None:
         if candidate != answer and re.search(word, asked, flags):
             continue
         for match in re.finditer(word, given, flags):
-            # A sentence may begin with "In" or "As": no symbol is meant there, unless it is all.
+            # "In" or "As" at the beginning is a symbol only if it is the whole text.
             if item.match_case and match.start() == 0 and re.search(r"\w", given[match.end() :]):
                 continue
-            # "Guinea" lies in "Guinea-Bissau": at one place the longer name is the one said.
+            # "Guinea" is part of "Guinea-Bissau": at the same place the longer name wins.
             first.append((match.start(), -len(candidate), candidate))
             break
     return min(first)[2] if first else None

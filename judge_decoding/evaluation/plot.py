@@ -1,6 +1,6 @@
-"""Quality against speed: the judge's thresholds as a line, other rules as points, the best of all.
+"""Quality against speed: the judge's thresholds as a line, other rules as points, the Pareto front.
 
-On the Pareto front is what no other system beats in both. Open tasks have no accuracy: the
+The front holds the systems that no other one beats in both. Open tasks have no accuracy, so the
 target's log-likelihood of the text takes its place.
 """
 
@@ -21,9 +21,9 @@ _SPEEDS = (
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Places of the points that no other one equals or beats in both values, by rising first value.
+    """Indices of the points that no other one equals or beats in both values.
 
-    Of equal points the first counts.
+    They are in ascending order of the first value. Of equal points the first counts.
     """
     best: list[int] = []
     order = sorted(range(len(points)), key=lambda n: (-points[n][0], -points[n][1], n))
@@ -34,7 +34,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def check(path: Path) -> None:
-    """UserError where `plot` would fail: known before a long run, not after it."""
+    """UserError if `plot` would fail; to be called before a long run."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -44,7 +44,7 @@ def check(path: Path) -> None:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """A report as `evaluate.report` returns it, as a picture; the ending says which kind."""
+    """Draw a report of `evaluate.report` into a file; its suffix sets the format."""
     from matplotlib.figure import Figure
 
     quality, scale = "accuracy", 100.0
@@ -87,7 +87,7 @@ def _panel(
         colour = "C1" if judge else next(others)
         bars = None
         if row["delta_ci"] is not None and quality == "accuracy":
-            # About the target's own accuracy: the part that the items share is no uncertainty here.
+            # Bars of the paired difference to the target: they leave out what both share.
             bars = [[abs(end - row["delta_vs_target"]) * scale] for end in row["delta_ci"]]
         style = {"fmt": "o", "color": colour, "capsize": 2, "elinewidth": 0.7}
         axes.errorbar(*points[n], yerr=bars, label=None if judge else row["name"], **style)

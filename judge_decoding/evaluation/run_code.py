@@ -1,7 +1,7 @@
 """Runs a model's code in a child process with limits on time, memory and files.
 
-No sandbox: the child is kept from hanging, from filling memory or disk, and from this process's
-environment and folder, not from the network or from reading files. Only for an explicit opt-in.
+This is no sandbox. The child cannot hang or fill memory or disk, and gets an environment and a
+folder of its own, but it can use the network and read files. Run it only after an explicit opt-in.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SECONDS = 10
 MEMORY_BYTES = 512 * 2**20
 FILE_BYTES = 16 * 2**20
 DONE = 86
-"""The child's exit code once the last line has run: `exit(0)` before that is no success."""
+"""The child's exit code once the last line has run; an earlier `exit(0)` is no success."""
 
 _LIMITED = """
 import os, resource, sys
@@ -58,7 +58,7 @@ def runs_through(source: str, *, seconds: float = SECONDS) -> bool:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """The child and all that it started."""
+    """Kill the child and all that it started."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()

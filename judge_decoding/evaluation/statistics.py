@@ -1,4 +1,4 @@
-"""How sure a share and a paired difference are. Items of one group are always drawn together."""
+"""Uncertainty of shares and of paired differences. Items of a group are always drawn together."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 RESAMPLES = 4000
 AGREEING = 5
-"""Groups that the design effect starts from."""
+"""Weight of the prior of the design effect, in groups that differ."""
 DRAWN_AT_ONCE = 4_000_000
-"""Groups, of all resamples of a block together: 32 MB of indices."""
+"""Groups drawn for one block of resamples: 32 MB of indices."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Paired:
     """The same items answered by a rule and by the target alone, in the same order.
 
     right   whether the rule's answer is right
-    alone   whether the target's own is
-    groups  what each item belongs to
+    alone   whether the target's own answer is right
+    groups  the group of each item
     """
 
     right: Sequence[bool]
@@ -50,11 +50,11 @@ class Paired:
 
     @property
     def design_effect(self) -> float:
-        """How many items are worth one that stands alone.
+        """How many items are worth as much as one independent item.
 
-        As seen it is the variance of the difference by groups over that by single items, at least
-        1. Where few groups differ that says little: so it starts from the most it can be, a group's
-        items being all one, as if AGREEING groups more had differed so.
+        The observed effect is the variance of the difference by groups over the one by single
+        items, at least 1. It says little if few groups differ. So we average it with the largest
+        possible effect (all items of a group agree), which weighs as much as AGREEING groups.
         """
         gaps, difference = self._gaps, self.difference
         _, index = np.unique(np.array(self.groups), return_inverse=True)
@@ -70,12 +70,12 @@ class Paired:
         return np.asarray(self.right, np.float64) - np.asarray(self.alone, np.float64)
 
     def resampled(self, *, seed: int = 0, resamples: int = RESAMPLES) -> npt.NDArray[np.float64]:
-        """float64 [resamples]: the difference, over as many groups drawn with replacement."""
+        """float64 [resamples]: the difference over groups drawn with replacement."""
         return bootstrap_means(self._gaps, self.groups, seed=seed, resamples=resamples)
 
     def interval(self, confidence: float = 0.95, *, seed: int = 0) -> tuple[float, float]:
-        """Percentile bootstrap interval of the difference. It has no width where no item differs:
-        then it says nothing but that."""
+        """Percentile bootstrap interval of the difference. If no item differs, it has no width and
+        says nothing else."""
         tail = (1 - confidence) / 2
         low, high = np.quantile(self.resampled(seed=seed), [tail, 1 - tail])
         return float(low), float(high)
@@ -88,7 +88,7 @@ def bootstrap_means(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> npt.NDArray[np.float64]:
-    """float64 [resamples]: the mean over all items of as many groups, drawn with replacement."""
+    """float64 [resamples]: the mean over all items of groups drawn with replacement."""
     _, index = np.unique(np.array(groups), return_inverse=True)
     sums, sizes = np.bincount(index, values), np.bincount(index)
     rng, block = np.random.default_rng(seed), max(1, DRAWN_AT_ONCE // len(sums))
@@ -103,7 +103,7 @@ def bootstrap_means(
 def wilson(share: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a share that was seen in `count` independent draws.
 
-    It keeps a width at 0 and 1. Where items come in groups, the number of groups is the count that
+    It has a width even at shares 0 and 1. If items come in groups, the number of groups as `count`
     errs on the safe side.
     """
     if count < 1 or not 0 <= share <= 1:
@@ -116,15 +116,17 @@ def wilson(share: float, count: int, confidence: float = 0.95) -> tuple[float, f
 
 
 def worth(groups: Sequence[str]) -> float:
-    """How many groups of equal size these are worth, where a group's items are all one."""
+    """How many groups of equal size these are worth, if all items of a group agree."""
     sizes = np.unique(np.array(groups), return_counts=True)[1]
     return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
 def share_bound(lost: float, count: float, confidence: float = 0.95) -> float:
-    """Clopper and Pearson's upper bound of a share, of which `lost` in `count` independent draws
-    were seen: exact, the share at which so few come with a chance of 1 - confidence. Both may be
-    fractions: draws by what they are worth."""
+    """Clopper and Pearson's exact upper bound of a share seen `lost` times in `count` draws.
+
+    At this share, so few are seen with a chance of 1 - confidence. Both numbers may be fractions,
+    since draws may have weights.
+    """
     from scipy.special import betaincinv  # in the extras that choose thresholds
 
     if not 0 <= lost <= count or count <= 0:
@@ -134,15 +136,15 @@ def share_bound(lost: float, count: float, confidence: float = 0.95) -> float:
 
 def difference_bound(lost: float, won: float, count: float, confidence: float = 0.95) -> float:
     """Tango's upper score bound (1998) of the share lost minus the share won, of `count`
-    independent pairs; at least what was seen.
+    independent pairs; it is at least the observed difference.
 
-    The variance is that at the bound, not that of the few pairs seen to differ. The three may be
-    fractions: pairs by what they are worth.
+    The variance is taken at the bound, not from the few pairs that differ. The three numbers may be
+    fractions, since pairs may have weights.
     """
     z = NormalDist().inv_cdf(confidence)
 
     def possible(loss: float) -> bool:
-        # The likeliest share won, where the share lost is that and `loss`: a quadratic's root.
+        # The likeliest share won, if the share lost is `loss` more: the root of a quadratic.
         b = (2 * count - lost + won) * loss - lost - won
         root = math.sqrt(b * b + 8 * count * won * loss * (1 - loss))
         variance = count * ((root - b) / (2 * count) + loss * (1 - loss))

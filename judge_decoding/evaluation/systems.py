@@ -22,7 +22,7 @@ from judge_decoding.pipeline import Pipeline
 
 DRAFT = "draft"
 NAMES = (*(rule for rule in RULES if rule not in ("rejection", "synthetic")), DRAFT)
-"""Of all rules those that decode greedily and mean what they write."""
+"""The draft, and all rules but `rejection` (it samples) and `synthetic` (it forces acceptance)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class EvaluatedSystem:
 
     @property
     def threshold(self) -> float | None:
-        """The judge's."""
+        """The judge's threshold; None under other rules."""
         return self.setting if self.rule == "judge" else None
 
 
@@ -68,7 +68,7 @@ def _tau(value: float) -> dict[str, Any]:
 
 
 def _entropy(value: float) -> dict[str, Any]:
-    return {"fly_entropy": _within("fly", value, 0.0, 1.1)}  # of three tokens: at most log 3
+    return {"fly_entropy": _within("fly", value, 0.0, 1.1)}  # over three tokens: at most log 3
 
 
 def _within(rule: str, value: float, low: float, high: float) -> float:
@@ -103,9 +103,9 @@ def systems_of(
     thresholds: Sequence[float] = (),
     settings: Sequence[tuple[str, float]] = (),
 ) -> list[EvaluatedSystem]:
-    """The systems that were asked for, `none` first in any case: all others are held against it.
+    """The systems that were asked for, always with `none` first: the others are compared with it.
 
-    A rule runs at its settings where it has any (`thresholds` are the judge's), else as deployed.
+    A rule runs at each of its given settings (`thresholds` are the judge's), else as deployed.
     UserError for a name or a value that does not exist, or that the deployment cannot run.
     """
     default = pipeline.deployment.default_acceptance()
@@ -169,8 +169,8 @@ def parse_number(text: str, what: str) -> float:
 class DraftAlone:
     """The deployment's drafter in a target's place: rule `none` then writes what the draft would.
 
-    It is the draft as it drafts, short-list and shared tensors included, wherever it runs. Greedy
-    rounds of one token; the sampling and the rule of a request are not looked at.
+    It is the draft as deployed, with its short-list and shared tensors, wherever it runs. A round
+    is one greedy token; the sampling and the rule of a request are ignored.
     """
 
     def __init__(self, drafter: Drafter, end_ids: tuple[int, ...]) -> None:

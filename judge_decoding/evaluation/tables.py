@@ -76,7 +76,7 @@ def _table(title: str, columns: Sequence[tuple[str, Any]], rows: Sequence[dict[s
 
 
 def _domains(rows: Sequence[dict[str, Any]], domains: Sequence[str]) -> Table:
-    """Right answers by domain; one row a domain, so that many rules fit beside each other."""
+    """Right answers by domain; one row per domain, so that many rules fit side by side."""
     from rich.table import Table
 
     table = Table(title="right, by domain", title_justify="left")
@@ -109,7 +109,7 @@ def _print_overrides(out: Console, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def print_audit(out: Console, report: dict[str, Any]) -> None:
-    """A report as `audit.report` returns it: a row a window, and all of them."""
+    """A report as `audit.report` returns it: one row per window, and one for all of them."""
     from rich.table import Table
 
     table = Table(

@@ -25,24 +25,24 @@ ParserName = Literal["number", "choice", "exact", "first_of", "python", "none"]
 Split = Literal["calibrate", "report"]
 
 WITHOUT_CHAT = f'give the task\'s items "chat": false, or {SET_CHAT_TEMPLATE}'
-"""What helps against a target without a chat template."""
+"""What a user can do if the target has no chat template."""
 ALL_OF_DOMAIN = "*"
-"""Among `choices`: the answers and choices of all items of the domain, as far as the file goes."""
+"""Stands in `choices` for the answers and choices of all items of the domain in the file."""
 
 
 class Item(BaseModel):
-    """One prompt. What the parsers read is said in `evaluation.parsers`.
+    """One prompt. `evaluation.parsers` says what the parsers read.
 
     group       the fact or problem behind it: items of one group are drawn together when
                 uncertainty is estimated, and are never in both splits
-    answer      None: nothing is checked (parser `none`), or the tests are the answer (`python`)
-    choices     `choice`, `first_of`: what could be said; "*" adds those of the whole domain
+    answer      None: nothing is checked (parser `none`), or the tests decide (`python`)
+    choices     `choice`, `first_of`: possible answers; "*" adds those of the whole domain
     match_case  `first_of`: "As" is not "as"
     tests       `python`: source that runs after the answer's code and fails by any exception
-    max_tokens  of the answer; None takes the command line's
+    max_tokens  limit of new tokens; None takes the command line's
     stop        strings that end the answer
     chat        the prompt is a user's turn, put in the chat template; false: raw text
-    split       thresholds are chosen on `calibrate` and their cost is told on `report`
+    split       thresholds are chosen on `calibrate`, and their cost is reported on `report`
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,7 +76,7 @@ class Item(BaseModel):
 
     @property
     def checked(self) -> bool:
-        """Whether an answer to it is right or wrong."""
+        """Whether an answer to it can be right or wrong."""
         return self.parser != "none"
 
 
@@ -87,7 +87,7 @@ def half_of(name: str) -> Split:
 
 
 def task_names() -> list[str]:
-    """The tasks that are shipped."""
+    """The names of the tasks that are shipped."""
     folder = resources.files("judge_decoding") / "data" / "tasks"
     names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
     return sorted(name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl"))
@@ -122,7 +122,7 @@ def write_task(path: Path, items: Iterable[Item]) -> None:
 
 
 def _read(name_or_path: str | Path) -> tuple[str, str]:
-    """Text, and what to call it in a message."""
+    """The text, and its name for messages."""
     path = Path(name_or_path)
     try:
         if path.suffix or len(path.parts) != 1:
@@ -138,7 +138,7 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
 
 
 def _with_domains_choices(items: Iterable[Item]) -> list[Item]:
-    """`ALL_OF_DOMAIN` written out."""
+    """The items with `ALL_OF_DOMAIN` replaced by what it stands for."""
     items = list(items)
     said: defaultdict[str, dict[str, None]] = defaultdict(dict)  # in the file's order, each once
     for item in items:

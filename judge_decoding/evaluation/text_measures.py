@@ -23,10 +23,10 @@ def repetition(texts: Sequence[Sequence[int]], n: int = GRAM) -> float | None:
 def loglikelihood(
     target: Target, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
 ) -> float | None:
-    """The target's mean log-likelihood of a token of the texts after their prompts, in nats.
+    """The target's mean log-likelihood per token of the texts after their prompts, in nats.
 
-    One more pass over each text. None where the engine does not hand out its logits (ranks,
-    TensorRT-LLM), or where there are no tokens. The target must have a sequence to spare.
+    It takes one more pass over each text. None if the engine does not give out its logits (ranks,
+    TensorRT-LLM) or if there are no tokens. The target must have a free sequence.
     """
     if not isinstance(target, TorchTarget):
         return None

@@ -1,5 +1,8 @@
-"""What a deployment needs and will do before it is bought: memory per GPU and expected speed.
+"""Plans a deployment before it is bought: memory per GPU and expected speed (docs/planning.md).
 
-`shapes` the models, `gpus` the machines and what of them is reached, `roofline` the time of a
-pass, `plan` a whole deployment, `show` what people see (docs/planning.md).
+shapes      sizes of the models
+gpus        data sheets of the GPUs, and how much of them decoding reaches
+roofline    time of one pass
+plan        a whole deployment
+plan_table  a plan as a table and as a JSON document
 """

@@ -1,8 +1,8 @@
-"""GPUs as their data sheets have them, and how much of that decoding reaches.
+"""Data sheets of GPUs, and how much of them decoding reaches.
 
-The data sheets are NVIDIA's for H100 SXM, H200 SXM and B200 (HGX), dense rates. The shares and
-latencies are one set for every model, GPU and row of the table in docs/planning.md, which says
-where each comes from and how far the published speeds lie from what they give.
+The data sheets are NVIDIA's for H100 SXM, H200 SXM and B200 (HGX), with dense rates. One set of
+shares and latencies holds for every model, GPU and row of the table in docs/planning.md, which says
+where each comes from and how far the estimates are from published speeds.
 """
 
 from __future__ import annotations
@@ -28,28 +28,29 @@ GPUS = {
 }
 
 BANDWIDTH_SHARE = 0.80
-"""Of memory bandwidth while weights stream: calibrated on 8B on one H100 and 70B on one H200, whose
-whole steps, what follows included, reach 71 and 75 % of it."""
+"""Share of memory bandwidth while weights stream. Calibrated on 8B on one H100 and 70B on one H200,
+whose whole steps, with the overheads below, reach 71 and 75 % of the bandwidth."""
 COMPUTE_SHARE = 0.5
-"""Of peak FLOP/s in a pass of a few dozen rows. An assumption; such passes are bound by memory."""
+"""Share of peak FLOP/s in a pass of a few dozen rows. An assumption; memory bounds such passes."""
 LAYER_S = 10e-6
-"""A layer's kernels beyond their streaming: starts, tails, norms, attention. An assumption that no
-large model is sensitive to; small drafts are."""
+"""Seconds of a layer's kernels beyond streaming: starts, tails, norms, attention. An assumption;
+small drafts are sensitive to it, large models are not."""
 STEP_S = 300e-6
-"""An engine's step beyond its layers: scheduling, sampling, handing tokens over. As above."""
+"""Seconds of an engine's step beyond its layers: scheduling, sampling, handing tokens over. An
+assumption; only small drafts are sensitive to it."""
 ALLREDUCE_S = {1: 0.0, 2: 8e-6, 4: 10e-6, 8: 14e-6}
-"""One small all-reduce over NVLink, by GPUs; two a layer. 8 is calibrated on 70B on 8 H200, and
-then predicts 405B on them; 2 is an assumption."""
+"""Number of GPUs -> seconds of one small all-reduce over NVLink; a layer has two. The value for 8
+is calibrated on 70B on 8 H200 and then predicts 405B on them; the one for 2 is an assumption."""
 ALLREDUCE_NODES_S = 50e-6
-"""The same across nodes: an assumption, no published row checks it."""
+"""The same across nodes. An assumption that no published row checks."""
 ROUND_S = 500e-6
-"""A round beyond its passes: two requests through two executors, the loop. An assumption."""
+"""Seconds of a round beyond its passes: two requests to two executors, the loop. An assumption."""
 RUNTIME_BYTES = 2e9
-"""CUDA context, NCCL, TensorRT, decoder buffers of one engine. An assumption."""
+"""CUDA context, NCCL, TensorRT and decoder buffers of one engine. An assumption."""
 
 
 def allreduce_s(tp: int, nodes: int = 1) -> float:
-    """Latency of one all-reduce over `tp` GPUs; odd sizes cost what the next larger does."""
+    """Seconds of one all-reduce over `tp` GPUs; a size between two costs what the larger does."""
     if nodes > 1 or tp > 8:
         return ALLREDUCE_NODES_S
     return next(latency for size, latency in ALLREDUCE_S.items() if tp <= size)

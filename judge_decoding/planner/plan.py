@@ -1,4 +1,4 @@
-"""A deployment planned: does it fit, what does a round take, which draft length is best."""
+"""A planned deployment: whether it fits, how long a round takes, which draft length is best."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAPER_LENGTHS = {"paper, standard": 7.3, "paper, judge": 20.7}
 """Accepted per round at 8B/405B (6.3 and 19.7) plus the bonus, arXiv 2501.19309; the draft length
 is assumed."""
 LONGEST = 64
-"""Draft lengths that are searched for the best."""
+"""Longest draft length in the search for the best one."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class AssumedAcceptance:
 
     @property
     def rate(self) -> float:
-        """Of one token, as if each were accepted independently: the a of
+        """Acceptance rate of one token, if each is accepted independently: the a of
         length = (1 - a^(k + 1)) / (1 - a)  (Leviathan et al., arXiv 2211.17192)."""
         low, high = 0.0, 1.0
         for _ in range(60):
@@ -52,7 +52,7 @@ def _length(rate: float, draft_len: int) -> float:
 class GpuMemory:
     """Bytes on one GPU; `caches` is what TensorRT-LLM then allocates, in order of loading.
 
-    full_sequences  texts of max_context that draft and target can both cache
+    full_sequences  number of texts of max_context tokens that draft and target can both cache
     """
 
     gpu: float
@@ -64,7 +64,7 @@ class GpuMemory:
 
     @property
     def fits(self) -> bool:
-        """Weights and activations, and the cache of one full-length text."""
+        """Whether the weights, the activations and the cache of one full-length text fit."""
         return self.missing <= 0
 
 
@@ -72,7 +72,7 @@ class GpuMemory:
 class PlannedRound:
     """One round at a draft length. Seconds, and tokens/s of one sequence.
 
-    passes  of each model over prefixes (`Plan.passes`); `verify` is one of them
+    passes  number of passes of each model over prefixes (`Plan.passes`); `verify` is one of them
     """
 
     draft_len: int
@@ -111,7 +111,7 @@ class PlannedRound:
 class Plan:
     """A deployment on one kind of GPU, with `sequences` active texts of `context` tokens each.
 
-    gpu  None is the deployment's own, `trtllm.gpu`
+    gpu  name of the GPU; None takes the deployment's own, `trtllm.gpu`
     """
 
     def __init__(
@@ -154,8 +154,8 @@ class Plan:
         self.base = 1 / pass_time(self.target, sequences=sequences, context=context).total
 
     def memory(self) -> dict[str, GpuMemory]:
-        """By kind of GPU in the layout: `draft`, `target`, or `shared`, and then also `target`
-        where some GPUs hold no draft."""
+        """Memory by kind of GPU in the layout: `draft` and `target` GPUs hold one model each,
+        `shared` GPUs hold both."""
         assert self.deployment.ranks
         draft, target = (
             set(group.devices)
@@ -189,8 +189,8 @@ class Plan:
         return GpuMemory(GPUS[self.gpu].memory, weights, activations, caches, missing, min(full))
 
     def _activations(self, role: str) -> float:
-        """Of one pass of max_num_tokens, and float32 logits: the target's are held twice, before
-        and after the plugin. An estimate; TensorRT reuses buffers as it likes."""
+        """Bytes of one pass of max_num_tokens, with float32 logits; with a judge, the target's
+        are held twice, before and after the plugin. An estimate, since TensorRT reuses buffers."""
         assert self.deployment.trtllm
         model: Placed = getattr(self, role)
         tokens, sequences = (
@@ -208,9 +208,9 @@ class Plan:
         return self.deployment.draft_len(self.sequences)
 
     def passes(self, draft_len: int) -> int:
-        """How many the runtime needs to see every sequence once. Each round is a new request with
-        its whole prefix, and the scheduler counts all of it against max_num_tokens, though what is
-        cached is not computed again (executor.executor_config)."""
+        """Number of passes in which the runtime sees every sequence once. Each round is a new
+        request with its whole prefix, and the scheduler counts all of it against max_num_tokens,
+        although cached tokens are not computed again (trtllm.executor.executor_config)."""
         together = max(1, self.max_num_tokens // (self.context + draft_len))
         return math.ceil(self.sequences / together)
 
@@ -218,7 +218,7 @@ class Plan:
         rows, passes = draft_len + 1, self.passes(draft_len)
         share = math.ceil(self.sequences / passes)
         verify = pass_time(self.target, rows=rows, sequences=share, context=self.context)
-        # The draft's later sequences start as many steps late as it has passes more than one.
+        # With more than one pass, the last sequences start their drafts passes - 1 steps late.
         steps = draft_len + passes - 1 if draft_len else 0
         return PlannedRound(
             draft_len=draft_len,
@@ -232,13 +232,13 @@ class Plan:
         )
 
     def best(self, acceptance: AssumedAcceptance) -> PlannedRound:
-        """The fastest draft length of 1..LONGEST."""
+        """The round at the fastest draft length of 1..LONGEST."""
         rounds = [self.round(acceptance, k) for k in range(1, LONGEST + 1)]
         return max(rounds, key=lambda r: r.tokens_per_s)
 
 
 def acceptances(deployment: Deployment, lengths: list[float]) -> list[AssumedAcceptance]:
-    """The given lengths, measured at the deployment's draft length; none given: the paper's."""
+    """The given lengths, measured at the deployment's draft length; without any, the paper's."""
     if not lengths:
         return [
             AssumedAcceptance(n, length, PAPER_DRAFT_LEN) for n, length in PAPER_LENGTHS.items()

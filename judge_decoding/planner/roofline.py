@@ -1,4 +1,4 @@
-"""The time of one pass of a model: the slower of memory and arithmetic, and what comes on top."""
+"""The time of one pass of a model: the slower of memory and arithmetic, plus overheads."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from judge_decoding.planner.shapes import ModelShape
 class Placed:
     """A model as an engine holds it on `tp` GPUs.
 
-    Layers are of `weight_bytes` an element (1 is FP8); embedding and LM head stay in bf16, as
-    modelopt leaves them; the embedding is on every rank.
+    Layers have `weight_bytes` per element (1 is FP8). Embedding and LM head stay in bf16, as
+    modelopt leaves them, and every rank holds the embedding.
     """
 
     shape: ModelShape
@@ -32,25 +32,25 @@ class Placed:
 
     @property
     def streamed_bytes(self) -> float:
-        """Read on each rank by every pass."""
+        """Bytes that every pass reads on each rank."""
         shape, tp = self.shape, self.tp
         layers = shape.layer_parameters(tp) * self.weight_bytes
         return (layers + shape.head_parameters * 2) / tp
 
     @property
     def held_bytes(self) -> float:
-        """Weights on each rank."""
+        """Bytes of weights on each rank."""
         return self.streamed_bytes + self.shape.head_parameters * 2
 
     @property
     def token_bytes(self) -> float:
-        """Of one token's keys and values on each rank."""
+        """Bytes of one token's keys and values on each rank."""
         return self.shape.kv_bytes(self.kv_element_bytes, self.tp)
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Seconds. `memory` and `compute` overlap; the rest adds up."""
+    """Seconds of one pass. `memory` and `compute` overlap; the other terms are added."""
 
     memory: float
     compute: float
@@ -93,6 +93,7 @@ def pass_time(model: Placed, *, rows: int = 1, sequences: int = 1, context: int 
 
 
 def judge_time(model: Placed, rows: int) -> float:
-    """The plugin: copying `rows` of float32 logits, one dot product a row; two kernels."""
+    """Seconds of the plugin: two kernels copy `rows` of float32 logits and take a dot product per
+    row."""
     shape, rate = model.shape, model.gpu.bandwidth * BANDWIDTH_SHARE
     return rows * (2 * 4 * shape.vocab + 2 * shape.hidden) / rate + 2 * LAYER_S

@@ -11,7 +11,7 @@ from judge_decoding.errors import UserError
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What memory and time follow from. Counts are parameters."""
+    """The sizes that memory and time follow from."""
 
     layers: int
     hidden: int
@@ -22,18 +22,19 @@ class ModelShape:
     vocab: int
 
     def layer_parameters(self, tp: int = 1) -> int:
-        """All layers on all of `tp` ranks: q, k, v, o, gate, up, down. Ranks that outnumber the KV
-        heads hold copies of them. Norms are left out (0.01 %)."""
+        """Parameters of all layers on all `tp` ranks: q, k, v, o, gate, up, down. If there are more
+        ranks than KV heads, ranks hold copies of heads. Norms are left out (0.01 %)."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + max(self.kv_heads, tp))
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
     @property
     def head_parameters(self) -> int:
-        """The LM head; the embedding has as many (an engine holds both, tied or not)."""
+        """Parameters of the LM head; the embedding has as many. An engine holds both, even tied."""
         return self.vocab * self.hidden
 
     def kv_bytes(self, element_bytes: int, tp: int = 1) -> float:
-        """Of one token on one of `tp` ranks; a KV head is the least that a rank holds."""
+        """Bytes of one token's keys and values on one of `tp` ranks, which hold at least one KV
+        head each."""
         heads = max(self.kv_heads / tp, 1)
         return 2 * self.layers * heads * self.head_dim * element_bytes
 
@@ -47,7 +48,7 @@ SHAPES = {
     "llama-3.3-70b": _70B,
     "llama-3.1-405b": ModelShape(126, 16384, 53248, 128, 8, 128, 128256),
 }
-"""config.json of meta-llama's releases."""
+"""Name -> sizes, from config.json of meta-llama's releases."""
 
 
 def shape_of(model: ModelConfig) -> ModelShape:

@@ -1,8 +1,8 @@
-"""Who may ask the server for what: TLS, a token, and Triton's administration shut.
+"""Access to the server: TLS, a token, and Triton's administration closed to everyone.
 
-Triton checks a header's value by its own options `--grpc-restricted-protocol` and
-`--http-restricted-api`, which name groups of its interface. Health stays open in any case: probes
-bring nothing.
+Triton's options `--grpc-restricted-protocol` and `--http-restricted-api` name groups of its
+interface that require a header with a given value. Health is always open, since probes send no
+token.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from judge_decoding.config import ServerConfig
 from judge_decoding.errors import UserError
 
 ADMINISTRATION = ("shared-memory", "model-repository", "trace", "logging")
-"""Nobody's business: with these a client maps memory of this host, or loads and unloads models."""
+"""Closed: these let a client map memory of this host, or load and unload models."""
 USE = ("inference", "metadata", "model-config", "statistics")
-"""For whoever has the token, where there is one."""
+"""Requires the token, if the deployment has one."""
 TOKEN = "judge-token"
 """The HTTP header; for gRPC it is `judge_client.connection.TOKEN`."""
 _SAFE = frozenset(string.ascii_letters + string.digits + "-._~+/=")
 
 
 def arguments(server: ServerConfig) -> list[str]:
-    """Triton's options; UserError for a missing file. Nobody is told the administration's key."""
+    """Triton's options; UserError for a missing file. The administration's key is kept secret."""
     groups = {ADMINISTRATION: ("judge-administration", secrets.token_hex(16))}
     if value := token(server):
         groups[USE] = (TOKEN, value)
@@ -45,12 +45,12 @@ def arguments(server: ServerConfig) -> list[str]:
 
 
 def http_host(server: ServerConfig) -> str:
-    """Where HTTP, which Triton serves in the clear, listens."""
+    """The address for HTTP: loopback if TLS is on, since Triton does not encrypt HTTP."""
     return server.host if server.tls is None else "127.0.0.1"
 
 
 def token(server: ServerConfig) -> str:
-    """The token that requests must bring, "" where none is asked for."""
+    """The token that requests must send, "" if none is required. UserError for a bad token file."""
     path = server.token_file
     if path is None:
         return ""

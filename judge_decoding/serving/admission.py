@@ -1,4 +1,4 @@
-"""Requests on their way into the loop: first come, first served, at most so many, none too late."""
+"""Requests on their way into the loop: a bounded queue, first come, first served."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from judge_decoding.errors import UserError
 
 SHUTTING_DOWN = "server: it is shutting down"
 FIRST_GUESS_S = 1.0
-"""How long a request takes, while none has ended yet."""
+"""Seconds that we assume per request until the first one has ended."""
 WAITING_LOOK_S = 1.0
-"""Between two questions to a waiting request's owner: they may be many, and each takes time."""
+"""Seconds between two checks whether the owners of waiting requests have left. Each check takes
+time, and there may be many owners."""
 
 
 class Unavailable(UserError):
-    """Not the request's fault: another server, or this one later, may take it.
+    """The server cannot take the request now; another server, or this one later, may.
 
-    reason  as the metrics name it (metrics.FAILED)
+    reason  its label in the metrics (metrics.FAILED)
     """
 
     def __init__(self, message: str, reason: str) -> None:
@@ -30,7 +31,7 @@ class Unavailable(UserError):
 
 
 class Busy(Unavailable):
-    """The queue is full. Clients know it by RESOURCE_EXHAUSTED and read both numbers."""
+    """The queue is full. Clients look for RESOURCE_EXHAUSTED and read both numbers."""
 
     def __init__(self, waiting: int, retry_after_s: float) -> None:
         super().__init__(
@@ -41,7 +42,7 @@ class Busy(Unavailable):
 
 
 class UpdateListener(Protocol):
-    """A request's owner; called on the scheduler's thread alone, and must not block for long."""
+    """A request's owner. Only the scheduler's thread calls it, and it must not block for long."""
 
     def updated(self, update: Update, result: Result | None) -> None:
         """A round emitted tokens; `result` comes with the last update."""
@@ -50,14 +51,14 @@ class UpdateListener(Protocol):
         """The request ends here; no update follows."""
 
     def is_cancelled(self) -> bool:
-        """True ends the request. Asked before every round; while it waits, every WAITING_LOOK_S."""
+        """True ends the request. Asked before every round; in the queue, every WAITING_LOOK_S."""
 
 
 @dataclass(eq=False)
 class QueuedRequest:
     """A request between arrival and end. Times are seconds of the scheduler's clock.
 
-    cancelled  the rounds that were run when its cancel arrived
+    cancelled  number of rounds run when its cancellation arrived; None without one
     """
 
     request: Request
@@ -71,7 +72,7 @@ class QueuedRequest:
 
 
 class Admission:
-    """The queue, and all requests that there are. Not thread-safe: the scheduler's lock."""
+    """The queue and all unfinished requests. Not thread-safe; the scheduler's lock guards it."""
 
     def __init__(self, max_queue: int) -> None:
         self.max_queue = max_queue
@@ -81,26 +82,26 @@ class Admission:
         self._service_s = 0.0  # from start to end, a moving average
 
     def add(self, entry: QueuedRequest, slots: int) -> None:
-        """Busy where `slots` sequences run already and `max_queue` requests wait for them."""
+        """Queue a request; Busy if `slots` sequences run and `max_queue` requests wait already."""
         if len(self.unfinished) >= slots + self.max_queue:
             raise Busy(self.max_queue, self.retry_after_s(slots))
         self.waiting.append(entry)
         self.unfinished.add(entry)
 
     def retry_after_s(self, slots: int) -> float:
-        """Until one more request would have its turn, at the pace of the last ones."""
+        """Seconds until one more request would start, at the pace of the last ones."""
         before = len(self.unfinished) + 1 - slots
         return min(max(before * (self._service_s or FIRST_GUESS_S) / slots, 0.1), 60.0)
 
     def take_out(self, wanted: Callable[[QueuedRequest], bool]) -> list[QueuedRequest]:
-        """Remove those that wait no longer; the others keep their order."""
+        """Remove the wanted requests from the queue and return them; the rest keep their order."""
         taken = [entry for entry in self.waiting if wanted(entry)]
         if taken:
             self.waiting = deque(entry for entry in self.waiting if not wanted(entry))
         return taken
 
     def forget(self, entry: QueuedRequest, now: float) -> None:
-        """A request has ended."""
+        """Remove a request that has ended, and learn from how long it took."""
         self.unfinished.remove(entry)
         if entry.started is not None:
             took = now - entry.started
@@ -108,5 +109,5 @@ class Admission:
 
 
 def never_started(reason: FinishReason = "cancelled") -> tuple[Update, Result]:
-    """What a request that ended in the queue is told."""
+    """The last update and the result of a request that ended in the queue."""
     return Update(-1, [], "", reason), Result("", [], reason, [], [], AcceptanceRecord())

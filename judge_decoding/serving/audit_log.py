@@ -2,10 +2,10 @@
 
     audit: {log: /var/lib/judge-decoding/audit.jsonl, share: 0.05}      in the deployment's YAML
 
-Only what an audit can decide is written: greedy requests that ended by themselves, decoded by a
-rule that may override the target. The log holds prompts and answers as token ids, readable by its
-owner alone. It is bounded: at half of `max_mb` the file becomes PATH.1, in the place of an older
-one.
+It only holds requests that an audit can decide: greedy ones that ended by themselves, decoded by a
+rule that may override the target. Prompts and answers are stored as token ids, and only the file's
+owner can read them. The size is bounded: at half of `max_mb` the file becomes PATH.1, which
+replaces an older one.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _log = logging.getLogger(__name__)
 class Logged(BaseModel):
     """A finished request and its answer.
 
-    time        of its end, seconds since 1970
-    token_ids   all that was emitted, an end token included; `provenance` one entry each
-    stop_words  what ended it besides end tokens
+    time        when it ended, in seconds since 1970
+    token_ids   all emitted tokens, an end token included; `provenance` has one entry per token
+    stop_words  the request's stop strings
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,9 +62,9 @@ class Logged(BaseModel):
 
 
 class AuditLog:
-    """Writes the log, on the scheduler's thread alone. Without a configuration it does nothing.
+    """Writes the log, on the scheduler's thread only. Without a configuration it does nothing.
 
-    A line that cannot be written is lost, with one warning: serving goes on.
+    A line that cannot be written is lost, and serving goes on; only the first one logs a warning.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class AuditLog:
         self._warned = False
 
     def watch(self, request: Request, listener: UpdateListener) -> UpdateListener:
-        """The listener, or where this request is of the sample one that also writes it down."""
+        """The listener, or one that also logs the result if this request is in the sample."""
         config = self._config
         if (
             config is None
@@ -92,7 +92,7 @@ class AuditLog:
         return _Watched(self, request, listener)
 
     def add(self, request: Request, result: Result) -> None:
-        """One line, where the request ended by itself and said something."""
+        """Write one line if the request ended by itself and emitted tokens."""
         config = self._config
         if config is None or result.finish_reason not in ("stop", "length") or not result.token_ids:
             return
@@ -118,7 +118,7 @@ class AuditLog:
 
 
 class _Watched:
-    """A listener, and the log that is told the end."""
+    """A listener that also passes the result to the log."""
 
     def __init__(self, log: AuditLog, request: Request, listener: UpdateListener) -> None:
         self._log = log
@@ -138,11 +138,11 @@ class _Watched:
 
 
 def _append(path: Path, text: str, most: int) -> None:
-    """Whole lines only; past `most` bytes the file is set aside."""
+    """Append whole lines; set the file aside first if it would exceed `most` bytes."""
     data = text.encode()
     if path.exists() and path.stat().st_size + len(data) > most:
         path.replace(_older(path))
-    # Opened anew each time: whoever moves or deletes the file need not tell the server.
+    # Opened anew each time, so that the file may be moved or deleted while the server runs.
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         os.write(handle, data)
@@ -155,9 +155,9 @@ def _older(path: Path) -> Path:
 
 
 def read_log(path: Path) -> list[Logged]:
-    """All that is in the log, the oldest first; UserError for a line that is none.
+    """All entries of the log, the oldest first; UserError for an invalid line.
 
-    A last line that has no end is still being written, and is left out.
+    A last line without a newline is still being written and is left out.
     """
     found: list[Logged] = []
     texts = []
@@ -171,7 +171,7 @@ def read_log(path: Path) -> list[Logged]:
     if not texts:
         raise UserError(f"audit: no log {path}; a deployment with an `audit` section writes one")
     for part, text in texts:
-        # The last piece has no end; splitlines() knows more ends than JSON's.
+        # The last piece has no newline. splitlines() would also split at U+2028 inside a string.
         for number, line in enumerate(text.split("\n")[:-1], 1):
             try:
                 found.append(Logged.model_validate_json(line))

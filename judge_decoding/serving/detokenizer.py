@@ -9,22 +9,22 @@ from judge_decoding.errors import UserError
 from judge_decoding.text import TextStream, Tokenizer
 
 SPARE = 1024
-"""Streams beyond those of the loop: of clients who left, or who send orders of their own again."""
+"""Streams kept besides those of the loop, for clients that left or that send an order again."""
 
 
 class Detokenizer:
-    """One `TextStream` a sequence, with the sequence's stop strings: it cuts where the loop does.
+    """One `TextStream` per sequence, with its stop strings, so that it cuts where the loop does.
 
-    A sequence whose client went away may never be finished here. The streams are therefore bounded:
-    past `capacity` (more than ever run at once) the one longest unheard of is dropped, and what
-    still comes for it is refused.
+    A sequence whose client went away may never be finished here, so we keep at most `capacity`
+    streams (more than ever run at once). Past that, the least recently used one is dropped, and
+    later tokens of its sequence are refused.
     """
 
     def __init__(self, tokenizer: Tokenizer, capacity: int) -> None:
         self._tokenizer = tokenizer
         self._capacity = capacity
         self._streams: OrderedDict[int, tuple[TextStream, int]] = OrderedDict()
-        """With the tokens each has read; the one longest unheard of is the first."""
+        """Sequence -> (stream, number of tokens read); the least recently used comes first."""
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -39,9 +39,9 @@ class Detokenizer:
         finish: str,
         ended: bool,
     ) -> list[str]:
-        """The text each new token settles; what the finish settles is the last one's.
+        """The text that each new token completes; what the end completes goes to the last token.
 
-        at      tokens of the sequence before these; UserError where others were read so far
+        at      number of the sequence's tokens before these; UserError if another number was read
         finish  the finish reason; "" while the sequence goes on
         ended   the last id is an end token: it has no text
         """

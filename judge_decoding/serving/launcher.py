@@ -1,9 +1,9 @@
 """`judge-decoding serve`: start everything, watch it, stop it. All of it runs, or none of it does.
 
 1. start     one command: tritonserver, or an mpiexec line with tritonserver as rank 0
-2. warm up   a whole round through the ensemble; only then is it ready
-3. watch     every process; the first that dies ends the rest, and is named
-4. stop      SIGTERM or SIGINT: running requests get `server.drain_s`; a second one ends at once
+2. warm up   a whole round through the ensemble; only then is the server ready
+3. watch     every process; the first that dies ends the rest, and the message names it
+4. stop      SIGTERM or SIGINT: running requests get `server.drain_s`; a second signal ends at once
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from judge_decoding.serving.warmup import warm_up
 
 POLL_S = 0.1
 NOTICE_S = 1.0
-"""How long the note of one who ended the others is waited for."""
+"""Seconds to wait for the note of the process that ended the others."""
 STOP_MARGIN_S = 15.0
-"""Beyond `drain_s`: for answers on their way, and then for the models to unload."""
+"""Seconds beyond `drain_s`: for answers on their way, and again for the models to unload."""
 KILL_S = 10.0
-"""For killed processes to be gone; one that sits in a driver may take longer."""
+"""Seconds until killed processes are gone; one that is inside a driver may take longer."""
 _SHM = Path("/dev/shm")
 
 
@@ -54,9 +54,11 @@ def serve(
     ready_file: Path | None = None,
     in_world: bool = False,
 ) -> int:
-    """Serve until a signal (0) or a death (1); the exit code. UserError before anything started.
+    """Serve, and return the exit code: 0 after a signal, 1 after a death.
 
-    in_world  this process is rank 0 of the deployment's ranks: something else has started them
+    in_world  whether this process is rank 0 of ranks that something else has started
+
+    UserError before anything is started.
     """
     stops = Stops()
     folder = Path(tempfile.mkdtemp(prefix="judge-decoding-"))
@@ -77,7 +79,7 @@ def serve(
 def _plan(
     deployment: Deployment, config: Path, folder: Path, in_world: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """The command line, and the variables it needs."""
+    """The command line and its environment variables."""
     triton = find_triton(folder)
     line = triton.command(deployment.server, shm_prefix=f"{folder.name}-")
     variables = triton.environment | {
@@ -107,7 +109,7 @@ def _check_ports(server: ServerConfig) -> None:
 
 
 def _forget_ready(path: Path | None) -> None:
-    """The file of a run that was killed (a pod's volume outlives its containers) says "ready"."""
+    """Remove the ready file of a run that was killed: a pod's volume outlives its containers."""
     try:
         if path is not None:
             path.unlink(missing_ok=True)
@@ -118,7 +120,7 @@ def _forget_ready(path: Path | None) -> None:
 
 
 class Stops:
-    """SIGTERM and SIGINT, counted from the first moment on: there will be a folder to remove."""
+    """Counts SIGTERM and SIGINT from the start, so that the run's folder is always removed."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -130,7 +132,7 @@ class Stops:
 
 
 class ServerJob:
-    """The processes of one run. `folder` is theirs to leave notes in (ranks.run_folder)."""
+    """The processes of one run. They leave notes in `folder` (ranks.run_folder)."""
 
     def __init__(
         self,
@@ -154,8 +156,8 @@ class ServerJob:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            close_fds=False,  # in a world started by others rank 0 may have one (MPICH's PMI_FD)
-            # mpiexec would end its ranks at leisure, and some of them not at all.
+            close_fds=False,  # rank 0 of a world started by others may need one (MPICH's PMI_FD)
+            # After SIGTERM, mpiexec would end its ranks slowly, and some of them not at all.
             preexec_fn=partial(
                 become_child,
                 signal.SIGTERM if self._program == run_folder.SERVER_ROLE else signal.SIGKILL,
@@ -175,11 +177,11 @@ class ServerJob:
             self._kill()
         if reason is None:
             return 0
-        _say(reason)  # last: what the processes still wrote as they ended is above it
+        _say(reason)  # last, below what the processes wrote as they ended
         return 1
 
     def _watch(self, ready_file: Path | None) -> str | None:
-        """Until a signal, and the drain that follows it; or why it ended before, in words."""
+        """Watch until a signal, then drain: None. Otherwise, in words, why the run ended early."""
         started, announced = time.monotonic(), False
         while not self._stops.count:
             self._segments.look()
@@ -209,7 +211,7 @@ class ServerJob:
 
     def _announce(self, ready_file: Path | None) -> None:
         for region in _SHM.glob(f"{self._folder.name}*"):
-            region.chmod(0o600)  # prompts and answers pass through: Triton lets all users read
+            region.chmod(0o600)  # prompts and answers pass through it; Triton lets all users read
         server = self._deployment.server
         host = _reachable(server.host)
         addresses = {
@@ -226,20 +228,20 @@ class ServerJob:
             part.rename(ready_file)
 
     def _death(self) -> str | None:
-        """Who died or gave up, in words; None: all is well."""
+        """Which process died or gave up, in words; None if all is well."""
         failures = run_folder.failures(self._folder)
         code = self._process.poll()
         if not self._gone() and not failures and code is None:
             return self._warmup_error
-        # What one of them noted says more than a death; it may be still on its way.
+        # A note says more than a death, but may still be on its way.
         _wait(lambda: bool(run_folder.failures(self._folder)), NOTICE_S)
         if said := run_folder.failures(self._folder):
             return said[0]
         code = self._process.poll()
         if code is not None and code < 0 and self._program != run_folder.SERVER_ROLE:
-            # An mpiexec whose ranks die ends with an exit code.
+            # If its ranks had died, mpiexec would have ended with an exit code.
             return f"{self._program} (pid {self._process.pid}) died ({_how(128 - code)})"
-        # A server takes its models with it, and may abort where one of them died.
+        # A server that dies takes its models with it; it may also abort because one of them died.
         gone = [process.role for process in self._gone()]
         if (death := mpiexec.first_death(self._folder)) is not None:
             rank, code = death
@@ -255,15 +257,15 @@ class ServerJob:
         return next((f"{role} (pid {p.pid})" for p in known if p.role == role), role)
 
     def _gone(self) -> list[run_folder.Process]:
-        """Those of this host, the first to die first."""
+        """The dead processes of this host, in the order of their deaths."""
         known = {process.pid: process for process in self._here()}
         self._deaths.watch(known)
         return [known[pid] for pid in self._deaths.ended()]
 
     def _drain(self) -> str | None:
-        """The loop takes in nothing more and finishes; then Triton unloads the models and ends.
+        """Let the loop finish what it has taken in, then let Triton unload the models and end.
 
-        Who died meanwhile, in words, or None.
+        Returns which process died meanwhile, in words, or None.
         """
         known = run_folder.processes(self._folder)
         server = next((p.pid for p in known if p.role == run_folder.SERVER_ROLE), None)
@@ -287,7 +289,7 @@ class ServerJob:
         return None
 
     def _flush(self) -> None:
-        """Whatever the loop has sent is through once this cancel of nothing has come back."""
+        """Cancel a request that does not exist: the reply comes after all that the loop sent."""
         server = self._deployment.server
         host = _reachable(access.http_host(server))
         url = f"http://{host}:{server.http_port}/v2/models/{ENSEMBLE}/generate"
@@ -299,8 +301,8 @@ class ServerJob:
             _say(f"the server does not answer while it drains ({error})")
 
     def _kill(self) -> None:
-        """End whatever is left of the session, and see it gone: the shell that notes a rank's end
-        (ranks.mpiexec) would do so in a folder that is being removed."""
+        """Kill what is left of the session and wait until it is gone: the shell that notes a rank's
+        end (ranks.mpiexec) must not write into a folder that is being removed."""
         self._segments.look()
 
         def gone() -> bool:
@@ -319,7 +321,7 @@ class ServerJob:
         return {p.pid for p in self._here()} | set(session(self._process.pid))
 
     def _here(self) -> list[run_folder.Process]:
-        """Who announced itself on this host so far."""
+        """The processes that have announced themselves on this host so far."""
         known = run_folder.processes(self._folder)
         return [process for process in known if process.host == os.uname().nodename]
 
@@ -329,7 +331,7 @@ class ServerJob:
             line = raw.decode(errors="replace")
             if is_noise(line):
                 continue
-            with suppress(OSError):  # a full disk; but read on, or the server would block
+            with suppress(OSError):  # such as a full disk; read on, or the server would block
                 print(line, end="", file=sys.stderr, flush=True)
 
 

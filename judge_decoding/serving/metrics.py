@@ -1,12 +1,12 @@
-"""What the server counts: names and meanings, the counting itself, and its way to an endpoint.
+"""The server's metrics: names and meanings, counting, and publication to an endpoint.
 
-The names are vLLM's under our prefix where vLLM has the thing (docs/operations/metrics.md). All
-that accumulates is a counter, so that rates survive restarts and nothing is lost between two
-scrapes. What is a moment in time (a heartbeat) is a timestamp, so that its age grows even where the
-process that should renew it hangs.
+Where vLLM has the same metric, we use its name under our prefix (docs/operations/metrics.md).
+Whatever accumulates is a counter, so that rates survive restarts and nothing is lost between two
+scrapes. A heartbeat is a timestamp, so that its age grows even if the process that should renew it
+hangs.
 
-Nothing here knows Triton: `Publisher` writes to whatever makes `Series`. Counting is a few
-additions a round on values that the loop has anyway; nothing is asked of an engine.
+Nothing here knows Triton: `Publisher` writes to any `Series`. Counting takes a few additions per
+round on values that the loop has anyway, and asks nothing of an engine.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from judge_decoding.decoding.loop import LoopClock, Update
 
 PREFIX = "judge_decoding_"
 PUBLISH_S = 1.0
-"""Between two publications: a metric that changed costs a call to the server's process each."""
+"""Seconds between two publications: each changed metric costs a call to the server's process."""
 HEARTBEAT_S = 5.0
-"""Between two questions to every rank whether it is there."""
+"""Seconds between two checks that every rank answers."""
 
 FINISHED = ("stop", "length", "cancelled", "deadline")
 FAILED = ("queue_full", "invalid", "shutting_down", "engine")
@@ -33,7 +33,7 @@ SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 Key = tuple[str, tuple[str, ...]]
-"""Of a time series: the family's name, and its labels' values."""
+"""A time series: the family's name and the values of its labels."""
 
 
 class Family(NamedTuple):
@@ -46,8 +46,8 @@ class Family(NamedTuple):
 
 
 def _histogram(name: str, text: str) -> tuple[Family, ...]:
-    """As counters: a server's API may have no histogram, or one call an observation. Prometheus
-    knows one by its names."""
+    """A histogram made of counters: a server's API may have none, or need one call per observation.
+    Prometheus recognizes it by the names."""
     return (
         Family(f"{name}_bucket", "counter", f"{text}: how many were at most `le`", ("le",)),
         Family(f"{name}_sum", "counter", f"{text}: their sum"),
@@ -139,7 +139,7 @@ FAMILIES = {
 
 
 class Histogram:
-    """Counts of values by upper bound, inclusive, as Prometheus has them."""
+    """Counts of values by inclusive upper bound, as in Prometheus."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
@@ -164,14 +164,14 @@ class Histogram:
 
 
 class Metrics:
-    """The scheduler's books. `failed` is guarded by its lock; all else belongs to its thread."""
+    """What the scheduler counts. Its lock guards `failed`; all else belongs to its thread."""
 
     def __init__(self, deployment: Deployment) -> None:
         limits = deployment.limits
         self.queue_limit = deployment.server.max_queue
         self.slots = limits.max_sequences
         self.positions = limits.max_sequences * limits.max_context
-        # As of now: set by the scheduler.
+        # The present state, set by the scheduler.
         self.running = 0
         self.waiting = 0
         self.cached_tokens = 0
@@ -236,7 +236,7 @@ class Metrics:
         self.latency.observe(latency_s)
 
     def samples(self) -> Iterator[tuple[Key, float]]:
-        """Every time series and its value now: gauges first, and all of them from the start."""
+        """Every time series and its value now, gauges first; counters at 0 are included."""
         clock, moment = self.clock, time.time()
         yield ("num_requests_running", ()), self.running
         yield ("num_requests_waiting", ()), self.waiting
@@ -273,7 +273,7 @@ class Metrics:
         yield ("judge_seconds_total", ()), clock.judge
         yield ("host_seconds_total", ()), clock.host
         yield ("metrics_seconds_total", ()), self.own_seconds
-        # Last: whoever reads a new one knows that all before it is no older than it says.
+        # Last, so that all other values are at least as new as this timestamp.
         yield ("loop_alive_timestamp_seconds", ()), moment
 
 
@@ -286,7 +286,7 @@ class Series(Protocol):
 
 
 class Publisher:
-    """Carries what has changed to an endpoint, at a bounded rate; keeps the heartbeat."""
+    """Publishes changed values to an endpoint at a bounded rate, and keeps the heartbeat."""
 
     def __init__(
         self,
@@ -294,7 +294,7 @@ class Publisher:
         make: Callable[[Family, Mapping[str, str]], Series] | None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """make  a time series of a family with these labels, at 0; None: nothing is published"""
+        """make  returns a family's time series with these labels, at 0; None publishes nothing"""
         self.beat: Callable[[], object] = lambda: None
         """Asks every rank; one that does not answer ends the job."""
         self._metrics = metrics
@@ -305,7 +305,7 @@ class Publisher:
         self._next = self._next_beat = now()
 
     def tick(self) -> float:
-        """Do what is due; the seconds until there is something again."""
+        """Do what is due; return the seconds until something is due again."""
         if self._now() >= self._next_beat:
             self.beat()
             self._next_beat = self._now() + HEARTBEAT_S

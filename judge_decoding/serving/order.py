@@ -1,7 +1,7 @@
-"""The core's order to the postprocessing: which tokens become text, of which sequence.
+"""The core model's order to the postprocessing: which tokens of which sequence become text.
 
-Clients can call the postprocessing by name too. So an order is signed with a secret of the server's
-processes (`run_folder.secret`), and one that is not is refused before it is read.
+Clients can call the postprocessing by name too. An order is therefore signed with a secret of the
+server's processes (`run_folder.secret`), and an unsigned one is refused before it is parsed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from judge_decoding.errors import UserError
 from judge_decoding.serving.request import to_json
 
 _SIZE = 64
-"""Of a signature, in front of the document."""
+"""Bytes of the signature, which precedes the document."""
 
 
 def sign(document: dict[str, Any], secret: bytes) -> bytes:
@@ -23,7 +23,7 @@ def sign(document: dict[str, Any], secret: bytes) -> bytes:
 
 
 def read(order: bytes, secret: bytes) -> dict[str, Any]:
-    """What was signed; UserError for anything else."""
+    """The signed document; UserError for anything else."""
     signature, data = order[:_SIZE], order[_SIZE:]
     if not hmac.compare_digest(signature, _signature(data, secret)):
         raise UserError("detokenize: it is not signed by this server; call the model `ensemble`")
@@ -31,5 +31,5 @@ def read(order: bytes, secret: bytes) -> dict[str, Any]:
 
 
 def _signature(data: bytes, secret: bytes) -> bytes:
-    """As text, for a caller of the core over HTTP gets it in JSON."""
+    """The signature as text, since a caller of the core model over HTTP gets it in JSON."""
     return hmac.digest(secret, data, "sha256").hex().encode()

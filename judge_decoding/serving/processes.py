@@ -1,4 +1,4 @@
-"""Processes of this host as /proc has them."""
+"""Processes of this host, as read from /proc."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ def is_running(pid: int) -> bool:
 
 
 class Deaths:
-    """Which of the watched processes have ended, in the order in which they did, however late one
-    looks: epoll hands out what became ready first first. Where the kernel or a container's rules
-    have no pidfd_open, in the order in which it is seen."""
+    """Which watched processes have ended, in the order of their ends, however late one looks.
+
+    epoll returns what became ready first. Where the kernel or a container's rules have no
+    pidfd_open, the order is the one in which the ends are seen.
+    """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._pids: dict[int, int] = {}  # by descriptor, of all that were ever watched
+        self._pids: dict[int, int] = {}  # descriptor -> pid of those that have not ended
         self._unwatched: list[int] = []
         self._ended: list[int] = []
 
     def watch(self, pids: Iterable[int]) -> None:
-        """When one died that is gone already is not known: before those that still run."""
+        """Watch these processes too. One that is gone already counts as ended now."""
         known = {*self._pids.values(), *self._unwatched, *self._ended}
         for pid in set(pids) - known:
             try:
@@ -41,7 +43,7 @@ class Deaths:
             self._epoll.register(descriptor, select.EPOLLIN)
 
     def ended(self) -> list[int]:
-        """Their pids, the first to end first."""
+        """The pids of the ended processes, the first to end first."""
         for descriptor, _ in self._epoll.poll(0, max(1, len(self._pids))):
             self._epoll.unregister(descriptor)
             os.close(descriptor)
@@ -53,18 +55,18 @@ class Deaths:
 
 
 def session(leader: int) -> list[int]:
-    """The pids of its session."""
+    """The pids of the session that `leader` leads."""
     pids = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]
     return [pid for pid in pids if _stat(pid)[3:4] == [str(leader)]]
 
 
 def become_child(number: signal.Signals) -> None:
-    """In a new process: get this signal when its parent is gone, however it went."""
+    """Called in a new process: send it this signal when its parent ends, however that happens."""
     ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
 def _stat(pid: int) -> list[str]:
-    """A process's /proc stat: [state, parent, group, session, ...]; [] where it is gone."""
+    """A process's /proc stat: [state, parent, group, session, ...]; [] if the process is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Rank 0 of a world that srun or mpirun has started: the server, watched as `serve` does it.
+"""Rank 0 of a world that srun or mpirun has started: the server, watched as under `serve`.
 
     python -m judge_decoding.serving.rank --config CONFIG       (deploy/rank.sh)
 

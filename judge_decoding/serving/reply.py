@@ -20,19 +20,19 @@ _NO_SCORES = np.array([], np.float32)
 
 
 class Reply:
-    """One request's responses when streaming, else a single one at the end.
+    """The responses to one request: many for a stream, otherwise a single one at the end.
 
-    A stream's first round is sent at once, from then on what `stream_interval` rounds emitted.
+    A stream sends its first round at once and then one response every `stream_interval` rounds.
 
-    Every response holds the same arrays, empty where there is nothing to say: an ensemble wants
-    that. One that says what it said before is the same object, so that its tensor can be kept.
+    Every response holds the same arrays, as an ensemble requires; an array may be empty. An array
+    that says the same as before is the same object, so that its tensor can be kept.
 
-    The first is for whoever detokenizes. One tensor, because each costs every process that it
-    passes through; a signed order (serving.order):
+    `detokenize` is a signed order (serving.order) to the postprocessing. It is one tensor, because
+    each tensor costs time in every process that it passes through:
 
     sequence, at, ids, stop, finish, ended  what `Detokenizer.push` takes
-    before                                  goes before the text of this response
-    token_texts                             whether they were asked for
+    before                                  text to put before the text of this response
+    token_texts                             whether the text of each token was asked for
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Reply:
         text_before      what the answer's text begins with
         stream_interval  rounds between two responses of a stream (config.ServerConfig)
 
-        Without a request: the answer to a cancel.
+        Without a request, this is the answer to a cancellation.
         """
         self._sequence = sequence
         self._secret = secret

@@ -1,7 +1,7 @@
-"""From the plain values a client sends to a `Request`, every check with its message.
+"""Turns the plain values that a client sends into a `Request`; every check has its message.
 
-The names are the wire's (docs/serving.md); values arrive as numpy arrays, as any transport has
-them. Nothing here knows Triton.
+docs/serving.md has the names. Values arrive as numpy arrays, which any transport can make; nothing
+here knows Triton.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from judge_decoding.text import Tokenizer
 DEFAULT_MAX_TOKENS = 128
 MAX_STOP_STRINGS = 32
 MAX_STOP_BYTES = 1024
-"""Of one stop string: text is held back while it may still become one."""
+"""Limit of one stop string: text is held back while it may still become one."""
 LONG_TOKEN = 16
-"""Bytes. A text with more of them for each token of the context hardly fits it."""
+"""Bytes per token. A text with more bytes than this per token of the context hardly fits it."""
 
 
 class _Values(BaseModel):
@@ -39,7 +39,7 @@ class Message(_Values):
 
 
 class Parameters(_Values):
-    """How to answer; None takes the deployment's. Unknown names are refused."""
+    """How to answer. None takes the deployment's value; unknown names are refused."""
 
     max_tokens: int | None = Field(default=None, ge=1)
     min_tokens: int = Field(default=0, ge=0)
@@ -79,7 +79,7 @@ class Parameters(_Values):
         return self
 
     def deadline_s(self, deployment: Deployment, timeout_us: int = 0) -> float | None:
-        """Seconds the request may take: the least of its own limit and the deployment's.
+        """Seconds that the request may take: the smallest of all limits, None without any.
 
         timeout_us  Triton's own request parameter `timeout`; 0 where it was not given
         """
@@ -88,7 +88,7 @@ class Parameters(_Values):
         return min([*limits, timeout_us / 1e6] if timeout_us else limits, default=None)
 
     def request(self, prompt_ids: list[int], deployment: Deployment) -> Request:
-        """The loop's request. It brings no text: who detokenizes is up to the caller."""
+        """The loop's request. The loop makes no text for it: the caller decides who detokenizes."""
         limit = deployment.limits.max_tokens
         if self.max_tokens is not None and self.max_tokens > limit:
             raise UserError(f"max_tokens: {self.max_tokens} is more than the limit of {limit}")
@@ -97,7 +97,7 @@ class Parameters(_Values):
             raise UserError(
                 f"max_draft_len: {self.max_draft_len} is more than the deployment's {longest}"
             )
-        # Clients of TensorRT-LLM ask for greedy decoding by top_k 1.
+        # Clients of TensorRT-LLM ask for greedy decoding with top_k 1.
         temperature = 0.0 if self.top_k == 1 else self.temperature
         rule = self.acceptance_rule
         if rule is None and temperature > 0 and deployment.acceptance.rule == "strict":
@@ -116,7 +116,7 @@ class Parameters(_Values):
 
 
 def parameters(tensors: Mapping[str, np.ndarray[Any, Any]]) -> Parameters:
-    """Name -> array to checked parameters; all but `stop_words` hold one value."""
+    """Checked parameters from arrays by name; all but `stop_words` hold one value."""
     try:
         return Parameters.model_validate(
             {
@@ -139,7 +139,7 @@ def prompt(
                 deployment says `chat_template: none`
     messages    JSON list of {"role", "content"} for the chat template; text_input is then ignored
 
-    UserError where it is no prompt, or far too long; the loop checks the exact length.
+    UserError if it is no prompt or far too long; the loop checks the exact length.
     """
     check_size(tensors, deployment)
     if "messages" in tensors and (conversation := _one("messages", tensors["messages"])):
@@ -158,7 +158,7 @@ def prompt(
 
 
 def check_size(tensors: Mapping[str, np.ndarray[Any, Any]], deployment: Deployment) -> None:
-    """UserError where the texts are longer than a server takes in."""
+    """UserError if the texts are longer than server.max_prompt_bytes."""
     size = sum(len(array.item()) for name, array in tensors.items() if name in _TEXTS)
     if size > deployment.server.max_prompt_bytes:
         raise UserError(
@@ -176,12 +176,13 @@ def _chat(
 
 
 def _check_length(text: str, tokenizer: Tokenizer, deployment: Deployment) -> None:
-    """Refuse what cannot fit before all of it is tokenized: 1 MB takes seconds, others wait.
+    """Refuse a text that cannot fit before all of it is tokenized: 1 MB takes seconds, and others
+    wait.
 
-    Piece by piece, since a text of many bytes may be of few tokens (64 blanks are one of some
-    vocabularies'). A cut changes the tokens beside it alone: a piece begins or ends within a word,
-    or within a few that a tokenizer without words would have merged. So the pieces' sum is never
-    twice the text's tokens, where the pieces are as long as these.
+    We count tokens piece by piece, since many bytes may be few tokens (some vocabularies have one
+    for 64 blanks). A cut only changes the tokens beside it: a piece begins or ends within a word,
+    or within a few words that a tokenizer without word boundaries would have merged. With pieces as
+    long as these, the sum is never twice the number of tokens of the text.
     """
     limit = deployment.limits.max_context
     piece = LONG_TOKEN * limit
@@ -214,7 +215,7 @@ def _messages(text: str) -> list[dict[str, str]]:
 
 
 def _one(name: str, array: np.ndarray[Any, Any]) -> Any:
-    """An array's only value as a plain one."""
+    """An array's only value as a plain Python value."""
     if array.size != 1:
         raise UserError(f"{name}: {array.size} values; give one")
     value = array.reshape(-1)[0]
@@ -234,5 +235,5 @@ def _text(name: str, value: bytes) -> str:
 
 
 def to_json(document: Any) -> bytes:
-    """One line, numbers that JSON has."""
+    """The document on one line; ValueError for a number that JSON lacks, such as NaN."""
     return json.dumps(document, allow_nan=False).encode()

@@ -1,8 +1,8 @@
-"""One thread that runs the rounds: a bounded queue in front, callbacks behind.
+"""One thread that runs the rounds, with a bounded queue before it and callbacks after it.
 
-Whoever receives requests calls `submit` and `cancel` from any thread and returns at once. All
-else happens on the scheduler's own thread: loading (MPI belongs to one thread), admission, rounds,
-cancelling, callbacks, metrics.
+`submit` and `cancel` may be called from any thread and return at once. All else happens on the
+scheduler's own thread: loading (MPI belongs to one thread), admission, rounds, cancelling,
+callbacks, metrics.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class Scheduler:
-    """Feeds a `SpeculativeDecoder`: `start` first, `stop` last."""
+    """Feeds a `SpeculativeDecoder`. Call `start` first and `stop` last."""
 
     def __init__(
         self,
@@ -44,10 +44,10 @@ class Scheduler:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """load       makes the decoder, on the scheduler's thread
-        max_queue  requests that wait while all sequences are in use; one more is refused
-        tick       called after every round, and while there is nothing to do after as many seconds
-                   as it said the last time (metrics.Publisher.tick)
-        close      the thread's last call, whatever ended it
+        max_queue  requests that may wait while all sequences are in use; one more is refused
+        tick       called after every round and, while there is nothing to do, after the seconds
+                   that it returned last (metrics.Publisher.tick)
+        close      called by the thread at its end, whatever ended it
         """
         self._load = load
         self._tick = tick
@@ -58,12 +58,12 @@ class Scheduler:
         # Guarded by _wake:
         self._admission = Admission(max_queue)
         self._closing = False  # nothing new is taken in
-        self._stopping = False  # what was taken in is not finished
+        self._stopping = False  # what was taken in is not finished either
         self._dead: str | None = None
-        # The thread's own:
+        # Used only by the scheduler's thread:
         self._decoder: SpeculativeDecoder | None = None
         self._active: dict[int, QueuedRequest] = {}
-        self._next_look = 0.0  # whether owners of waiting requests have left
+        self._next_look = 0.0  # when to check next whether owners of waiting requests have left
         self._error: BaseException | None = None
         self._loaded = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -75,12 +75,12 @@ class Scheduler:
 
     @property
     def decoder(self) -> SpeculativeDecoder:
-        """For what is constant in it: its other methods belong to the scheduler's thread."""
+        """Use only what is constant in it: all else belongs to the scheduler's thread."""
         assert self._decoder is not None, "start() comes first"
         return self._decoder
 
     def start(self) -> None:
-        """Returns when the engines are loaded; raises what loading raised."""
+        """Return when the engines are loaded; raise what loading raised."""
         self._thread.start()
         self._loaded.wait()
         if self._error is not None:
@@ -94,9 +94,9 @@ class Scheduler:
         *,
         deadline_s: float | None = None,
     ) -> None:
-        """Take in a request; UserError where it cannot be served, Unavailable where not now.
+        """Take in a request; UserError if it cannot be served, Unavailable if it cannot be now.
 
-        name        by which `cancel` finds it
+        name        the name by which `cancel` finds it
         deadline_s  seconds from now, waiting included, after which it ends with what it has
         """
         with self.counting_refusals(), self._wake:
@@ -105,7 +105,7 @@ class Scheduler:
 
     @contextmanager
     def counting_refusals(self) -> Iterator[None]:
-        """Around whatever refuses a request before `submit` does, which counts its own."""
+        """Count a refusal in the body, for checks before `submit`, which counts its own."""
         try:
             yield
         except UserError as error:
@@ -128,9 +128,9 @@ class Scheduler:
         self._admission.add(entry, self.decoder.target.max_sequences)
 
     def cancel(self, name: str) -> None:
-        """End every request that has this name now, before the next round; there may be none.
+        """End every request that has this name now before the next round; there may be none.
 
-        One that comes later is another request, which may well use the name again.
+        A later request may use the name again and is not affected.
         """
         with self._wake:
             for entry in self._admission.unfinished:
@@ -138,13 +138,13 @@ class Scheduler:
                     entry.cancelled = self.metrics.rounds
 
     def drain(self, timeout_s: float) -> bool:
-        """Take in nothing more and wait for the rest; whether all of it ended in time."""
+        """Take in nothing more and wait for the rest; return whether all of it ended in time."""
         with self._wake:
             self._closing = True
             return self._wake.wait_for(lambda: not self._admission.unfinished, timeout_s)
 
     def stop(self) -> None:
-        """Take in nothing more, fail what still runs, end the thread."""
+        """Take in nothing more, fail what still runs, and end the thread."""
         with self._wake:
             self._closing = self._stopping = True
             self._wake.notify_all()
@@ -172,7 +172,7 @@ class Scheduler:
             self._close()
 
     def _has_work(self) -> bool:
-        """Wait for something to do, the metrics' next turn included; False: stop."""
+        """Wait for work or until the metrics are due; False if it is time to stop."""
         pause = self._tick() if self._tick is not None else None
         with self._wake:
             self._wake.wait_for(
@@ -191,7 +191,7 @@ class Scheduler:
         self._take_stock()
 
     def _end_early(self, decoder: SpeculativeDecoder) -> None:
-        """What was cancelled, whose owner left, and what is past its deadline."""
+        """End requests that were cancelled, whose owner left, or that are past their deadline."""
         now = self._now()
         left = self._left_waiting(now)
         with self._wake:
@@ -211,7 +211,7 @@ class Scheduler:
                 self._cut_off(decoder, number, "deadline")
 
     def _left_waiting(self, now: float) -> set[QueuedRequest]:
-        """Those that wait, and their owners have left. Not under the lock: asking takes time."""
+        """The waiting requests whose owners have left. Asked without the lock: it takes time."""
         if now < self._next_look:
             return set()
         self._next_look = now + WAITING_LOOK_S
@@ -255,7 +255,7 @@ class Scheduler:
         self._end(entry, update, result)
 
     def _end(self, entry: QueuedRequest, update: Update, result: Result) -> None:
-        """A request's last words, and its place in the books given back."""
+        """Send a request's last update, count it and forget it."""
         try:
             entry.listener.updated(update, result)
         except Exception:

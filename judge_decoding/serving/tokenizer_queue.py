@@ -1,8 +1,8 @@
-"""The line before the tokenizer: bounded, read by one thread, and no obstacle for cancels.
+"""The queue before the tokenizer: bounded, read by one thread, and no obstacle for cancellations.
 
-Triton's own queue before a model has no bound that is of use: with `dynamic_batching`'s, 24.10
-starts a few requests a second where the processors are busy. So the model takes in at once whatever
-comes, and what may wait is decided here.
+Triton's own queue before a model has no useful bound: with that of `dynamic_batching`, 24.10 starts
+only a few requests per second while the processors are busy. So the model takes in every request at
+once, and this queue decides how many may wait.
 """
 
 from __future__ import annotations
@@ -20,28 +20,29 @@ _log = logging.getLogger(__name__)
 
 
 class Line:
-    """Work in order of arrival, in a thread of its own."""
+    """Runs work in order of arrival, in a thread of its own."""
 
     def __init__(self, capacity: int, now: Callable[[], float] = time.monotonic) -> None:
-        """capacity  what may wait beside the one in work"""
+        """capacity  number of items that may wait while another one runs"""
         self._capacity = capacity
         self._now = now
         self._wake = threading.Condition()
         # Guarded by _wake:
         self._waiting: list[tuple[str, Work]] = []
         self._current: str | None = None
-        self._took_s = 0.0  # a moving average
+        self._took_s = 0.0  # per item, a moving average
         threading.Thread(target=self._run, name="line", daemon=True).start()
 
     def put(self, name: str, work: Work) -> None:
-        """Busy where the line is full."""
+        """Queue an item; Busy if the queue is full."""
         with self._wake:
             self._insert(len(self._waiting), name, work)
 
     def put_behind(self, name: str, work: Work) -> None:
-        """Right behind the last of that name, past all others; done here where there is none.
+        """Queue an item right behind the last one of that name; run it at once if there is none.
 
-        So a cancel does not overtake the request that it is for, and waits for no other.
+        So a cancellation does not overtake its own request and waits for no other. Busy if the
+        queue is full.
         """
         with self._wake:
             names = [self._current, *(one for one, _ in self._waiting)]

@@ -1,4 +1,4 @@
-"""Where the Triton server is, and what it is started with."""
+"""Finds the Triton server and makes its command line."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from judge_decoding.errors import UserError
 from judge_decoding.serving import access
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
-"""NVIDIA's driver has one of them, the second under WSL."""
+"""NVIDIA's driver has one of them; under WSL it is the second."""
 NO_GPU = (
     "CUDA driver version is insufficient for CUDA runtime version",
     "CudaDriverHelper has not been initialized.",
     "no pinned memory pool, falling back to non-pinned system memory",
 )
-"""What the server logs of a missing GPU, and no option prevents."""
+"""What the server logs about a missing GPU; no option prevents it."""
 
 STUB = "triton_python_backend_stub"
 ENSEMBLE = "ensemble"
@@ -30,7 +30,7 @@ ENSEMBLE = "ensemble"
 
 @dataclass(frozen=True)
 class Triton:
-    """A server to start: `environment` is laid over the present one."""
+    """A server to start. `environment` is added to the present one."""
 
     binary: Path
     backends: Path | None
@@ -50,10 +50,10 @@ class Triton:
             f"--metrics-address={server.host}",
             f"--metrics-port={server.metrics_port}",
             *access.arguments(server),
-            # Complete configurations; completing them would start every model twice.
+            # Our configurations are complete; completing them would start every model twice.
             "--disable-auto-complete-config",
-            # After SIGTERM the ensemble's own steps are refused: requests are drained before it
-            # (launcher), and one that a vanished client left behind must not hold the end up.
+            # After SIGTERM Triton refuses the ensemble's own steps, so the launcher drains requests
+            # before. A request that a vanished client left behind must not delay the end.
             "--exit-timeout-secs=5",
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
             "--log-info=false",
@@ -77,7 +77,7 @@ def find_triton(folder: Path) -> Triton:
     folder  private to this run: the wheel's backends and the stub of this Python are linked there,
             so that nothing is written into site-packages
     """
-    # Models run in the first python3 on PATH: this one.
+    # Models run in the first python3 on PATH, which must be this one.
     scripts = Path(sys.prefix) / "bin"
     environment = {"PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
     if binary := shutil.which("tritonserver"):
@@ -105,9 +105,9 @@ def find_triton(folder: Path) -> Triton:
 
 
 def find_libpython() -> str:
-    """The folder of this Python's own shared library, "" where the system finds it by itself.
+    """The folder of this Python's own shared library, "" if the system finds it by itself.
 
-    The stub of Python models links against it, and must not get another build's.
+    The stub of Python models links against it, and must not load the library of another build.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     name = f"libpython{version}.so.1.0"

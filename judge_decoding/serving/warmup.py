@@ -15,9 +15,9 @@ POLL_S = 0.1
 
 
 def warm_up(deployment: Deployment, address: str) -> None:
-    """Wait until the server at HOST:PORT (gRPC) has answered; UserError where the answer is wrong.
+    """Wait until the server at HOST:PORT (gRPC) has answered; UserError if the answer is wrong.
 
-    It blocks as long as nobody listens, so the caller must watch the server meanwhile.
+    It blocks until the server is ready, so the caller must watch the server meanwhile.
     """
     k = deployment.max_draft_len
     tokens = min(2 * (k + 1), deployment.limits.max_tokens)
@@ -36,7 +36,7 @@ def warm_up(deployment: Deployment, address: str) -> None:
 
 
 def must_draft(deployment: Deployment) -> bool:
-    """Whether a request that is alone gets drafts for certain."""
+    """Whether a request that runs alone certainly gets drafts."""
     return deployment.acceptance.rule != "none" and deployment.draft_len(1) > 0
 
 

@@ -39,8 +39,8 @@ class TimedAnswer:
 def read_export(path: Path) -> list[TimedAnswer]:
     """The answers of the one experiment in a file, in the order in which they were asked for.
 
-    perf_analyzer 2.51.0 reads four bytes where an output (`judge_scores`) is empty. Where they
-    happen to be a NaN its JSON writer stops there, and the file is cut off: Truncated.
+    perf_analyzer 2.51.0 reads four bytes where an output (`judge_scores`) is empty. If they happen
+    to be a NaN, its JSON writer stops there and cuts the file off, and we raise Truncated.
     """
     try:
         document = json.loads(path.read_bytes().decode("utf-8", errors="replace"))

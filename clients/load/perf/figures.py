@@ -55,8 +55,8 @@ def figures(runs: Sequence[Sequence[TimedAnswer]]) -> dict[str, Any]:
 def busy(run: Sequence[TimedAnswer]) -> tuple[int, float]:
     """(tokens that arrived, seconds) while all streams were busy.
 
-    Up to the last request's sending; to the end where that is less than half of the whole, so that
-    a run of one wave of requests has a figure as well.
+    That is until the last request is sent, or until the end if the sending takes less than half of
+    the whole, so that a run of one wave of requests has a figure too.
     """
     end, last_sent = max(one.end_s for one in run), max(one.sent_s for one in run)
     until = last_sent if last_sent >= end / 2 else end

@@ -117,7 +117,7 @@ class Sweep:
         data = input_data(self.prompts, system.rule, self.max_tokens, system.draft_len)
         inputs.write_text(json.dumps(data), encoding="utf-8")
         for attempt in range(ATTEMPTS):
-            export.unlink(missing_ok=True)  # it refuses a file that is there
+            export.unlink(missing_ok=True)  # the program refuses to overwrite it
             before = self._counters()
             self.analyzer.run(self.url, inputs, load, count, export)
             try:

@@ -11,9 +11,9 @@ from judge_client.errors import JudgeClientError
 RUNNING = "judge_decoding_num_requests_running"
 WAITING = "judge_decoding_num_requests_waiting"
 ALIVE = "judge_decoding_loop_alive_timestamp_seconds"
-"""The decoding loop publishes it last each time, so that all else on the page is as new."""
+"""The decoding loop publishes it last, so that all else on the page is at least as new."""
 FRESH_S = 120.0
-"""Longer than any round."""
+"""Seconds to wait for a publication; longer than any round."""
 
 _SAMPLE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{.*\})? ([^ ]+)")
 
@@ -38,7 +38,7 @@ def read_page(url: str, *, fresh: bool = False) -> str:
             text = str(page.read().decode("utf-8"))
         if not fresh:
             return text
-        # Read once more then: this page may have begun before a publication and ended after it.
+        # Then read once more: this page may have begun before a publication and ended after it.
         fresh = parse_metrics(text).get(ALIVE, 0.0) < wanted
         if not fresh:
             continue

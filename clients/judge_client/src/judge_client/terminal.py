@@ -1,7 +1,7 @@
 """What people see: text coloured by provenance, a legend, a line of figures, a conversation.
 
-On a terminal provenance is a colour. Without colour (a pipe, a log, NO_COLOR) a pair of marks
-stands around every run of such tokens, so that the output still says who wrote what.
+On a terminal, provenance is a colour. Without colour (a pipe, a log, NO_COLOR), a pair of marks
+encloses every run of tokens of one provenance, so that the output still says who wrote what.
 
 It needs `rich`, which is imported when a console is made.
 """

@@ -136,7 +136,7 @@ _ON_DEMAND = {
     "judge_scores": ("judge_scores",),
     "record": ("speculative_decoding",),
 }
-"""Outputs that are read, always and with a field of the request."""
+"""Outputs that are always read, and those that a field of the request asks for."""
 _DTYPES: dict[str, Any] = {
     "BOOL": np.bool_,
     "INT32": np.int32,

@@ -25,9 +25,9 @@ def show(
     request_id: str,
     stream: bool = True,
 ) -> Answer:
-    """Print an answer and return it. Ctrl-C cancels it, and it is then what came so far.
+    """Print an answer and return it. Ctrl-C cancels it; the answer is then what came so far.
 
-    A second Ctrl-C does not wait for the server's consent: KeyboardInterrupt.
+    A second Ctrl-C does not wait for the server and raises KeyboardInterrupt.
     """
     painter, answer = terminal.Painter(colour=terminal.has_colour(out)), Answer()
     with _cancelling(client, request_id):

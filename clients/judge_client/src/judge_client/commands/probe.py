@@ -26,7 +26,7 @@ ROUND = GenerateRequest("Hi", max_tokens=2, ignore_eos=True)
 CANCEL_S = 0.5
 """Seconds for the cancellation of a request that was not answered in time."""
 STALE_S = 60.0
-"""A loop without a new time stamp for so long is dead; longer than any round."""
+"""Seconds without a new time stamp after which the loop counts as dead; longer than any round."""
 
 
 def probe(
@@ -52,7 +52,7 @@ def probe(
 
 
 def is_busy(metrics: str) -> bool:
-    """Whether requests are there and the loop has lately said that it works on them.
+    """Whether there are requests and the loop has lately reported that it works on them.
 
     metrics  HOST:PORT
     """
