@@ -176,7 +176,7 @@ def main() -> None:
 
         cli_evaluate()
     except UserError as error:
-        print(f"lm_eval_model: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"harness: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
 

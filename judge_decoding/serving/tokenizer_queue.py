@@ -19,7 +19,7 @@ Work = Callable[[], object]
 _log = logging.getLogger(__name__)
 
 
-class Line:
+class TokenizerQueue:
     """Runs work in order of arrival, in a thread of its own."""
 
     def __init__(self, capacity: int, now: Callable[[], float] = time.monotonic) -> None:
@@ -31,7 +31,7 @@ class Line:
         self._waiting: list[tuple[str, Work]] = []
         self._current: str | None = None
         self._took_s = 0.0  # per item, a moving average
-        threading.Thread(target=self._run, name="line", daemon=True).start()
+        threading.Thread(target=self._run, name="tokenizer", daemon=True).start()
 
     def put(self, name: str, work: Work) -> None:
         """Queue an item; Busy if the queue is full."""

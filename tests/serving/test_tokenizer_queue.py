@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from judge_decoding.serving.admission import Busy
-from judge_decoding.serving.tokenizer_queue import Line
+from judge_decoding.serving.tokenizer_queue import TokenizerQueue
 
 LIMIT_S = 60.0
 
@@ -18,7 +18,7 @@ class Run:
 
     def __init__(self, capacity: int) -> None:
         self.now = 0.0
-        self.line = Line(capacity, now=lambda: self.now)
+        self.queue = TokenizerQueue(capacity, now=lambda: self.now)
         self.done: list[str] = []
         self.threads: set[str] = set()
         self.go = threading.Event()
@@ -29,7 +29,7 @@ class Run:
             assert self.go.wait(LIMIT_S)
             self.done.append("held")
 
-        self.line.put("held", hold)
+        self.queue.put("held", hold)
         assert begun.wait(LIMIT_S)
 
     def note(self, what: str) -> Callable[[], None]:
@@ -44,7 +44,7 @@ class Run:
         self.go.set()
         while True:
             try:
-                self.line.put("end", over.set)
+                self.queue.put("end", over.set)
                 break
             except Busy:
                 pass

@@ -1,4 +1,4 @@
-"""Text or messages -> token ids: `execute` puts prompts in line, the line's thread reads them.
+"""Text or messages -> token ids: `execute` queues prompts, and the queue's thread reads them.
 
 The checks are `judge_decoding.serving.request`'s.
 """
@@ -16,7 +16,7 @@ from judge_decoding.errors import UserError
 from judge_decoding.ranks import run_folder
 from judge_decoding.serving.admission import Unavailable
 from judge_decoding.serving.request import check_size, prompt
-from judge_decoding.serving.tokenizer_queue import Line
+from judge_decoding.serving.tokenizer_queue import TokenizerQueue
 from judge_decoding.text import Tokenizer
 
 Tensors = Mapping[str, np.ndarray[Any, Any]]
@@ -33,7 +33,8 @@ class TritonPythonModel:
             run_folder.report_failure(str(error))
             raise
         # As many as the loop takes in: what is more would be refused there.
-        self.line = Line(self.deployment.limits.max_sequences + self.deployment.server.max_queue)
+        limits, server = self.deployment.limits, self.deployment.server
+        self.queue = TokenizerQueue(limits.max_sequences + server.max_queue)
 
     def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> None:
         for request in requests:
@@ -42,10 +43,10 @@ class TritonPythonModel:
             try:
                 if "stop" in tensors and tensors["stop"].item():
                     # A cancel has no prompt.
-                    self.line.put_behind(name, partial(answer, sender, tensors, [], ""))
+                    self.queue.put_behind(name, partial(answer, sender, tensors, [], ""))
                 else:
                     check_size(tensors, self.deployment)
-                    self.line.put(name, partial(self.read, sender, tensors))
+                    self.queue.put(name, partial(self.read, sender, tensors))
             except UserError as error:
                 fail(sender, error)
 
