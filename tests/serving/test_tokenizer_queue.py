@@ -63,7 +63,7 @@ def test_in_order_of_arrival_on_one_thread(run: Run) -> None:
     for name in ("a", "b", "c"):
         run.line.put(name, run.note(name))
     assert run.finish() == ["held", "a", "b", "c"]
-    assert run.threads == {"line"}
+    assert run.threads == {"tokenizer"}
 
 
 def test_one_more_than_may_wait_is_refused_with_advice(run: Run) -> None:
