@@ -14,8 +14,8 @@ BFLOAT16_FLAGS = {"avx512bw", "avx_ne_convert"}
 
 @cache
 def has_bfloat16() -> bool:
-    """The answer of `torch_engine.linear.can_pack(torch.bfloat16)`, taken from the CPU's flags where
-    they are known."""
+    """What `torch_engine.linear.can_pack(torch.bfloat16)` says, taken from the CPU's flags if they
+    are known."""
     if platform.machine() == "x86_64" and (flags := _flags()):
         return not flags.isdisjoint(BFLOAT16_FLAGS)
     import torch

@@ -1,6 +1,6 @@
-"""Text or messages -> token ids: `execute` puts prompts in line, the line's thread reads them.
+"""Text or messages -> token ids: `execute` queues the prompts, and the queue's thread reads them.
 
-The checks are `judge_decoding.serving.request`'s.
+The checks are in `judge_decoding.serving.request`, the queue in `.tokenizer_queue`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TritonPythonModel:
         except UserError as error:
             run_folder.report_failure(str(error))
             raise
-        # As many as the loop takes in: what is more would be refused there.
+        # As many prompts as the loop accepts: it would refuse any more.
         self.line = Line(self.deployment.limits.max_sequences + self.deployment.server.max_queue)
 
     def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> None:
