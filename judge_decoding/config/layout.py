@@ -83,7 +83,7 @@ class Layout:
         return Place(rank, "target", index, len(self.target), with_draft)
 
     def check_world(self, size: int) -> None:
-        """UserError unless the MPI world has as many ranks as the deployment asks for."""
+        """Raise UserError unless the MPI world has as many ranks as the deployment asks for."""
         if size == self.size:
             return
         draft = "" if self.colocated else f"{len(self.draft)} draft + "

@@ -88,7 +88,7 @@ class Engines:
         return run_round(self.drafter, self.target, proposes, verifies)
 
     def check(self, acceptance: Acceptance, sampling: Sampling) -> None:
-        """Raise UserError for settings that these engines lack. Any thread may call it."""
+        """Refuse settings that these engines do not support (UserError). Any thread may call it."""
 
     def close(self) -> None:
         """Shut down other processes and executors in good order, if there are any."""

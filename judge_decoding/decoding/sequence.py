@@ -35,7 +35,7 @@ class Request:
     """False: the loop returns ids only, and the caller turns them into text."""
 
     def ends(self, token: int, position: int, end_ids: frozenset[int]) -> bool:
-        """Whether the emitted token at `position` (from 1) ends the answer."""
+        """Whether the token at `position` (from 1) is an end token that ends the answer."""
         return token in end_ids and not self.ignore_end and position > self.min_tokens
 
 

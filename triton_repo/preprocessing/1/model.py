@@ -1,6 +1,6 @@
 """Text or messages -> token ids: `execute` queues the prompts, and the queue's thread reads them.
 
-The checks are in `judge_decoding.serving.request`, the queue in `.tokenizer_queue`.
+The package `judge_decoding.serving` has the checks (`request`) and the queue (`tokenizer_queue`).
 """
 
 from __future__ import annotations
