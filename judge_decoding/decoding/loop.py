@@ -181,7 +181,7 @@ class SpeculativeDecoder:
     def step(self) -> list[Update]:
         """Run one round and return what each sequence emitted.
 
-        A sequence takes no part in rounds until its prompt has been read.
+        A sequence emits nothing in a round that only reads a part of its prompt.
         """
         started = time.perf_counter()
         before = self._engine_seconds()
@@ -274,7 +274,7 @@ class SpeculativeDecoder:
         return Update(number, emitted, text, sequence.finish_reason, len(drafted), scores)
 
     def _draft_len(self, sequence: Sequence) -> int:
-        """k for this round. The limits leave room for the target's own token after the draft."""
+        """k for this round; `max_tokens` and the context must also hold the target's own token."""
         if sequence.request.acceptance.rule == "none":
             return 0
         length = sequence.request.max_draft_len
