@@ -1,5 +1,5 @@
-"""What this CPU is fast with, asked without importing PyTorch: whoever only reads a deployment (the
-launcher, a Triton model without an engine) would take 200 MB and seconds for the answer."""
+"""Picks this CPU's fastest dtype without importing PyTorch, which would cost 200 MB and seconds in
+processes that only read the deployment (the launcher, a Triton model without an engine)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 BFLOAT16_FLAGS = {"avx512bw", "avx_ne_convert"}
-"""Of /proc/cpuinfo. Where there is one, oneDNN has bfloat16 kernels: avx512_core, avx2_vnni_2."""
+"""Flags in /proc/cpuinfo. With either, oneDNN has bfloat16 kernels: avx512_core, avx2_vnni_2."""
 
 
 @cache
 def has_bfloat16() -> bool:
-    """As `engine.linear.can_pack(torch.bfloat16)`, which is asked where the flags are not known."""
+    """What `torch_engine.linear.can_pack(torch.bfloat16)` says, taken from the CPU's flags if they
+    are known."""
     if platform.machine() == "x86_64" and (flags := _flags()):
         return not flags.isdisjoint(BFLOAT16_FLAGS)
     import torch
@@ -25,8 +26,8 @@ def has_bfloat16() -> bool:
 
 
 def fast_dtype() -> Literal["float32", "bfloat16"]:
-    """bfloat16, but float32 on a CPU without AVX-512: a bfloat16 pass over four tokens costs more
-    than two passes over one there, and speculation does not pay."""
+    """bfloat16, or float32 on a CPU without bfloat16 kernels: there, a bfloat16 pass over four
+    tokens costs more than two passes over one token, and speculation does not pay."""
     return "bfloat16" if has_bfloat16() else "float32"
 
 

@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises; the command line prints it and exits with 2."""
+"""The one exception that a user's mistake raises; the command line prints it and exits with 2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class UserError(ValueError):
 
 
 def check_choice(option: str, value: str, choices: Sequence[Choice]) -> Choice:
-    """`value` as the one of `choices` that it is; UserError where it is none of them."""
+    """Return `value` with the type of `choices`; UserError if it is none of them."""
     for choice in choices:
         if value == choice:
             return choice

@@ -1,4 +1,4 @@
-"""From a deployment to a loop that is ready to run, every mismatch refused on the way."""
+"""Turns a deployment into a loop that is ready to run, and refuses every mismatch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from judge_decoding.trtllm.open_engines import open_trtllm_engines
 
 @dataclass(frozen=True)
 class Pipeline:
-    """All parts of a deployment; `ranks` are its engines where this process leads other ranks."""
+    """All parts of a deployment; `ranks` are its engines if this process leads other ranks."""
 
     deployment: Deployment
     tokenizer: Tokenizer
@@ -27,21 +27,21 @@ class Pipeline:
     ranks: Ranks | None = None
 
     def close(self) -> None:
-        """End the ranks or executors in good order, where there are any."""
+        """End the ranks or executors in good order, if there are any."""
         self.engines.close()
 
 
 def load_pipeline(deployment: Deployment) -> Pipeline:
-    """Load and check models, judge and tokenizer. UserError names what does not fit what.
+    """Load and check models, judge and tokenizer. UserError names the parts that do not match.
 
     With a `ranks` section and under mpiexec, this process leads the ranks that hold the models
     (`ranks.leader`); otherwise it holds them itself.
     """
     led = deployment.ranks is not None and under_mpiexec()
     if led:
-        start_mpi(deployment)  # first: an error below then ends the ranks that wait for this one
+        start_mpi(deployment)  # first, so that an error below ends the ranks that wait for this one
     checkpoints = Checkpoints.of(deployment)
-    config = checkpoints.target.config  # what the engine cannot run is refused first
+    config = checkpoints.target.config  # read first, to refuse a model that the engine cannot run
     checkpoints.check_vocabulary()
     tokenizer = Tokenizer(deployment.target.model, deployment.chat_template)
     if tokenizer.size > config.vocab_size:

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, a line from time to time in a log."""
+"""The progress of long work: a bar on a terminal, a line from time to time in a log."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ProgressStep(Protocol):
 
 @contextmanager
 def progress(what: str) -> Iterator[ProgressStep]:
-    """On stderr: a bar that vanishes when the work is done, or lines if it is no terminal."""
+    """Show progress on stderr: a bar that vanishes at the end, or lines if it is no terminal."""
     err = console(stderr=True)
     if not err.is_terminal:
         yield _Lines(what)
@@ -51,7 +51,7 @@ def progress(what: str) -> Iterator[ProgressStep]:
 
 
 class _Lines:
-    """For a log: short work prints nothing, long work a line every `LINE_S` seconds."""
+    """Progress for a log: short work prints nothing, long work a line every `LINE_S` seconds."""
 
     def __init__(self, what: str) -> None:
         self._what = what

@@ -19,7 +19,7 @@ _PACKAGES = ("torch", "transformers", "numpy", "tokenizers", "safetensors")
 
 
 def collect() -> dict[str, Any]:
-    """JSON-ready facts; what cannot be found out on this machine is None, never a guess."""
+    """JSON-ready facts. A fact that this machine does not reveal is None, never a guess."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_sha": git_sha(),
@@ -37,7 +37,7 @@ def collect() -> dict[str, Any]:
 
 
 def git_sha() -> str | None:
-    """The commit this package was imported from; None where it is not in a repository of its own.
+    """The commit this package was imported from; None if it is not in a repository of its own.
 
     A package installed into a virtual environment may lie inside somebody else's repository, whose
     commit says nothing about it: only a repository that tracks this very file counts.
@@ -48,7 +48,7 @@ def git_sha() -> str | None:
 
 
 def peak_memory_mb() -> float | None:
-    """Largest resident memory of this process so far, in MB; None where the system does not say."""
+    """Largest resident memory of this process so far, in MB; None if the system does not say."""
     try:
         import resource
     except ImportError:  # Windows
@@ -88,7 +88,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpu() -> str:
-    """Model, instruction set, packed kernels: "AMD EPYC" names machines of very unlike speed."""
+    """Model, instruction set and packed kernels: CPUs named "AMD EPYC" differ much in speed."""
     bfloat16 = "bfloat16" if can_pack(torch.bfloat16) else "no bfloat16"
     return f"{_cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {bfloat16}"
 

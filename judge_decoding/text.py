@@ -15,7 +15,7 @@ _REPLACEMENT = "\ufffd"
 ChatTemplate = Literal["own", "none"]
 """Whether a user's turn is put in the model's own chat template, or is raw text."""
 SET_CHAT_TEMPLATE = "say `chat_template: none` in the deployment (a prompt is then raw text)"
-"""What helps everywhere against a model folder without a chat template."""
+"""The fix for a model folder without a chat template that errors suggest by default."""
 
 
 class Tokenizer:
@@ -36,7 +36,8 @@ class Tokenizer:
             self._fast = Fast.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"tokenizer: {path} is not readable ({error})") from None
-        # Left in the file by training. They would cut and pad prompts; transformers takes both off.
+        # Training may leave these settings in the file. They would cut and pad prompts;
+        # transformers removes both as well.
         self._fast.no_truncation()
         self._fast.no_padding()
 
@@ -45,23 +46,23 @@ class Tokenizer:
         return int(self._fast.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids; `special` adds what the tokenizer puts around a raw text (Llama's BOS)."""
+        """Token ids; `special` adds the tokens that surround a raw text (Llama's BOS)."""
         check_unicode("prompt", text)
         return list(self._fast.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text without special tokens; bytes that are no UTF-8 (yet) become U+FFFD."""
+        """Text without special tokens; bytes that are not (yet) valid UTF-8 become U+FFFD."""
         return str(self._fast.decode(list(ids), skip_special_tokens=True))
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the folder has one, and the deployment uses it."""
+        """Whether the folder has a chat template and the deployment uses it."""
         return self.chat_template == "own" and self._template is not None
 
     def turn(self, text: str, *, instead: str = SET_CHAT_TEMPLATE) -> list[int]:
-        """The ids of a user's only turn, as the deployment's `chat_template` has it.
+        """The ids of a single user turn, formatted as the deployment's `chat_template` says.
 
-        instead  what the caller's user can do if the folder has no template
+        instead  the fix that the error suggests if the folder has no template
         """
         if self.chat_template == "none":
             return self.encode(text)
@@ -82,7 +83,8 @@ class Tokenizer:
     ) -> str:
         """The conversation as the chat template writes it, special tokens included.
 
-        UserError without a template, which says `instead`, or if the template refuses the messages.
+        UserError if there is no template (it suggests `instead`) or if the template refuses the
+        messages.
         """
         if self.chat_template == "none":
             raise UserError(f"tokenizer: the deployment says chat_template: none; {instead}")
@@ -95,7 +97,7 @@ class Tokenizer:
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
-        except Exception as error:  # a template may raise anything, for bad roles above all
+        except Exception as error:  # a template may raise anything, mostly for bad roles
             raise UserError(f"tokenizer: the chat template refused the messages: {error}") from None
         return str(text)
 
@@ -122,7 +124,7 @@ class Tokenizer:
         source = path.read_text() if path.is_file() else self._config.get("chat_template")
         if not isinstance(source, str):
             return None
-        # As transformers renders templates: trimmed blocks, two helpers.
+        # transformers renders templates in this way, with trimmed blocks and these two helpers.
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -135,7 +137,7 @@ class Tokenizer:
 
 
 def check_unicode(what: str, text: str) -> None:
-    """UserError for lone surrogates: what bytes that are no UTF-8 become on a command line."""
+    """Raise UserError for lone surrogates, as in a command line that is not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -149,24 +151,24 @@ def _raise(message: str) -> None:
 
 
 class TextStream:
-    """Text out of tokens as they come, stop strings taken out.
+    """Turns tokens into text as they come, and ends the text before a stop string.
 
-    `push` returns only text that can no longer change: not the bytes of an unfinished character,
-    nor what may be the beginning of a stop string. `flush` returns what was held back, and looks
-    for stop strings in it too: with half a character, `push` holds back all of its token's text.
+    `push` returns only text that can no longer change. It holds back the bytes of an unfinished
+    character, and anything that may begin a stop string. `flush` returns the rest, and looks for
+    stop strings in it too: if a token ends in half a character, `push` holds back all of its text.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._ids: list[int] = []
-        self._start = 0  # ids before it are done with; decoding goes on from there
-        self._read = 0  # ids before it are already in `_held` or beyond
+        self._start = 0  # decoding starts here; earlier ids are no longer needed
+        self._read = 0  # the text of earlier ids is in `_held` or was returned
         self._held = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text this token settles; sets `stopped` when it completes a stop string."""
+        """Return the text that this token settles; set `stopped` if it completes a stop string."""
         self._ids.append(token)
         new = self._unread()
         if not new or new.endswith(_REPLACEMENT):
@@ -178,8 +180,8 @@ class TextStream:
     def _unread(self) -> str:
         """The text of the ids from `_read` on.
 
-        A token's text depends on its neighbour (leading spaces, split characters): they are decoded
-        with the previous piece before them, and the difference is taken.
+        A token's text depends on its neighbour (leading spaces, split characters). So the ids are
+        decoded together with the previous piece, and the text of that piece is cut off.
         """
         before = self._tokenizer.decode(self._ids[self._start : self._read])
         return self._tokenizer.decode(self._ids[self._start :])[len(before) :]
@@ -196,7 +198,7 @@ class TextStream:
         return text
 
     def flush(self) -> str:
-        """The rest, when no more tokens come; sets `stopped` where it holds a stop string."""
+        """Return the rest, when no more tokens come; set `stopped` if it holds a stop string."""
         if self.stopped:
             return ""
         self._held += self._unread()

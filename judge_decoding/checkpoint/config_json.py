@@ -1,4 +1,4 @@
-"""What the `config.json` of a Llama folder says."""
+"""Reads and checks the `config.json` of a Llama folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from judge_decoding.errors import UserError
 
 DEMO_FOLDER = "smollm2-135m-instruct"
-"""The demo target's folder, which `make target` makes."""
+"""The demo target's folder, which `make target` creates."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """What the forward needs of a `config.json`."""
+    """The values of a `config.json` that the forward pass needs."""
 
     vocab_size: int
     hidden_size: int
@@ -43,7 +43,7 @@ class LlamaConfig:
     tie_word_embeddings: bool
     end_ids: tuple[int, ...]
     shared_with_target: tuple[str, ...] = ()
-    """Tensors that are not in the folder but are the target's (the demo draft's embeddings)."""
+    """Names of tensors that the target's folder provides (the demo draft's embeddings)."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> LlamaConfig:
-    """`config.json` of a LlamaForCausalLM; UserError where it asks for what Llama-3 has not."""
+    """Read a LlamaForCausalLM's `config.json`; UserError if it needs more than Llama-3 has."""
     if not folder.is_dir():
         hint = " (make it: make venv && make target)" if folder.name == DEMO_FOLDER else ""
         raise UserError(f"model: no folder {folder}{hint}")
@@ -117,7 +117,7 @@ _SIZES = (
 
 
 def _head_dim(raw: Mapping[str, Any]) -> Any:
-    """What `head_dim` is where it is not given; 0 where that is not to be had."""
+    """The default of `head_dim`, or 0 if it cannot be computed."""
     width, heads = raw["hidden_size"], raw["num_attention_heads"]
     return width // heads if isinstance(width, int) and isinstance(heads, int) and heads else 0
 
@@ -158,7 +158,7 @@ def _rope_scaling(raw: Mapping[str, Any], source: Path) -> RopeScaling | None:
 
 
 def _end_ids(folder: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
-    """generation_config.json knows all of a chat model's end tokens; config.json often only one."""
+    """generation_config.json lists all end tokens of a chat model; config.json often only one."""
     source = folder / "generation_config.json"
     value = read_json(source).get("eos_token_id") if source.is_file() else None
     if value is None:

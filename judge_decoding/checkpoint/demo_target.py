@@ -33,11 +33,11 @@ NOISE = {
     "return_dict",
     "unk_token_id",
 }
-"""Keys of transformers' dump that say nothing about this model, or nothing true."""
+"""Keys that transformers writes but that do not apply to this model."""
 
 
 def prepare(folder: Path) -> None:
-    """Make the folder unless it is there and undamaged. UserError where the package is missing."""
+    """Create the folder unless it exists undamaged. UserError if the package is missing."""
     if (folder / CHECKSUMS).is_file():
         damaged = check(folder)
         if not damaged:
@@ -46,14 +46,14 @@ def prepare(folder: Path) -> None:
         print(f"demo target: {folder / damaged} is damaged; making it anew")
     gguf = find_gguf()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Made beside its place and renamed, so that an interrupted run leaves nothing half-made.
+    # Written under another name and renamed, so that an interrupted run leaves no partial folder.
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         convert(gguf, temporary)
         sums = {f.name: checksum(f) for f in sorted(temporary.iterdir())}
         (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2))
         shutil.rmtree(folder, ignore_errors=True)
-        temporary.chmod(0o755)  # mkdtemp's is private
+        temporary.chmod(0o755)  # mkdtemp makes it private
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -61,8 +61,8 @@ def prepare(folder: Path) -> None:
 
 
 def find_gguf() -> Path:
-    """The model file inside the package, found without importing it (its own dependencies compile
-    for minutes and are not installed)."""
+    """The model file inside the package. The package itself is not imported: its dependencies take
+    minutes to compile and are not installed."""
     spec = importlib.util.find_spec(PACKAGE)
     folders = spec.submodule_search_locations if spec else None
     found = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
@@ -100,7 +100,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def check(folder: Path) -> str | None:
-    """Name of the first file that is missing or differs from its checksum; None: all is well."""
+    """The name of the first file that is missing or differs from its checksum, or None."""
     try:
         sums = json.loads((folder / CHECKSUMS).read_text())
     except (OSError, json.JSONDecodeError):

@@ -17,9 +17,9 @@ _SAMPLE_BYTES = 4096
 class Checkpoint:
     """A Hugging Face Llama folder.
 
-    Each part is read when it is first asked for, and once: a process that needs the configuration
-    alone reads no weights. Every property raises a UserError where the files do not hold what it
-    needs. Drop the value after loading: it keeps the files of the weights open.
+    Each part is read once, on first use, so that a process that needs only the configuration reads
+    no weights. A property raises UserError if the files do not hold what it needs. Drop the object
+    after loading, because it keeps the weight files open.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,27 +31,27 @@ class Checkpoint:
 
     @cached_property
     def tensors(self) -> Tensors:
-        """Opened here, but each tensor is read only when it is taken."""
+        """The opened weight files; each tensor is read only when it is requested."""
         return Tensors(self.folder)
 
     @property
     def has_weights(self) -> bool:
-        """A machine that serves compiled engines may lack them."""
+        """Whether there are weights; a machine that serves compiled engines may lack them."""
         return any(self.folder.glob("*.safetensors"))
 
     @property
     def has_tokenizer(self) -> bool:
-        """The folder of a draft may lack one: the draft then has its target's."""
+        """Whether the folder holds a tokenizer; a draft without one uses its target's."""
         return (self.folder / "tokenizer.json").is_file()
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of the weights, the same however they are sharded: 16 hex digits.
+        """16 hex digits that identify the weights, however they are sharded.
 
         Hashes the name, dtype, shape and a sample of the first rows of every tensor, not all bytes:
         fine-tuning changes every tensor, and checking a judge must not read all of a 405B model.
         """
-        import torch  # a process that reads configurations alone never loads it
+        import torch  # a process that only reads configurations never loads it
 
         digest = hashlib.sha256()
         for name in self.tensors.names():
@@ -65,7 +65,7 @@ class Checkpoint:
 
     @cached_property
     def tokenizer_hash(self) -> str:
-        """Identity of the vocabulary: 16 hex digits over the model and the added tokens of
+        """16 hex digits that identify the vocabulary: a hash of the model and the added tokens of
         `tokenizer.json`."""
         raw = read_json(self.folder / "tokenizer.json")
         core = json.dumps([raw.get("model"), raw.get("added_tokens")], sort_keys=True)

@@ -20,15 +20,15 @@ HEAD = "lm_head.weight"
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a `.safetensors` file: whole or not at all, and with the permissions of any new file.
+    """Write a `.safetensors` file atomically, with the default permissions of a new file.
 
-    safetensors itself gives its files mode 0600, so that nobody else on the machine can read them.
+    safetensors itself gives its files mode 0600, so that no other user can read them.
     """
     from safetensors.torch import save_file
 
     part = path.with_name(f".{path.name}.part")
     part.unlink(missing_ok=True)
-    part.touch()  # the umask decides about its mode
+    part.touch()  # creates it with the mode that the umask allows
     mode = part.stat().st_mode
     save_file(dict(tensors), str(part), metadata=None if metadata is None else dict(metadata))
     part.chmod(mode)
@@ -66,7 +66,7 @@ class Tensors:
         return name in self._where
 
     def get(self, name: str) -> torch.Tensor:
-        """UserError, as for `part`, where a weight holds other things than finite numbers."""
+        """The whole tensor. Like `part`, refuses a weight that is quantized or not finite."""
         return self._sound(name, self._file(name).get_tensor(name))
 
     def part(self, name: str, dim: int, part: slice) -> torch.Tensor:
@@ -75,9 +75,9 @@ class Tensors:
         return self._sound(name, matrix[part] if dim == 0 else matrix[:, part])
 
     def _sound(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        import torch  # a process that reads configurations alone never loads it
+        import torch  # a process that only reads configurations never loads it
 
-        if not name.endswith(".weight"):  # the draft's list of ids
+        if not name.endswith(".weight"):  # the draft's list of ids is no weight
             return tensor
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise UserError(
@@ -89,9 +89,9 @@ class Tensors:
         return tensor
 
     def check_shapes(self, config: LlamaConfig) -> None:
-        """UserError where a weight is missing or has another shape than `config` says.
+        """Raise UserError if a weight is missing or has another shape than `config` says.
 
-        What `config.shared_with_target` names is not looked for here.
+        Tensors named in `config.shared_with_target` are not checked.
         """
         hidden, inner = config.hidden_size, config.intermediate_size
         query, key = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))

@@ -15,7 +15,7 @@ from judge_decoding.errors import UserError
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Both models of a deployment, and its judge. Drop the value after loading (`Checkpoint`)."""
+    """Both models of a deployment, and its judge. Drop the object after loading (`Checkpoint`)."""
 
     target: Checkpoint
     draft: Checkpoint | None
@@ -38,7 +38,7 @@ class Checkpoints:
 
     @cached_property
     def judge(self) -> Judge | None:
-        """Read when it is first asked for; not yet compared with the target."""
+        """The judge, read on first use and not yet compared with the target."""
         return None if self.judge_file is None else Judge.load(self.judge_file)
 
     def checked_judge(self) -> Judge | None:
@@ -53,7 +53,7 @@ class Checkpoints:
         return (own if own.has_tokenizer else self.target).tokenizer_hash
 
     def check_vocabulary(self) -> None:
-        """UserError unless every token id means the same to the draft and the target."""
+        """Raise UserError unless every token id means the same to the draft and the target."""
         draft, target = self.draft, self.target
         if draft is None:
             return

@@ -1,4 +1,4 @@
-"""The whole of a deployment, and what holds between its sections."""
+"""A whole deployment, and the checks that concern several of its sections."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ from judge_decoding.text import ChatTemplate
 
 
 class Deployment(Strict):
-    """The whole of a deployment.
+    """A whole deployment.
 
     engine              `torch` runs on this machine's CPU; `trtllm` needs a trtllm section
     chat_template       `own`: prompts are put in the chat template of the target's folder; `none`:
                         the target has none, and a prompt is raw text everywhere
     max_draft_len       tokens drafted per round
-    draft_len_schedule  up to so many active sequences -> tokens drafted per round instead
+    draft_len_schedule  {active sequences up to: tokens drafted per round}, if the number depends
+                        on the load (`decoding.contracts.scheduled`)
     ranks               None: one process runs both models
     trtllm              read by engine `trtllm` only
     """
@@ -75,7 +76,7 @@ class Deployment(Strict):
         return self
 
     def _check_fly(self) -> None:
-        """ValueError where the rule could accept nothing that `strict` does not."""
+        """Raise ValueError if the rule could accept nothing that `strict` does not."""
         window = self.acceptance.fly_window
         if window >= self.max_draft_len:
             raise ValueError(
@@ -85,7 +86,7 @@ class Deployment(Strict):
             )
 
     def _check_trtllm(self) -> None:
-        """ValueError where TensorRT-LLM cannot run the deployment."""
+        """Raise ValueError if TensorRT-LLM cannot run the deployment."""
         build, ranks = self.trtllm, self.ranks
         if build is None:
             raise ValueError("engine trtllm needs a trtllm section")
@@ -111,13 +112,13 @@ class Deployment(Strict):
         build.check_devices(ranks)
 
     def draft_len(self, active: int) -> int:
-        """Tokens drafted a round where so many sequences are active."""
+        """Tokens drafted per round while `active` sequences are active."""
         return scheduled(self.draft_len_schedule, active, self.max_draft_len)
 
     def default_acceptance(self, **changes: Any) -> Acceptance:
-        """The deployment's acceptance parameters, with a request's changes that are not None.
+        """The deployment's acceptance parameters with a request's changes; None changes nothing.
 
-        UserError for a rule that cannot act in this deployment.
+        UserError for a rule that cannot work in this deployment.
         """
         values = self.acceptance.model_dump()
         if self.judge is not None:
@@ -140,7 +141,7 @@ class Deployment(Strict):
     def read(cls, raw: Mapping[str, Any], folder: Path, source: str) -> Deployment:
         """The deployment that `raw` describes; UserError with one line that names `source`.
 
-        folder  what relative paths start from
+        folder  the folder that relative paths start from
         """
         try:
             deployment = cls.model_validate(raw, context={"folder": folder})
@@ -149,10 +150,10 @@ class Deployment(Strict):
         return deployment._fitted_to_models()
 
     def _fitted_to_models(self) -> Deployment:
-        """Lower a `limits.max_context` that the file does not give to what both models have.
+        """Lower the default of `limits.max_context` to the context of both models.
 
         Only `config.json` is read. A folder without a readable one changes nothing here: loading
-        the model says what is wrong with it, and planning needs no folder.
+        the model reports what is wrong with it, and planning needs no folder.
         """
         if "max_context" in self.limits.model_fields_set:
             return self

@@ -1,5 +1,5 @@
-"""What the sections are made of: paths, dtypes, a model that refuses unknown keys, and how its
-errors read."""
+"""Building blocks of the sections: paths, dtypes, a base model that refuses unknown keys, and its
+errors as text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _dtype(value: Any, info: ValidationInfo) -> Any:
 
 
 Dtype = Annotated[Literal["float32", "bfloat16"], BeforeValidator(_dtype)]
-"""`auto` is bfloat16, but float32 on a CPU that is faster with it (`cpu.fast_dtype`)."""
+"""`auto` means bfloat16, or float32 on a CPU that is faster with it (`cpu.fast_dtype`)."""
 
 
 class Strict(BaseModel):
@@ -44,7 +44,7 @@ class Strict(BaseModel):
 
 
 def describe(error: ValidationError, root: str = "deployment") -> str:
-    """All of a pydantic error on one line: `where: what (got value)`; `root` is the whole."""
+    """All of a pydantic error on one line: `where: what (got value)`; `root` names the whole."""
     parts = []
     for item in error.errors(include_url=False):
         where = ".".join(str(key) for key in item["loc"]) or root

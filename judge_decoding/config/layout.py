@@ -23,7 +23,7 @@ MODELS: tuple[Model, ...] = ("draft", "target")
 class Place:
     """One rank: its number in the world, its role, its index among the `size` ranks of the role.
 
-    with_draft  a target's rank that holds the draft as well
+    with_draft  whether this rank of the target also holds the draft
     """
 
     rank: int
@@ -34,7 +34,7 @@ class Place:
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """What the rank holds, or holds a shard of."""
+        """The models that the rank holds, or holds a shard of."""
         if self.role == "leader":
             return ()
         return MODELS if self.with_draft else (self.role,)
@@ -47,12 +47,11 @@ class Place:
 
 
 class Layout:
-    """The places of a deployment's world."""
+    """The places of all ranks of a deployment."""
 
     def __init__(self, draft: int, target: int, *, colocated: bool = False) -> None:
-        """The number of ranks of each; draft 0 where the deployment has none.
-
-        colocated  the draft's one rank is the target's first
+        """draft, target  number of ranks of each; draft is 0 if the deployment has none
+        colocated      the target's first rank is the draft's only one
         """
         own = 0 if colocated else draft
         self.colocated = colocated
@@ -84,7 +83,7 @@ class Layout:
         return Place(rank, "target", index, len(self.target), with_draft)
 
     def check_world(self, size: int) -> None:
-        """UserError unless the MPI world has as many ranks as the deployment asks for."""
+        """Raise UserError unless the MPI world has as many ranks as the deployment asks for."""
         if size == self.size:
             return
         draft = "" if self.colocated else f"{len(self.draft)} draft + "
@@ -97,8 +96,8 @@ class Layout:
 
 
 def config_hash(deployment: Deployment) -> str:
-    """16 hex digits over what every rank builds from; the loop's and the server's settings may
-    differ (a command line changes them in rank 0 alone)."""
+    """16 hex digits over the settings that every rank builds from. The loop's and the server's
+    settings may differ, because a command line changes them in rank 0 only."""
     parts = {"engine", "dtype", "target", "draft", "judge", "limits", "ranks"}
     core = json.dumps(deployment.model_dump(mode="json", include=parts), sort_keys=True)
     return hashlib.sha256(core.encode()).hexdigest()[:16]

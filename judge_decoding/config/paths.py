@@ -1,4 +1,4 @@
-"""Where files are: those that come with the project, and those of its cache folder."""
+"""The paths of files that come with the project, and of those in its cache folder."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from judge_decoding.errors import UserError
 _PACKAGE = Path(__file__).resolve().parents[1]
 _CACHE = "cache:"
 DEMO_TARGET = f"{_CACHE}{DEMO_FOLDER}"
-"""The folder that `build/demo_target.py` makes."""
+"""The folder that `build/demo_target.py` creates."""
 
 
 def shipped(name: str) -> Path:
     """A file or folder that comes with the project, such as `configs/demo.yaml` or `triton_repo`.
 
     A source checkout has it at its top. A wheel carries a copy inside the package, in `shipped`.
-    UserError where neither is there.
+    UserError if neither exists.
     """
     checkout = _PACKAGE.parent
     places = [_PACKAGE / "shipped" / name]

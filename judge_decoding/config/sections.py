@@ -1,4 +1,4 @@
-"""The sections of a deployment, but TensorRT-LLM's (config.trtllm)."""
+"""The sections of a deployment, except TensorRT-LLM's (`config.trtllm`)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class ModelConfig(Strict):
 
     model: ModelPath
     shape: str | None = None
-    """A known shape (`llama-3.1-70b`), for planning where the folder is not at hand."""
+    """A known shape (`llama-3.1-70b`), for planning without the folder."""
 
 
 class JudgeConfig(Strict):
-    """A judge file; `threshold` overrides the one it was shipped with."""
+    """A judge file; `threshold` overrides the one stored in it."""
 
     path: ModelPath
     threshold: float | None = Field(default=None, ge=0, le=1)
@@ -28,7 +28,7 @@ class JudgeConfig(Strict):
 class AcceptanceConfig(Strict):
     """The default rule and every rule's parameters; see `judge_decoding.decoding.acceptance`."""
 
-    rule: RuleName = "strict"  # a lossy rule is opted into
+    rule: RuleName = "strict"  # lossy rules are opt-in
     top_k: int = Field(default=3, ge=1, le=1000)
     typical_epsilon: float = Field(default=0.09, gt=0, le=1)
     typical_delta: float = Field(default=0.3, gt=0, le=1)
@@ -41,11 +41,11 @@ class AcceptanceConfig(Strict):
 
 
 class Limits(Strict):
-    """Bounds that memory is allocated for (`max_sequences` x `max_context`), and per request.
+    """Bounds on memory (`max_sequences` x `max_context` positions are allocated) and on requests.
 
     max_context  positions of a prompt and its answer. The default is lowered to the models' own
-                 `max_position_embeddings` (`Deployment.read`); a larger value that the file gives
-                 is refused when the models are loaded
+                 `max_position_embeddings` (`Deployment.read`); a larger value in the file is
+                 refused when the models are loaded
     """
 
     max_sequences: int = Field(default=4, ge=1, le=1024)
@@ -57,8 +57,8 @@ class Limits(Strict):
 class RankGroup(Strict):
     """The ranks of one model: `tp` of them, tensor-parallel.
 
-    devices  one a rank: `cpu` or a GPU number; none given: all on the CPU
-    threads  CPU threads a rank; 0 shares PyTorch's default among the group
+    devices  one per rank: `cpu` or a GPU number; an empty list puts all ranks on the CPU
+    threads  CPU threads per rank; 0 divides PyTorch's default among the group
     """
 
     tp: int = Field(default=1, ge=1, le=64)
@@ -75,9 +75,9 @@ class RankGroup(Strict):
 class RanksConfig(Strict):
     """MPI ranks: rank 0 leads, then the draft's, then the target's (docs/ranks.md).
 
-    colocate_draft     the draft has no ranks of its own: the target's first rank holds it, whole
-    timeout_s          any one answer of a rank; past it the whole job ends
-    startup_timeout_s  loading included
+    colocate_draft     the target's first rank holds the whole draft, which has no rank of its own
+    timeout_s          time limit for one answer of a rank, after which the whole job ends
+    startup_timeout_s  time limit for all ranks to start, loading included
     """
 
     draft: RankGroup = RankGroup()
@@ -97,12 +97,12 @@ class RanksConfig(Strict):
 
 
 class TlsConfig(Strict):
-    """TLS of the gRPC endpoint; Triton's HTTP has none and then listens on loopback alone.
+    """TLS of the gRPC endpoint. Triton's HTTP endpoint has none and then listens on loopback only.
 
     certificate  PEM, with the chain below its root
     key          PEM
-    ca           PEM of the root, by which the server's own warm-up checks the certificate
-    name         one that the certificate holds: the warm-up connects by address
+    ca           PEM of the root; the server's own warm-up checks the certificate against it
+    name         a name in the certificate; needed because the warm-up connects by address
     """
 
     certificate: ModelPath
@@ -112,16 +112,16 @@ class TlsConfig(Strict):
 
 
 class ServerConfig(Strict):
-    """Triton's ports and the bounds of what it takes in.
+    """Triton's ports, and the limits on requests.
 
-    max_queue          requests that wait while all sequences are in use; one more is refused
-    max_prompt_bytes   of a request's text
-    deadline_ms        of every request, waiting included; one may ask for less, not for more
+    max_queue          requests that may wait while all sequences are in use; more are refused
+    max_prompt_bytes   largest text of a request
+    deadline_ms        time limit of every request, waiting included; a request may only lower it
     stream_interval    rounds between two responses of a stream, after the first (TensorRT-LLM's
                        name); a response costs the same however many tokens it holds
     metrics            publish the loop's own metrics beside Triton's
     drain_s            time that running requests get after SIGTERM
-    startup_timeout_s  until the warm-up request is answered, loading included
+    startup_timeout_s  time limit for the warm-up request's answer, loading included
     token_file         its first line is a token that every request must bring (docs/operations/)
     """
 
@@ -143,9 +143,9 @@ class ServerConfig(Strict):
 class AuditConfig(Strict):
     """The log of finished requests that `judge-decoding audit` decodes again (docs/evaluation.md).
 
-    log     JSON lines; the folder must be there
-    share   of the requests that are written down
-    max_mb  of the log, the older half included
+    log     file of JSON lines; its folder must exist
+    share   share of the requests that are logged
+    max_mb  size limit of the log, the older half included
     """
 
     log: ModelPath

@@ -16,13 +16,13 @@ TRTLLM_RULES: tuple[RuleName, ...] = ("none", "strict", "rejection", "judge")
 
 
 class EngineConfig(Strict):
-    """How one model's TensorRT engine is built and what its cache gets.
+    """How one model's TensorRT engine is built, and how much memory its cache gets.
 
-    quantization        of weights and activations; `none` is the deployment's dtype
+    quantization        type of weights and activations; `none` is the deployment's dtype
     kv_cache_dtype      `auto` is the deployment's dtype
     kv_cache_free_gpu_memory_fraction
-                        of what is free on the GPU once the weights are loaded; the draft's engine
-                        is loaded first
+                        share of the GPU memory that is free once the weights are loaded; the
+                        draft's engine is loaded first
     """
 
     quantization: Literal["none", "fp8"] = "none"
@@ -40,16 +40,16 @@ class EngineConfig(Strict):
 
 
 class TrtLlmConfig(Strict):
-    """What building and running TensorRT-LLM engines needs beside the models and `ranks`.
+    """Settings for building and running TensorRT-LLM engines, beside the models and `ranks`.
 
-    engines         folder of all that is built: checkpoints/, draft/, target/, logs/
-    gpu             the kind that engines are built on and run on
+    engines         folder of everything that is built: checkpoints/, draft/, target/, logs/
+    gpu             the GPU type that engines are built on and run on
     shared_gpus     draft and target use the same GPUs (their `ranks.*.devices` are then equal
                     or overlap); else their GPUs must be disjoint
     gpus_per_node   GPU numbers count through the nodes: with 8, GPU 9 is the second node's GPU 1
-    max_num_tokens  packed tokens of one pass; bounds activation memory. Every round counts the
-                    whole texts of its sequences against it, cached or not: where they exceed it,
-                    a round takes several passes (`judge-decoding plan` says how many)
+    max_num_tokens  packed tokens of one pass, which bounds activation memory. A round counts the
+                    whole texts of its sequences, cached or not; if they exceed this limit, the
+                    round takes several passes (`judge-decoding plan` says how many)
     mode            `orchestrator`: one process spawns the ranks of both models (one node only);
                     `leader`: mpirun starts every rank
     plugin          the judge's plugin library (plugins/judge_accept); loaded before any engine
@@ -67,7 +67,7 @@ class TrtLlmConfig(Strict):
     plugin: ModelPath = Path("/opt/judge-decoding/lib/libjudge_accept_plugin.so")
 
     def check_num_tokens(self, limits: Limits, max_draft_len: int) -> None:
-        """ValueError where a pass cannot hold the rows of a round or the text of a sequence."""
+        """Raise ValueError if a pass cannot hold the rows of a round or the text of a sequence."""
         rows = limits.max_sequences * (max_draft_len + 1)
         if self.max_num_tokens < rows:
             raise ValueError(
@@ -82,7 +82,7 @@ class TrtLlmConfig(Strict):
             )
 
     def check_devices(self, ranks: RanksConfig) -> None:
-        """ValueError where the models' GPUs are missing, given twice, or on another node."""
+        """Raise ValueError if the models' GPUs are missing, given twice, or on another node."""
         for name, group in (("draft", ranks.draft), ("target", ranks.target)):
             if not group.devices or "cpu" in group.devices:
                 raise ValueError(f"engine trtllm needs ranks.{name}.devices, a GPU number a rank")

@@ -1,4 +1,4 @@
-"""A deployment from its YAML file; whatever is wrong in it is one line."""
+"""Reads a deployment from its YAML file; every error is one line."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from judge_decoding.errors import UserError
 
 
 def deployment_file(path: Path | str) -> Path:
-    """The file of a deployment that is given by its path, or by the name of a shipped one: `demo`
-    is configs/demo.yaml, wherever the package is installed."""
+    """The file of a deployment, given by its path or by the name of a shipped one: `demo` is
+    configs/demo.yaml, wherever the package is installed."""
     path = Path(path)
     if path.suffix or len(path.parts) > 1 or path.exists():
         return path
@@ -33,7 +33,7 @@ def load_deployment(path: Path | str) -> Deployment:
         raw = yaml.safe_load(text)
     except FileNotFoundError:
         raise UserError(f"config: no file {path}") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:  # a ValueError: no UTF-8, no such date
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, a bad date
         reason = " ".join(str(error).split())
         raise UserError(f"config: {path} is not readable YAML ({reason})") from None
     if not isinstance(raw, dict):
@@ -45,9 +45,9 @@ def load_deployment(path: Path | str) -> Deployment:
 
 
 def _given_twice(node: Any, seen: set[int]) -> Any:
-    """The node of a mapping's key that repeats one before it, or None: YAML takes the last.
+    """The node of the first key that its mapping gives twice, or None. (YAML takes the last.)
 
-    seen  ids of the nodes that were looked through: aliases may lead back to them
+    seen  ids of the nodes visited so far, because aliases may lead back to them
     """
     if id(node) in seen or not isinstance(node.value, list):
         return None
@@ -56,7 +56,7 @@ def _given_twice(node: Any, seen: set[int]) -> Any:
     if node.id == "mapping":
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
-                continue  # each adds what the others have not
+                continue  # may be repeated: each adds the keys that the others lack
             if (name := (key.tag, str(key.value))) in keys:
                 return key
             keys.add(name)

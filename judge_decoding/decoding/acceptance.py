@@ -10,8 +10,8 @@ all-true prefix (`accepted_length`). Shapes, for k drafted tokens and a vocabula
     scores    [k]     float32, the judge's sigmoid score of each drafted token
 
 Only `strict` and `rejection` carry a guarantee. All others are lossy by design. Of these, `typical`
-and `kl` never accept what p gives no probability, a token that top-k or top-p leaves out for one;
-`judge`, `topk`, `fly` and `synthetic` do not ask p(d).
+and `kl` never accept a token to which p gives no probability, such as one that top-k or top-p
+removed; `judge`, `topk`, `fly` and `synthetic` do not look at p(d).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def rejection(
 ) -> torch.Tensor:
     """Accept d with probability min(1, p(d) / q(d)) (Leviathan 2211.17192, Chen 2302.01318).
 
-    uniforms  float32 [k] in [0, 1), one a drafted token.
+    uniforms  float32 [k] in [0, 1), one per drafted token.
     Guarantee: with a correction drawn from `residual`, tokens are distributed exactly as p.
     """
     index = draft.unsqueeze(-1)
@@ -47,9 +47,9 @@ def rejection(
 
 
 def residual(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """The distribution a rejected token is replaced from: norm(max(p - q, 0)), float32 [V].
+    """The distribution that replaces a rejected token: norm(max(p - q, 0)), float32 [V].
 
-    Where p equals q nothing is left, and nothing was rejected either but by rounding: then p.
+    If p equals q, only rounding can have rejected the token; the result is then p.
     """
     rest = (p - q).clamp_min(0.0)
     total = rest.sum()
@@ -68,7 +68,7 @@ def judge(standard: torch.Tensor, scores: torch.Tensor, threshold: float) -> tor
 def topk(logits: torch.Tensor, draft: torch.Tensor, k: int) -> torch.Tensor:
     """Accept a token among the target's k most likely (training-free baseline). No guarantee.
 
-    The rank counts strictly greater logits, so ties are all within.
+    The rank counts strictly greater logits, so ties with the k-th are all accepted.
     """
     chosen = logits.gather(-1, draft.unsqueeze(-1))
     return (logits > chosen).sum(-1) < k
@@ -94,14 +94,14 @@ def kl(
     (JuDi, 2601.04766).
 
     unfiltered  float32 [k, V], p before top-k and top-p; q has none of them either
-    support     int64 [S], the short-list that the draft can write at all; None for every id
+    support     int64 [S], the short-list of ids that the draft can write; None for every id
     confident   the target's top-1 probability above which the rule stays strict
 
-    The gate is about the two models, as in the paper, and not about the sampler: filters seldom
-    keep the same ids of both, and one id of the target's that the draft has not would put them at
-    an infinite distance. On a short-list the target is renormalised for the same reason; where all
-    of its probability is elsewhere, nothing is accepted. A q of 0 there counts as the smallest
-    float32: at low temperatures the unlikely ids underflow. No guarantee.
+    As in the paper, the gate compares the two models without the sampler's filters: these seldom
+    keep the same ids for both, and one id that only the target keeps would make the divergence
+    infinite. On a short-list the target is renormalised for the same reason; if all of its
+    probability is elsewhere, nothing is accepted. A q of 0 there counts as the smallest float32,
+    because unlikely ids underflow at low temperatures. No guarantee.
     """
     own = unfiltered
     if support is not None:
@@ -114,10 +114,11 @@ def kl(
 
 
 def fly(p: torch.Tensor, standard: torch.Tensor, min_entropy: float, window: int) -> torch.Tensor:
-    """Accept a mismatch in doubt that the target then follows (FLy, 2511.22972). No guarantee.
+    """Accept a mismatch if the target is in doubt and then follows it (FLy, 2511.22972).
 
-    Both: the entropy of the target's three best tokens (renormalised, nats) >= `min_entropy`, and
-    the next `window` drafted tokens all match. A mismatch with fewer tokens after it is refused.
+    Both must hold: the entropy of the target's three best tokens (renormalised, nats) is at least
+    `min_entropy`, and the next `window` drafted tokens all match. A mismatch with fewer tokens
+    after it is refused. No guarantee.
     """
     top = p.topk(min(3, p.shape[-1]), dim=-1).values
     doubt: torch.Tensor = torch.special.entr(top / top.sum(-1, keepdim=True)).sum(-1) >= min_entropy
@@ -134,10 +135,10 @@ def fly(p: torch.Tensor, standard: torch.Tensor, min_entropy: float, window: int
 
 
 def synthetic(length: int, mean_accepted: float, uniform: float) -> torch.Tensor:
-    """Force acceptance whatever was written: to measure a system apart from its models.
+    """Force acceptance of any tokens, to measure a system apart from its models.
 
-    The first floor(mean_accepted + uniform) of `length` tokens, uniform in [0, 1), so that the mean
-    over rounds is `mean_accepted` (capped by `length`). The text is meaningless.
+    Accepts the first floor(mean_accepted + uniform) of `length` tokens, with uniform in [0, 1), so
+    that the mean over rounds is `mean_accepted` (capped by `length`). The text is meaningless.
     """
     return torch.arange(length) < int(mean_accepted + uniform)
 
@@ -145,10 +146,11 @@ def synthetic(length: int, mean_accepted: float, uniform: float) -> torch.Tensor
 def protect_end(
     ok: torch.Tensor, choice: torch.Tensor, draft: torch.Tensor, end_ids: Sequence[int]
 ) -> torch.Tensor:
-    """Take back an override at the end of an answer: bool [k].
+    """Withdraw overrides that would move the end of an answer: bool [k].
 
-    Nowhere that the target's own choice is an end token (the answer would run on), nor of a drafted
-    end token (it would be cut short). Applies to overrides alone, never to the standard rule.
+    An override must not replace the target's own end token (the answer would run on) and must not
+    accept a drafted end token (the answer would be cut short). Applies to overrides only, never to
+    the standard rule.
     """
     ends = torch.tensor(list(end_ids), dtype=torch.int64, device=draft.device)
     return ok & ~torch.isin(choice, ends) & ~torch.isin(draft, ends)

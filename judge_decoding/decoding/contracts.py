@@ -1,11 +1,11 @@
 """Contracts between the loop and the engines that run the two models.
 
-The loop owns the sequences (what was emitted, when to stop); an engine owns its caches. They meet
-in requests that say *how many cached positions still hold* and *which tokens come after them*, so
-that a roll-back after any verdict is one integer, and a message between ranks stays small.
+The loop owns the sequences (what was emitted, when to stop); an engine owns its caches. A request
+says *how many cached positions to keep* and *which tokens come after them*. So a roll-back after
+any verdict is one integer, and a message between ranks stays small.
 
-Every call takes a batch of sequences. Sequences join by being named for the first time, leave by
-`release`, and may differ in length, draft length, acceptance rule and sampling parameters.
+Every call takes a batch of sequences. A sequence joins with the first request that names it and
+leaves with `release`. Sequences may differ in length, draft length, acceptance rule and sampling.
 """
 
 from __future__ import annotations
@@ -20,26 +20,29 @@ if TYPE_CHECKING:  # a process that only handles text never loads PyTorch
     from judge_decoding.decoding.judge import Judge
 
 Provenance = Literal["aligned", "judged", "target"]
-"""Where an emitted token comes from: `aligned` the standard rule accepted the draft token;
-`judged` only the override of a lossy rule did (the judge, or a training-free gate);
-`target` the target's own token (correction, bonus, or no draft)."""
+"""Where an emitted token comes from.
+
+aligned  a drafted token that the standard rule accepted
+judged   a drafted token that only the override of a lossy rule accepted (judge or training-free)
+target   the target's own token (correction, bonus, or no draft)
+"""
 
 RULES = ("none", "strict", "rejection", "judge", "topk", "typical", "kl", "fly", "synthetic")
 RuleName = Literal[
     "none", "strict", "rejection", "judge", "topk", "typical", "kl", "fly", "synthetic"
 ]
 PROBABILITY_RULES = frozenset({"rejection", "kl"})
-"""Rules that need the draft's distributions, not only its tokens."""
+"""Rules that need the draft's distributions as well as its tokens."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. `temperature` 0 is greedy, and then the other fields do nothing.
+    """How tokens are drawn. `temperature` 0 is greedy; the other fields then have no effect.
 
-    `top_k` 0 and `top_p` 1 switch the filters off. `seed` starts the sequence's own generators:
-    results do not depend on which other sequences share a batch. That holds for one draft length:
-    with a `draft_len_schedule` k follows the number of active sequences, and drafts of another
-    length draw otherwise.
+    `top_k` 0 and `top_p` 1 switch the filters off. `seed` starts the sequence's own generators, so
+    results do not depend on which other sequences share a batch. This needs a fixed draft length:
+    with a `draft_len_schedule`, k follows the number of active sequences, and drafts of another
+    length use the random numbers differently.
     """
 
     temperature: float = 0.0
@@ -53,15 +56,15 @@ class Sampling:
 
     @property
     def unfiltered(self) -> Sampling:
-        """The same without `top_k` and `top_p`."""
+        """A copy without `top_k` and `top_p`."""
         return replace(self, top_k=0, top_p=1.0)
 
 
 @dataclass(frozen=True)
 class Acceptance:
-    """The rule a sequence is verified with, and the parameters of every rule that has some.
+    """The rule that verifies a sequence, and the parameters of all rules.
 
-    `threshold` is the judge's delta in [0, 1]; None takes the one stored with the judge. The
+    `threshold` is the judge's delta in [0, 1]; None means the one stored with the judge. The
     defaults of the training-free rules are those of their papers (see `decoding.acceptance`).
     """
 
@@ -82,7 +85,7 @@ class Acceptance:
 class ProposeRequest:
     """Ask for `draft_len` tokens after the sequence's text.
 
-    keep    positions of the draft's cache that still hold (0 for a new sequence)
+    keep    positions of the draft's cache to keep (0 for a new sequence)
     tokens  the text after those positions, at least one token
     """
 
@@ -95,11 +98,11 @@ class ProposeRequest:
 
 
 class Proposal(NamedTuple):
-    """What the draft continues with: k <= draft_len tokens.
+    """The draft's continuation: k <= draft_len tokens.
 
-    probs      float32 [k, S], the distributions the tokens were drawn from (temperature 1 when
-               drafting is greedy), or None when not asked for
-    vocab_ids  int64 [S], the target's id of each column of `probs`; None when S is the vocabulary
+    probs      float32 [k, S], the distributions that the tokens were drawn from (temperature 1 if
+               drafting is greedy); None if not requested
+    vocab_ids  int64 [S], the target's id of each column of `probs`; None if S is the vocabulary
     """
 
     tokens: list[int]
@@ -113,8 +116,8 @@ NO_DRAFT = Proposal([])
 def scheduled(schedule: Mapping[int, int], active: int, longest: int) -> int:
     """The draft length for `active` sequences, at most `longest` tokens.
 
-    schedule  {active sequences up to: draft length}: the smallest key that `active` does not
-              exceed counts, above all keys the length is 0; an empty schedule leaves `longest`
+    schedule  {active sequences up to: draft length}. The smallest key that is at least `active`
+              applies; above all keys the length is 0. An empty schedule gives `longest`
     """
     if not schedule:
         return longest
@@ -124,9 +127,9 @@ def scheduled(schedule: Mapping[int, int], active: int, longest: int) -> int:
 
 @dataclass(frozen=True)
 class VerifyRequest:
-    """Read `tokens` + `draft.tokens` in one pass and say what is accepted.
+    """Read `tokens` + `draft.tokens` in one pass and decide which drafted tokens to accept.
 
-    keep    positions of the target's cache that still hold (0 for a new sequence)
+    keep    positions of the target's cache to keep (0 for a new sequence)
     tokens  the emitted text after those positions, at least one token
     """
 
@@ -141,9 +144,9 @@ class VerifyRequest:
 class Verdict(NamedTuple):
     """The target's answer for one sequence; k is the number of drafted tokens.
 
-    accepted   n, the length of the accepted prefix of the draft, 0 <= n <= k
-    overridden [n] bool: token i was accepted by the rule's override alone
-    scores     [k] the judge's sigmoid score of each drafted token; [] where no judge ran
+    accepted   n, the length of the draft's accepted prefix, 0 <= n <= k
+    overridden [n] bool: only the rule's override accepted token i
+    scores     [k] the judge's sigmoid score of each drafted token; [] if no judge ran
     next_token the target's own token after the accepted prefix (correction or bonus)
     """
 
@@ -155,34 +158,34 @@ class Verdict(NamedTuple):
 
 @dataclass
 class EngineClock:
-    """Seconds an engine spent, cumulative: in its model's forward, and in the judge."""
+    """Cumulative seconds that an engine spent in its model's forward pass and in the judge."""
 
     forward: float = 0.0
     judge: float = 0.0
 
 
 class Engine(Protocol):
-    """What both engines share."""
+    """What drafter and target have in common."""
 
     vocab_size: int
     max_context: int
-    """Positions a sequence may hold, prompt and output together."""
+    """Positions that a sequence may hold, prompt and output together."""
     clock: EngineClock
     max_sequences: int
-    """Sequences the caches hold at the same time."""
+    """Sequences that the caches can hold at the same time."""
 
     def prefill(self, sequence: int, keep: int, tokens: Sequence[int]) -> None:
-        """Append `tokens` after `keep` cached positions without asking for anything."""
+        """Append `tokens` after the first `keep` cached positions; return nothing."""
 
     def release(self, sequence: int) -> None:
-        """Forget a sequence; unknown numbers are ignored, so that a cancel can race a finish."""
+        """Forget a sequence. Unknown numbers are ignored, because a cancel may race a finish."""
 
     def check_integrity(self, expected: Mapping[int, Sequence[int]], *, deep: bool = False) -> None:
         """Raise AssertionError unless the caches hold prefixes of `expected` and nothing else.
 
-        expected  sequence -> all its tokens, prompt and emitted. A cache may run past the emitted
-                  text (rejected drafts, dropped by the next `keep`) but must agree with it before.
-        deep      also recompute the cached keys and values from the tokens, and compare.
+        expected  all tokens of each sequence, prompt and output. A cache may run past the output
+                  (rejected drafts, which the next `keep` drops) but must agree with it up to there
+        deep      also recompute the cached keys and values from the tokens, and compare
         """
 
 
@@ -190,7 +193,7 @@ class Drafter(Engine, Protocol):
     """The small model."""
 
     def propose(self, requests: Sequence[ProposeRequest]) -> list[Proposal]:
-        """One proposal a request, in order."""
+        """One proposal per request, in order."""
 
 
 class Target(Engine, Protocol):
@@ -200,4 +203,4 @@ class Target(Engine, Protocol):
     judge: Judge | None
 
     def verify(self, requests: Sequence[VerifyRequest]) -> list[Verdict]:
-        """One verdict a request, in order."""
+        """One verdict per request, in order."""

@@ -1,4 +1,4 @@
-"""The judge: a linear head on the target's last hidden state that knows a correct token.
+"""The judge: a linear head on the target's last hidden state that recognises correct tokens.
 
     score_i = sigmoid(w . h_i + b)
 
@@ -34,14 +34,14 @@ class JudgeMetadata(BaseModel):
     tokenizer_hash: str = Field(min_length=1)
     threshold: float = Field(ge=0.0, le=1.0)
     threshold_method: str | None = None
-    """How the threshold was chosen, and on what; None in files older than this field."""
+    """How the threshold was chosen, and on which data; None in files older than this field."""
     training_data_hash: str
     metrics: dict[str, float] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Judge:
-    """weight float32 [H], bias, metadata."""
+    """A judge head: weight float32 [H], bias and metadata."""
 
     weight: torch.Tensor
     bias: float
@@ -52,7 +52,7 @@ class Judge:
         return torch.sigmoid(hidden.float() @ self.weight + self.bias)
 
     def check_target(self, target: Checkpoint) -> None:
-        """UserError unless this judge was trained on exactly this target."""
+        """Raise UserError unless this judge was trained on exactly this target."""
         meta, hidden_size = self.metadata, target.config.hidden_size
         if meta.hidden_size != hidden_size:
             raise UserError(

@@ -1,12 +1,12 @@
 """The speculative loop: rounds over sequences that join and leave between them.
 
     1. propose    the drafter continues every sequence by up to k tokens
-    2. verify     the target reads the last token and the drafts in one pass, and
-    3. accept     its rule decides where the logits are: the longest all-true prefix, n tokens
+    2. verify     the target reads the last token and d1..dk in one pass
+    3. accept     the rule decides where the logits are; n is the length of the all-true prefix
     4. emit       d1..dn, then the target's own token; stop rules are applied token by token
     5. roll back  both caches keep exactly the emitted prefix
 
-The loop owns the sequences, the engines own their caches (`engine.base`).
+The loop owns the sequences, the engines own their caches (`decoding.contracts`).
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ from judge_decoding.errors import UserError
 from judge_decoding.text import TextStream, Tokenizer
 
 COLDEST = 1e-3
-"""The lowest temperature that is not 0."""
+"""The lowest temperature allowed besides 0 (greedy)."""
 
 
 class Update(NamedTuple):
-    """What a round emitted for one sequence, out of `drafted` proposed tokens.
+    """What a round emitted for one sequence.
 
-    scores  the judge's, of all drafted tokens; empty where no judge ran
+    drafted  number of proposed tokens
+    scores   the judge's score of each drafted token; empty if no judge ran
     """
 
     sequence: int
@@ -59,7 +60,7 @@ class Update(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """A finished request. The lists have one entry an emitted token, an end token included."""
+    """A finished request. The lists have one entry per emitted token, an end token included."""
 
     text: str
     token_ids: list[int]
@@ -71,7 +72,7 @@ class Result:
 
 @dataclass
 class LoopClock:
-    """Cumulative seconds, wall time; `host` is all that is outside the models and the judge."""
+    """Cumulative wall time in seconds; `host` is the time outside the models and the judge."""
 
     rounds: int = 0
     total: float = 0.0
@@ -86,7 +87,7 @@ class LoopClock:
 
 
 class SpeculativeDecoder:
-    """Runs rounds. Not thread-safe: one thread calls `add`, `step` and `cancel`."""
+    """Runs rounds. Not thread-safe: one thread must call `add`, `step` and `cancel`."""
 
     def __init__(
         self,
@@ -97,9 +98,9 @@ class SpeculativeDecoder:
         draft_len_schedule: Mapping[int, int] | None = None,
         prefill_chunk: int = 256,
     ) -> None:
-        """tokenizer           needed for text and stop strings; without one, ids alone
+        """tokenizer           needed for text and stop strings; None gives ids only
         draft_len_schedule  {active sequences up to: draft length}; above the last key it is 0
-        prefill_chunk       tokens of joining prompts, all together, read in one round
+        prefill_chunk       prompt tokens read per round, over all joining sequences
         """
         self.engines = engines
         self.drafter, self.target = engines.drafter, engines.target
@@ -110,7 +111,7 @@ class SpeculativeDecoder:
         self.clock = LoopClock()
         self._active: dict[int, Sequence] = {}
         self._finished: dict[int, Sequence] = {}
-        self._joining: deque[int] = deque()  # their prompts are not wholly read
+        self._joining: deque[int] = deque()  # their prompts are not read completely
         self._next_id = 0
 
     @property
@@ -123,7 +124,7 @@ class SpeculativeDecoder:
         return sum(sequence.target_kept for sequence in self._active.values())
 
     def check(self, request: Request) -> None:
-        """UserError where a request cannot be served. Any thread may ask."""
+        """Raise UserError if a request cannot be served. Any thread may call it."""
         prompt, limit = request.prompt_ids, self.target.max_context
         if not prompt:
             raise UserError("prompt: it is empty; give at least one token")
@@ -154,7 +155,7 @@ class SpeculativeDecoder:
         self.engines.check(request.acceptance, request.sampling)
 
     def add(self, request: Request) -> int:
-        """Take in a request: its sequence number. UserError where it cannot be served."""
+        """Start a request and return its sequence number. UserError if it cannot be served."""
         self.check(request)
         if len(self._active) >= self.target.max_sequences:
             raise UserError(
@@ -178,7 +179,10 @@ class SpeculativeDecoder:
         return TextStream(self.tokenizer, request.stop)
 
     def step(self) -> list[Update]:
-        """One round for every active sequence: what each emitted (nothing while a prompt loads)."""
+        """Run one round and return what each sequence emitted.
+
+        A sequence emits nothing in a round that only reads a part of its prompt.
+        """
         started = time.perf_counter()
         before = self._engine_seconds()
         ready = self._prefill()
@@ -225,7 +229,7 @@ class SpeculativeDecoder:
         return requests
 
     def _verify_requests(self, ready: Seq[int]) -> list[VerifyRequest]:
-        """Their drafts come with the round."""
+        """The requests without their drafts, which `Engines.run_round` adds."""
         requests = []
         for number in ready:
             sequence = self._active[number]
@@ -241,11 +245,12 @@ class SpeculativeDecoder:
         return requests
 
     def _emit(self, number: int, proposal: Proposal, verdict: Verdict) -> Update:
-        """Accepted tokens, then the target's own, until a stop rule fires; then the new lengths."""
+        """Steps 4 and 5 of a round, for one sequence."""
         sequence = self._active[number]
         length, drafted, scores = len(sequence.text), proposal.tokens, verdict.scores
         emitted: list[Token] = []
         text = ""
+        # 4. Emit the accepted tokens, then the target's own, until a stop rule fires.
         for i in range(verdict.accepted + 1):
             score = scores[i] if i < verdict.accepted and scores else None
             if i == verdict.accepted:
@@ -258,9 +263,10 @@ class SpeculativeDecoder:
             emitted.append(token)
             if sequence.finish_reason:
                 break
+        # 5. Roll back: set how many positions the next requests keep in each cache.
         if drafted:
             sequence.record.add(len(drafted), min(len(emitted), verdict.accepted))
-            # The draft has read its own tokens but the last.
+            # The draft has not read the last token that it proposed.
             sequence.draft_kept = length + min(verdict.accepted, len(drafted) - 1)
         sequence.target_kept = length + verdict.accepted
         if sequence.finish_reason:
@@ -268,7 +274,7 @@ class SpeculativeDecoder:
         return Update(number, emitted, text, sequence.finish_reason, len(drafted), scores)
 
     def _draft_len(self, sequence: Sequence) -> int:
-        """k for this round: never past `max_tokens` or the context, which the bonus token fills."""
+        """k for this round; `max_tokens` and the context must also hold the target's own token."""
         if sequence.request.acceptance.rule == "none":
             return 0
         length = sequence.request.max_draft_len
@@ -278,11 +284,11 @@ class SpeculativeDecoder:
         return min(length, sequence.remaining - 1)
 
     def _prefill(self) -> list[int]:
-        """Read joining prompts on; the numbers of the sequences that are ready for a round.
+        """Read on in the joining prompts; return the sequences that are ready for a round.
 
-        All prompts together get `prefill_chunk` tokens a round: they hold the others up for one
-        chunk, however many and long they are. A prompt that is cut short goes to the end of the
-        line, so that a short one does not wait for the whole of a long one before it.
+        All prompts together get `prefill_chunk` tokens per round, so that they delay the other
+        sequences by one chunk, however many and long they are. A prompt that is cut short goes to
+        the end of the queue, so that a short prompt does not wait for all of a long one before it.
         """
         budget = self.prefill_chunk
         for number in list(self._joining):
@@ -299,7 +305,7 @@ class SpeculativeDecoder:
         return [number for number in self._active if number not in joining]
 
     def _read(self, number: int, sequence: Sequence, count: int) -> None:
-        """The next `count` tokens of a prompt, by both models."""
+        """Both models read the next `count` tokens of a prompt."""
         kept = sequence.target_kept
         piece = sequence.text[kept : kept + count]
         self.target.prefill(number, kept, piece)
@@ -310,7 +316,7 @@ class SpeculativeDecoder:
             sequence.draft_kept += len(piece)
 
     def cancel(self, number: int, reason: FinishReason = "cancelled") -> None:
-        """End a sequence now; its result has that finish reason. Unknown numbers: nothing."""
+        """End a sequence now, with `reason` in its result. Unknown numbers are ignored."""
         if number in self._active:
             self._active[number].finish_reason = reason
             self._retire(number)
@@ -324,7 +330,7 @@ class SpeculativeDecoder:
             self.drafter.release(number)
 
     def result(self, number: int) -> Result:
-        """A finished sequence's result, handed out once."""
+        """Return the result of a finished sequence and forget it."""
         sequence = self._finished.pop(number)
         return Result(
             text=sequence.output,
@@ -336,7 +342,7 @@ class SpeculativeDecoder:
         )
 
     def generate(self, requests: Seq[Request]) -> list[Result]:
-        """All requests to their end, as many at a time as the engines hold."""
+        """Run all requests, as many at a time as the engines hold; the results in order."""
         waiting = list(enumerate(requests))[::-1]
         place: dict[int, int] = {}
         results: dict[int, Result] = {}
@@ -355,9 +361,9 @@ class SpeculativeDecoder:
         return [results[i] for i in range(len(requests))]
 
     def stream(self, request: Request) -> Iterator[Update]:
-        """One request's updates as they come; closing the iterator cancels it.
+        """Yield one request's updates as they come; closing the iterator cancels the request.
 
-        The result stays to be fetched with `result(update.sequence)`.
+        `result(update.sequence)` then returns the result.
         """
         number = self.add(request)
         try:
@@ -371,7 +377,7 @@ class SpeculativeDecoder:
             self.cancel(number)
 
     def check_integrity(self, *, deep: bool = False) -> None:
-        """AssertionError unless both caches hold exactly what the loop believes they hold."""
+        """Raise AssertionError unless both caches hold exactly what the loop believes they hold."""
         self.target.check_integrity(
             {n: s.text[: s.target_kept] for n, s in self._active.items() if s.target_kept},
             deep=deep,

@@ -1,7 +1,7 @@
-"""The engines of both models as the loop runs them, and the two engine calls of a round.
+"""The engines of both models as the loop calls them, and the two engine calls of a round.
 
-The calls are made in the loop's own process, or by a rank that holds both models and gets them in
-one message (docs/ranks.md, "Colocation").
+`run_round` runs in the loop's own process, or in a rank that holds both models and receives both
+calls in one message (docs/ranks.md, "Colocation").
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from judge_decoding.decoding.contracts import (
 
 
 class Round(NamedTuple):
-    """What the engines made of a round.
+    """What the engines return for a round.
 
-    proposals  one a propose request, in order; without `probs` where they came from another process
-    verdicts   one a verify request, in order
-    propose_s  seconds until the proposals were there
+    proposals  one per propose request, in order; without `probs` if a rank made both calls
+    verdicts   one per verify request, in order
+    propose_s  seconds that the proposals took
     """
 
     proposals: list[Proposal]
@@ -38,13 +38,13 @@ class Round(NamedTuple):
 
 
 class Proposer(Protocol):
-    """What a round needs of a `Drafter`."""
+    """The part of a `Drafter` that a round uses."""
 
     def propose(self, requests: Sequence[ProposeRequest]) -> list[Proposal]: ...
 
 
 class Verifier(Protocol):
-    """What a round needs of a `Target`."""
+    """The part of a `Target` that a round uses."""
 
     def verify(self, requests: Sequence[VerifyRequest]) -> list[Verdict]: ...
 
@@ -55,23 +55,25 @@ def run_round(
     proposes: Sequence[ProposeRequest],
     verifies: Sequence[VerifyRequest],
 ) -> Round:
-    """Propose, then verify (`Engines.run_round`). An engine without requests is not called."""
+    """Steps 1 to 3 of a round (`decoding.loop`). An engine without requests is not called."""
+    # 1. Propose.
     started = time.perf_counter()
     proposals: list[Proposal] = []
     if proposes:
         assert drafter is not None
         proposals = drafter.propose(proposes)
     propose_s = time.perf_counter() - started
+    # 2. Verify and 3. accept: each verify request gets the draft of its sequence.
     drafts = {r.sequence: p for r, p in zip(proposes, proposals, strict=True)}
     whole = [replace(r, draft=drafts.get(r.sequence, NO_DRAFT)) for r in verifies]
     return Round(proposals, target.verify(whole) if whole else [], propose_s)
 
 
 class Engines:
-    """Both models of a deployment. This class runs engines that this process holds; a backend that
-    runs them otherwise overrides the methods.
+    """Both models of a deployment. This class calls engines that this process holds; a backend that
+    reaches them in another way overrides the methods.
 
-    drafter  None: every rule but `none` is refused
+    drafter  None if there is no draft model: every rule but `none` is then refused
     """
 
     def __init__(self, drafter: Drafter | None, target: Target) -> None:
@@ -81,12 +83,12 @@ class Engines:
     def run_round(
         self, proposes: Sequence[ProposeRequest], verifies: Sequence[VerifyRequest]
     ) -> Round:
-        """Both calls of a round. The verify requests come without drafts: each gets the proposal
-        for the same sequence, if there is one."""
+        """Make both calls of a round. The verify requests come without drafts: each gets the
+        proposal for its sequence, if there is one."""
         return run_round(self.drafter, self.target, proposes, verifies)
 
     def check(self, acceptance: Acceptance, sampling: Sampling) -> None:
-        """UserError for what these engines cannot verify with. Any thread may ask."""
+        """Refuse settings that these engines do not support (UserError). Any thread may call it."""
 
     def close(self) -> None:
-        """End other processes and executors in good order, where there are any."""
+        """Shut down other processes and executors in good order, if there are any."""

@@ -8,9 +8,9 @@ from judge_decoding.decoding.contracts import Sampling
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:
-    """[n, V] -> int64 [n], the first largest of each row.
+    """The argmax of each row, the first of equals: [n, V] -> int64 [n].
 
-    On the CPU through NumPy: its argmax is vectorised, PyTorch's is ten times slower (0.9 ms for
+    On the CPU it uses NumPy, whose argmax is vectorised. PyTorch's is ten times slower (0.9 ms for
     9 rows of 49,152 in bf16, 5 % of a round).
     """
     if logits.device.type == "cpu":
@@ -22,9 +22,9 @@ def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """The distributions that `sampling` draws from.
 
     logits [..., V] any float dtype -> float32 [..., V], rows sum to 1. Greedy sampling gives the
-    plain softmax (temperature 1, no filter): what a rule that reads probabilities wants then.
-    Ties at the top-k border are all kept; top-p keeps the smallest set whose mass reaches `top_p`,
-    always at least one token (the order of filters is transformers' and TensorRT-LLM's).
+    plain softmax (temperature 1, no filter), for rules that read probabilities. Ties at the top-k
+    border are all kept; top-p keeps the smallest set whose mass reaches `top_p`, always at least
+    one token. transformers and TensorRT-LLM apply the filters in the same order.
     """
     logits = logits.float()
     if sampling.greedy:
@@ -45,5 +45,5 @@ def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def draw(probs: torch.Tensor, generator: torch.Generator) -> int:
-    """One token id from float32 [V]; the entries need not sum to 1."""
+    """Draw one token id from float32 [V], whose entries need not sum to 1."""
     return int(torch.multinomial(probs, 1, generator=generator))

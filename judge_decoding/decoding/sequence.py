@@ -9,13 +9,17 @@ from judge_decoding.decoding.contracts import Acceptance, Provenance, Sampling
 from judge_decoding.text import TextStream
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
-"""`stop`: an end token or a stop string; `length`: `max_tokens` or the context is full; the others:
-whoever runs the loop ended it early."""
+"""Why a request ended.
+
+stop                 an end token or a stop string
+length               `max_tokens` was reached, or the context is full
+cancelled, deadline  the caller of the loop ended the request early
+"""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to continue and how. `max_draft_len` None takes the deployment's."""
+    """What to continue and how. `max_draft_len` None means the loop's."""
 
     prompt_ids: list[int]
     max_tokens: int
@@ -24,19 +28,19 @@ class Request:
     max_draft_len: int | None = None
     stop: tuple[str, ...] = ()
     ignore_end: bool = False
-    """Go on after an end token: benchmarks that want a fixed number of tokens."""
+    """Continue after an end token, for benchmarks that need a fixed number of tokens."""
     min_tokens: int = 0
-    """An end token before so many others does not end the answer."""
+    """An end token ends the answer only after this many other tokens."""
     text: bool = True
-    """False: ids alone come out, and the caller makes them text."""
+    """False: the loop returns ids only, and the caller turns them into text."""
 
     def ends(self, token: int, position: int, end_ids: frozenset[int]) -> bool:
-        """Whether an emitted token, the `position`-th from 1, is an end token that counts."""
+        """Whether the token at `position` (from 1) is an end token that ends the answer."""
         return token in end_ids and not self.ignore_end and position > self.min_tokens
 
 
 class Token(NamedTuple):
-    """An emitted token; `score` is the judge's, for drafted tokens that were judged."""
+    """An emitted token; `score` is the judge's score, if the token was drafted and judged."""
 
     id: int
     provenance: Provenance
@@ -45,9 +49,9 @@ class Token(NamedTuple):
 
 @dataclass
 class AcceptanceRecord:
-    """Counts over the rounds that drafted; names as in vLLM and AIPerf.
+    """Counts over the rounds that had a draft, with the names of vLLM and AIPerf.
 
-    Tokens accepted behind the end of an answer are not counted: they are not emitted.
+    Tokens that were accepted after the end of an answer are neither emitted nor counted.
     """
 
     num_spec_steps: int = 0
@@ -56,7 +60,7 @@ class AcceptanceRecord:
     num_judged_tokens: int = 0
     num_target_tokens: int = 0
     acceptance_histogram: list[int] = field(default_factory=list)
-    """[n] = rounds that accepted n drafted tokens."""
+    """Entry n is the number of rounds that accepted n drafted tokens."""
 
     def add(self, drafted: int, accepted: int) -> None:
         self.num_spec_steps += 1
@@ -79,7 +83,7 @@ class AcceptanceRecord:
 
     @property
     def mean_acceptance_length(self) -> float:
-        """1 + accepted / rounds: the correction or bonus token is counted. 1 without rounds."""
+        """1 + accepted / rounds: it counts the correction or bonus token. 1 without rounds."""
         if not self.num_spec_steps:
             return 1.0
         return 1 + self.num_accepted_draft_tokens / self.num_spec_steps
@@ -110,7 +114,7 @@ class Sequence:
     """The loop's state of one request.
 
     text         prompt and emitted ids
-    target_kept  positions of the target's cache that hold `text`'s beginning; at most len(text) - 1
+    target_kept  cached positions of the target that hold the start of `text`, < len(text)
     draft_kept   the same for the draft's cache
     """
 
@@ -132,7 +136,7 @@ class Sequence:
         return min(self.request.max_tokens - len(self.tokens), self.max_context - len(self.text))
 
     def emit(self, token: Token) -> str:
-        """Take in one token, apply the stop rules (they set `finish_reason`); the new text."""
+        """Add a token and apply the stop rules, which set `finish_reason`; return the new text."""
         self.tokens.append(token)
         self.text.append(token.id)
         if token.provenance == "target":
@@ -150,7 +154,7 @@ class Sequence:
             self.finish_reason = "length"
         if self.finish_reason and self.stream is not None:
             new += self.stream.flush()
-            if self.stream.stopped:  # in what the flush brought
+            if self.stream.stopped:  # the flushed text held a stop string
                 self.finish_reason = "stop"
         self.output += new
         return new

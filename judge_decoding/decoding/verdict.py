@@ -1,4 +1,9 @@
-"""One sequence's verdict from its logits: the rule, the prefix, the target's own next token."""
+"""One sequence's verdict from its logits: step 3 of a round (`decoding.loop`).
+
+1. The standard rule: the target's greedy choice, or rejection sampling.
+2. The override: what a lossy rule accepts besides. n is the length of the all-true prefix.
+3. The target's own token after the prefix: a correction, or a bonus when n = k.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +29,7 @@ def decide(
 
     logits     [k + 1, V], row i scores drafted token i, row k the bonus
     choices    int64 [k + 1], their argmax
-    scores     float32 [k], the judge's, where one ran
+    scores     float32 [k], the judge's; None if no judge ran
     generator  the sequence's own; needed when its sampling is not greedy, and by `synthetic`
     """
     params, sampling = request.acceptance, request.sampling
@@ -55,7 +60,7 @@ def decide(
         ok = standard | override
     n = rules.accepted_length(ok)
 
-    # 3. The target's own token: a correction where a token was refused, else a bonus.
+    # 3. The target's own token: a correction if a token was refused, else a bonus.
     if p is None:
         next_token = int(choices[n])
     elif n < k and q is not None:
@@ -114,7 +119,7 @@ def _rows(p: torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor:
 
 
 def _draft_probabilities(request: VerifyRequest, vocab_size: int) -> torch.Tensor:
-    """float32 [k, V] from the proposal's columns; zero off its short-list."""
+    """float32 [k, V] from the proposal's columns; zero outside its short-list."""
     draft = request.draft
     if draft.probs is None:
         raise ValueError(f"rule {request.acceptance.rule}: the draft came without probabilities")

@@ -1,9 +1,9 @@
-"""A bell beside a message: wakes a rank of the same host that sleeps between two looks.
+"""The bell wakes a rank on the same host that sleeps while it waits for a message.
 
-MPI cannot wake a process that waits without burning a core. So a sender also drops one byte into
-the receiver's datagram socket (Linux's abstract Unix names: no file, no network), which cuts the
-receiver's sleep short. The byte carries nothing. Lost, refused or never sent, it costs the rest of
-that sleep; the message itself goes through MPI.
+MPI cannot wake a waiting process that does not spin on a core. So the sender of a message also
+sends one byte to the receiver's datagram socket (an abstract Unix name of Linux: no file, no
+network), which ends the receiver's sleep. The byte carries no information; the message itself goes
+through MPI. If the byte is lost, refused or never sent, the receiver only sleeps to the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 
 
 class Bell:
-    """This rank's bell. `address` is "" where there are none (not Linux): `wait` then sleeps."""
+    """This rank's bell. Without support (not Linux), `address` is "" and `wait` only sleeps."""
 
     def __init__(self) -> None:
         self.address = ""
@@ -32,11 +32,11 @@ class Bell:
     def ring(self, address: str) -> None:
         """Wake the rank whose bell has this address, if it is there and asleep."""
         if self._socket is not None and address:
-            with contextlib.suppress(OSError):  # gone, or rung ten times already
+            with contextlib.suppress(OSError):  # the rank is gone, or its socket is full
                 self._socket.sendto(b"!", "\0" + address)
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, or less long where somebody rings: whether somebody did."""
+        """Sleep for `seconds` or until the bell rings; return whether it rang."""
         if self._socket is None:
             time.sleep(seconds)
             return False

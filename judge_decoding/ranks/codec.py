@@ -142,7 +142,7 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 
 def encode(message: Message, call: int = 0) -> bytearray:
-    """WireError for a message that exceeds `MAX_BYTES`."""
+    """The message as bytes. WireError if it exceeds `MAX_BYTES`."""
     kind = _KIND[type(message)]
     data = bytearray(_HEADER.pack(_MAGIC, VERSION, kind, call))
     _ENCODER.encode_into(_FORMS[kind].write(message), data, _HEADER.size)
@@ -155,7 +155,7 @@ def encode(message: Message, call: int = 0) -> bytearray:
 
 
 def decode(data: bytes | bytearray) -> tuple[Message, int]:
-    """The message and its call number; WireError says what is wrong with the data."""
+    """The message and its call number. WireError says what is wrong with the data."""
     start = repr(bytes(data[:16]))
     if len(data) < _HEADER.size:
         raise WireError(f"message of {len(data)} bytes is shorter than a header: {start}")
@@ -178,7 +178,7 @@ def decode(data: bytes | bytearray) -> tuple[Message, int]:
 
 
 def digest(answer: Message) -> Digest:
-    """Over a result without its times, which differ from rank to rank; 0 for other messages."""
+    """The digest of a result without its times, which differ per rank; 0 for other messages."""
     zero = EngineClock()
     if isinstance(answer, (Proposals, Verdicts)):
         answer = replace(answer, clock=zero)

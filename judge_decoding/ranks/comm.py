@@ -1,11 +1,12 @@
-"""All of MPI: typed messages and raw buffers between ranks, every wait bounded and almost free.
+"""All use of MPI: typed messages and raw buffers between ranks, with bounded and cheap waits.
 
-Only point-to-point calls of the MPI standard are used, all from the thread that made the `Comm`, so
-that MPICH and Open MPI serve alike. (TensorRT-LLM's own threads use MPI as they like: `start_mpi`.)
+The module uses only point-to-point calls of the MPI standard, all from the thread that made the
+`Comm`, so that both MPICH and Open MPI work. (TensorRT-LLM's own threads also use MPI:
+`start_mpi`.)
 
-MPI itself waits by spinning: an idle rank would take a whole core from the one that computes. So a
-wait polls: for a moment without a pause, then between sleeps, which the sender's `Bell` cuts short
-on the same host. Where no bell is heard, the sleeps grow with the time waited so far.
+MPI itself waits by spinning, so an idle rank would take a whole core from one that computes. Here a
+wait polls instead: for a moment without a pause, then between sleeps. On the same host the sender's
+`Bell` ends a sleep early. Without a bell, the sleeps grow with the time waited so far.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 
 _CONTROL, _EXCHANGE = 1, 2  # tags
 SPIN_S = 30e-6
-_EXCHANGE_SPIN_S = 300e-6  # in the middle of a pass: the peers are about to come
+_EXCHANGE_SPIN_S = 300e-6  # in the middle of a pass: the peers' parts are about to come
 _SHORTEST_SLEEP_S, _LONGEST_SLEEP_S = 50e-6, 1e-3
-_RUNG_SLEEP_S = 50e-3  # until the bell: every look takes a core from a rank that computes
-_SLEEP_SHARE = 1 / 30  # of the time waited so far: what a wake-up may come late without a bell
+_RUNG_SLEEP_S = 50e-3  # until the bell rings: every poll takes a core from a rank that computes
+_SLEEP_SHARE = 1 / 30  # of the time waited so far: how late a wake-up without a bell may be
 _MPIEXEC_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 _ORPHAN_CHECK_S = 1.0
 
@@ -56,15 +57,15 @@ def under_mpiexec() -> bool:
 
 
 def start_mpi(deployment: Deployment) -> None:
-    """Take part in the MPI world, once every rank does; a second call does nothing.
+    """Join the MPI world, once every rank does; a second call does nothing.
 
-    Ranks wait for each other here, out of reach of any time-out of ours, and only a rank that took
-    part takes the others along when it ends with an error: so call it before anything can fail.
+    Call it before anything can fail: the ranks wait for each other here, where our time-outs do not
+    apply, and only a rank that has joined also ends the others when it ends with an error.
     """
     import mpi4py
 
-    # We finalize ourselves: at interpreter exit it would be another thread, and after an error it
-    # would wait for ranks that wait for us.
+    # We finalize MPI ourselves. mpi4py would do it at interpreter exit on another thread, and after
+    # an error it would wait for ranks that wait for us.
     mpi4py.rc.finalize = False
     # TensorRT-LLM's threads use MPI beside ours, in every mode (executorImpl.cpp).
     mpi4py.rc.thread_level = "multiple" if deployment.engine == "trtllm" else "serialized"
@@ -72,7 +73,7 @@ def start_mpi(deployment: Deployment) -> None:
 
 
 class Comm:
-    """This process's end of the world of ranks. One a process."""
+    """This process's connection to the other ranks. There is one per process."""
 
     def __init__(self, deployment: Deployment) -> None:
         start_mpi(deployment)
@@ -87,7 +88,7 @@ class Comm:
         self.size = self._world.Get_size()
         self.host = socket.gethostname()
         self.layout: Layout | None = None
-        """Set once the world is known to be what the deployment asks for: names in errors."""
+        """Set once the world is known to match the deployment; errors then name roles."""
         self.hosts: dict[int, str] = {self.rank: self.host}
         self.bells: dict[int, str] = {}
         """Addresses of the other ranks' bells, as they become known."""
@@ -106,7 +107,7 @@ class Comm:
         return f"{label} on host {host}, last message: {last}"
 
     def send(self, to: int, data: bytearray, what: str, timeout_s: float) -> None:
-        """Send an encoded message; RankTimeout where the rank does not take it."""
+        """Send an encoded message. RankTimeout if the rank does not take it in time."""
         self._check_thread()
         self._last[to] = f"{what} sent"
         request = self._world.Isend([data, self._mpi.BYTE], to, _CONTROL)
@@ -118,13 +119,13 @@ class Comm:
     def receive(
         self, timeout_s: float | None, source: int | None = None, *, spin_s: float = SPIN_S
     ) -> Received | None:
-        """The next message of `source` (None: of any rank): (rank, message, call).
+        """The next message from `source`, or from any rank if `source` is None.
 
-        spin_s  looks without a sleep for so long
+        timeout_s  None waits as long as the process's parent lives
+        spin_s     seconds of polling before the first sleep
 
-        None when nothing came within `timeout_s` (None waits for ever, but not longer than the
-        process's parent lives). WireError names the sender of a message that cannot be read,
-        RankTimeout of one that stops half-way.
+        Returns None if nothing came within `timeout_s`. WireError names the sender of a message
+        that cannot be read, RankTimeout the sender of one that stops half-way.
         """
         self._check_thread()
         status, anyone = self._status, self._mpi.ANY_SOURCE
@@ -142,7 +143,7 @@ class Comm:
             raise WireError(f"{self.describe(sender)}: {size:,} bytes exceed {MAX_BYTES:,}")
         data = bytearray(size)
         request = self._world.Irecv([data, self._mpi.BYTE], sender, _CONTROL)
-        if not self._wait(request.Test, timeout_s):  # a large one needs its sender again
+        if not self._wait(request.Test, timeout_s):  # a large message still needs its sender
             raise RankTimeout(sender, f"the rest of a message is missing after {timeout_s:g} s")
         try:
             message, call = codec.decode(data)
@@ -158,7 +159,7 @@ class Comm:
         theirs: Sequence[torch.Tensor],
         timeout: float,
     ) -> None:
-        """Send `mine` to every peer while receiving `theirs`, one a peer; contiguous CPU tensors.
+        """Send `mine` to every peer and receive `theirs`, one per peer; contiguous CPU tensors.
 
         RankTimeout names the first peer whose part did not come.
         """
@@ -181,10 +182,10 @@ class Comm:
     def abort(self, code: int) -> NoReturn:
         """End every process of the job now, this one included."""
         self._world.Abort(code)
-        os._exit(code)  # an Abort that returned
+        os._exit(code)  # in case Abort returns
 
     def finalize(self) -> None:
-        """Leave MPI in good order; every rank must."""
+        """Leave MPI in good order. Every rank must call it."""
         self._check_thread()
         if not self._mpi.Is_finalized():
             self._mpi.Finalize()
@@ -211,11 +212,12 @@ class Comm:
         spin_s: float = SPIN_S,
         rung: bool = False,
     ) -> bool:
-        """Poll `done` until it is true, or False after `timeout_s`; without a sleep for `spin_s`.
+        """Poll `done` until it is true; return False after `timeout_s`.
 
-        rung  the bell rings when there is something: sleep 50 ms at a time until it does, then
-              1 ms. Else at most a thirtieth of the time waited so far, so that what a wake-up
-              adds is in proportion to the wait, and what the looks cost is not much.
+        spin_s  seconds of polling before the first sleep
+        rung    whether the sender rings the bell. Sleeps last 50 ms until it rings, then 1 ms.
+                Without a bell they last a thirtieth of the time waited so far, at most 1 ms, so
+                that late wake-ups add little to a wait and polling stays cheap
         """
         started = time.perf_counter()
         longest = _RUNG_SLEEP_S if rung else _LONGEST_SLEEP_S

@@ -1,4 +1,4 @@
-"""Between the ranks of one model: the engine's `Group` over MPI, and drafts from one for all."""
+"""Exchange between the ranks of one model: the engine's `Group` over MPI, and shared drafts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from judge_decoding.ranks.comm import Comm, RankTimeout
 
 
 class MpiGroup:
-    """The ranks of one model, this one among them (`engine.tensor_parallel.Group`)."""
+    """The ranks of one model, this one among them (`torch_engine.tensor_parallel.Group`)."""
 
     def __init__(self, comm: Comm, ranks: Sequence[int], timeout_s: float) -> None:
         self.index = ranks.index(comm.rank)
@@ -35,21 +35,22 @@ class MpiGroup:
 
 
 class GroupDrafter:
-    """Proposals for a group whose first rank holds the draft: it drafts and sends the others what
-    came out. So all read the same tokens, whatever their CPUs, and none drafts a second time.
+    """Proposals for a group whose first rank holds the draft and sends the others its proposals.
+
+    So all ranks read the same tokens, even on different CPUs, and only one rank drafts.
     """
 
     def __init__(
         self, comm: Comm, ranks: Sequence[int], drafter: Proposer | None, timeout_s: float
     ) -> None:
-        """drafter  on the first of `ranks`; None on the others"""
+        """drafter  the draft on the first of `ranks`; None on the others"""
         self._comm = comm
         self._first, *self._others = ranks
         self._drafter = drafter
         self._timeout_s = timeout_s
 
     def propose(self, requests: Sequence[ProposeRequest]) -> list[Proposal]:
-        """Every rank of the group calls it. RankTimeout names a first rank that sends nothing."""
+        """Every rank of the group must call it. RankTimeout if the first rank sends nothing."""
         if self._drafter is None:
             return self._receive()
         proposals = self._drafter.propose(requests)

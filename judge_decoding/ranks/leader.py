@@ -1,6 +1,6 @@
-"""Rank 0's side: the engines of the loop, each call of which is one message to a group of ranks.
+"""Rank 0's side: engines for the loop, whose every call is one message to a group of ranks.
 
-`open_ranks` waits until every rank has loaded. From then on a rank that fails, differs or does
+`open_ranks` waits until every rank has loaded. From then on, a rank that fails, disagrees or does
 not answer in time ends the whole job, with one message on stderr that names it.
 """
 
@@ -38,14 +38,14 @@ from judge_decoding.trtllm.open_engines import EngineCheck, compiled_judge, engi
 _Answer = TypeVar("_Answer", bound=m.Message)
 
 LAST_WORDS_S = 1.0
-"""Before an abort: mpiexec throws away what a rank wrote and it has not passed on yet."""
+"""Seconds to wait before an abort: mpiexec discards output that it has not passed on yet."""
 
 
 def open_ranks(deployment: Deployment, checkpoints: Checkpoints) -> Ranks:
     """Greet the ranks of this MPI world and wait until they have loaded the deployment.
 
-    UserError where the world does not fit the deployment. All further calls must come from the
-    calling thread. One call a process: MPI cannot be started twice.
+    UserError if the world does not match the deployment. All further calls must come from the
+    calling thread. Call it once per process, because MPI cannot be started twice.
     """
     check: EngineCheck | None = None
     if deployment.engine == "trtllm":
@@ -66,10 +66,10 @@ def open_ranks(deployment: Deployment, checkpoints: Checkpoints) -> Ranks:
 
 
 class Ranks(Engines):
-    """The job, seen from rank 0: engines whose models other ranks hold.
+    """The job as rank 0 sees it: engines whose models other ranks hold.
 
-    Not thread-safe: everything from the thread that made it. `close` (also run at the interpreter's
-    exit) ends the ranks in good order, `abort` at once.
+    Not thread-safe: only the thread that made it may use it. `close` (also run when the interpreter
+    exits) ends the ranks in good order, `abort` ends them at once.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class Ranks(Engines):
         judge: Judge | None,
         check: EngineCheck | None,
     ) -> None:
-        """judge  what the target's `judge` shows; the ranks load their own
-        check  what `Engines.check` does, where the target's engine has limits of its own
+        """judge  becomes the target's `judge`; the ranks load their own
+        check  what `Engines.check` calls; None if the engines verify with every setting
         """
         ranks = deployment.ranks
         assert ranks is not None
@@ -93,7 +93,7 @@ class Ranks(Engines):
         self._waiting = True  # for an answer
         self._closed = False
         self.pids: dict[int, int] = {}
-        """Process id of every rank but this one, each on its own host."""
+        """Process ids of the other ranks, each on its own host."""
         self.heard: dict[int, float] = {}
         """Unix time of every other rank's last message."""
         atexit.register(self._at_exit)
@@ -103,7 +103,7 @@ class Ranks(Engines):
         bells = {0: comm.bell} | comm.bells
         welcome = m.Welcome([comm.hosts[r] for r in everyone], [bells[r] for r in everyone])
         self.tell(everyone[1:], welcome)
-        # TensorRT-LLM's ranks talk among themselves: ours go to the first of each group.
+        # TensorRT-LLM's ranks pass requests on to each other: we ask the first of each group only.
         asked = slice(1 if deployment.engine == "trtllm" else None)
         first = ready[layout.target[0], "target"]
         target = RemoteTarget(self, layout.target[asked], first, judge)
@@ -131,7 +131,7 @@ class Ranks(Engines):
         return self._comm.hosts
 
     def ping(self) -> dict[int, float]:
-        """Seconds until every rank had answered, by rank; a rank that does not ends the job."""
+        """Seconds that each rank took to answer. A rank that does not answer ends the job."""
         times = {}
         for rank in range(1, self._layout.size):
             started = time.perf_counter()
@@ -148,8 +148,8 @@ class Ranks(Engines):
         self._comm.finalize()
 
     def abort(self, reason: str, code: int = 1) -> NoReturn:
-        """Say why, on stderr and to the launcher, and end every process of the job, this one
-        included."""
+        """Report the reason on stderr and to the launcher, then end every process of the job, this
+        one included."""
         self._closed = True
         _say(f"ending the job: {reason}")
         with suppress(OSError):
@@ -160,7 +160,7 @@ class Ranks(Engines):
         self._comm.abort(code)
 
     def tell(self, ranks: Iterable[int], message: m.Message) -> None:
-        """Send a message and wait for no answer."""
+        """Send a message to `ranks` without waiting for answers."""
         if self._closed:
             raise RuntimeError("ranks: they were shut down already")
         self._call += 1
@@ -174,9 +174,9 @@ class Ranks(Engines):
     def call(
         self, ranks: Sequence[int], message: m.Message, answer: type[_Answer]
     ) -> list[_Answer | m.Digest]:
-        """Ask all of `ranks`; their answers in that order.
+        """Send a message to all of `ranks` and return their answers in that order.
 
-        AssertionError where a rank found its cache wrong; whatever else goes wrong ends the job.
+        AssertionError if a rank finds its cache wrong; every other failure ends the job.
         """
         self._waiting = True
         self.tell(ranks, message)
@@ -203,7 +203,8 @@ class Ranks(Engines):
     def _receive(
         self, deadline: float, waiting: Sequence[int], allowed_s: float
     ) -> tuple[int, m.Message, int]:
-        """The next message of any rank; past the deadline the job ends, naming who is `waiting`."""
+        """The next message from any rank. At the deadline the job ends, and the error names the
+        ranks whose answers we await (`waiting`)."""
         try:
             received = self._comm.receive(max(0.0, deadline - time.monotonic()))
         except WireError as error:
@@ -231,7 +232,8 @@ class Ranks(Engines):
     def _greet(
         self, deployment: Deployment, checkpoints: Checkpoints, timeout_s: float
     ) -> dict[tuple[int, Model], m.Ready]:
-        """Every rank's `Hello`, then a `Ready` a model, compared with what this rank has."""
+        """Receive each rank's `Hello` and its `Ready` per model, and compare them with what this
+        rank has."""
         models = {"target": checkpoints.target.fingerprint}
         if checkpoints.draft is not None:
             models["draft"] = checkpoints.draft.fingerprint
@@ -278,12 +280,12 @@ class Ranks(Engines):
 
 
 def _say(text: str) -> None:
-    with suppress(OSError):  # nobody reads any more; the job must end all the same
+    with suppress(OSError):  # nobody reads stderr any more, but the job must still end
         print(f"judge-decoding: {text}", file=sys.stderr, flush=True)
 
 
 class _Remote:
-    """What both engines share (`engine.base.Engine`)."""
+    """What both engines have in common (`decoding.contracts.Engine`)."""
 
     _model: Model
 
@@ -294,7 +296,7 @@ class _Remote:
         self.max_context = ready.max_context
         self.max_sequences = ready.max_sequences
         self.clock = EngineClock()
-        """Of the group's first rank, as of its last answer."""
+        """The clock of the group's first rank, as of its last answer."""
 
     def prefill(self, sequence: int, keep: int, tokens: Sequence[int]) -> None:
         message = m.Prefill(self._model, sequence, keep, tokens)
@@ -311,7 +313,7 @@ class _Remote:
         self._ranks.call(self._members, message, m.Done)
 
     def _ask(self, message: m.Message, answer: type[_Answer]) -> _Answer:
-        """The first rank's answer; the job ends where another rank has come to another one."""
+        """The first rank's answer. The job ends if another rank's answer differs."""
         first, *others = self._ranks.call(self._members, message, answer)
         assert isinstance(first, answer)
         if others:
@@ -326,7 +328,7 @@ class _Remote:
 
 
 class RemoteDrafter(_Remote):
-    """The draft's ranks (`engine.base.Drafter`)."""
+    """The draft's ranks (`decoding.contracts.Drafter`)."""
 
     _model = "draft"
 
@@ -337,7 +339,7 @@ class RemoteDrafter(_Remote):
 
 
 class RemoteTarget(_Remote):
-    """The target's ranks (`engine.base.Target`)."""
+    """The target's ranks (`decoding.contracts.Target`)."""
 
     _model = "target"
 
@@ -357,7 +359,7 @@ class RemoteTarget(_Remote):
         proposes: Sequence[ProposeRequest],
         verifies: Sequence[VerifyRequest],
     ) -> Round:
-        """Both calls in one message, where the draft is colocated (`Engines.run_round`)."""
+        """Make both calls in one message, for a colocated draft (`Engines.run_round`)."""
         assert drafter is not None
         if not verifies:
             return Round([], [], 0.0)

@@ -3,8 +3,8 @@
 The leader sends a request (`Prefill`, `Propose`, `Verify`, `RoundRequest`, `CheckIntegrity`, `Ping`
 or `Shutdown`) to a group of ranks. Each of them answers once, under the same call number: the
 group's first rank with the result, the others with a digest of theirs. `Welcome` and `Release` have
-no answer. A rank starts unasked with one `Hello`, then one `Ready` per model that it holds. A first
-rank that drafts for its group sends its `Proposals` to the others.
+no answer. A rank starts, without being asked, with one `Hello` and then one `Ready` per model that
+it holds. A first rank that drafts for its group sends its `Proposals` to the others.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Verdicts:
 @dataclass(frozen=True)
 class RoundRequest:
     """Propose and verify in one message, for a first target rank that holds the draft. Each verify
-    request gets the proposal for its sequence there (`engine.round.run_round`)."""
+    request gets the proposal for its sequence there (`decoding.round.run_round`)."""
 
     proposes: Sequence[ProposeRequest]
     verifies: Sequence[VerifyRequest]

@@ -51,8 +51,8 @@ _WATCHED = (
 
 
 def _flags(mpiexec: str) -> list[str]:
-    """MPICH's mpiexec needs none. Open MPI's passes on only the named variables, and needs leave to
-    run as root."""
+    """MPICH's mpiexec needs none. Open MPI's passes on only the named variables, and runs as
+    root only if told to."""
     done = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, check=False)
     if "Open MPI" not in done.stdout + done.stderr:
         return []

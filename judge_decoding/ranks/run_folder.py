@@ -75,7 +75,7 @@ def secret() -> bytes:
         part = path.with_name(f"{os.getpid()}.secret.part")
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(secrets.token_bytes(32))
-        with suppress(FileExistsError):  # another process was faster
+        with suppress(FileExistsError):  # another process made it first
             os.link(part, path)
         part.unlink()
     return path.read_bytes()

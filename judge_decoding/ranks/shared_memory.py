@@ -1,6 +1,6 @@
 """MPICH's shared memory of one job, removed when the job has ended.
 
-MPICH removes its files when the job ends in good order. After a death they stay, and each keeps
+MPICH removes its files when the job ends in good order. If a process dies they stay, and each keeps
 some megabytes of memory until the machine is restarted.
 """
 
@@ -16,7 +16,7 @@ FOLDER = Path("/dev/shm")
 _PATTERN = "mpich_shm_*"
 _MAPPED = re.compile(rf"{FOLDER}/mpich_shm_\w+")
 _SETTLED_S = 10.0
-"""An older file that no process of ours has mapped belongs to another job."""
+"""Seconds. An older file that no process of ours has mapped belongs to another job."""
 
 
 class Segments:

@@ -1,7 +1,7 @@
 """A rank that holds models, or shards of them, and answers the leader.
 
-`launch` is its program. Its role follows from its rank (`layout`). It ends when the leader says so,
-and with the job.
+`launch` is its program. Its role follows from its rank (`config.layout`). It ends when the leader
+tells it to, or with the job.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ peer it waits for before the leader's own time is up."""
 _LAST_WORDS_S = 30.0
 _BETWEEN_ROUNDS_S = 2e-3
 """The time that the leader needs from a round's answer to the next round, responses included. A
-rank polls for so long without a sleep, unless the other model's ranks compute meanwhile."""
+rank polls for this long without a sleep, unless the other model's ranks compute meanwhile."""
 
 
 def main() -> int:
@@ -79,7 +79,7 @@ def main() -> int:
 
 
 class _Held(NamedTuple):
-    """What this rank holds, by the model's name; `proposer` where rounds come in one message."""
+    """This rank's engines by model, and its `proposer` if a round comes in one message."""
 
     engines: dict[Model, _Part]
     proposer: Proposer | None = None
@@ -108,7 +108,7 @@ def _work(comm: Comm, place: Place, deployment: Deployment) -> None:
             getattr(engine, "end_ids", ()),
         )
         comm.send(0, codec.encode(ready), "ready", ranks.timeout_s)
-    del checkpoints  # the files of the weights are closed
+    del checkpoints  # closes the weight files
     held = _Held(engines, _proposer(comm, engines, ranks))
     alone = deployment.draft is None or ranks.colocate_draft
     spin_s = _BETWEEN_ROUNDS_S if alone else SPIN_S
@@ -158,7 +158,7 @@ def _serve(comm: Comm, place: Place, held: _Held, timeout_s: float, spin_s: floa
         try:
             answer = _answer(held, message)
         except Exception as error:
-            # The leader decides: a failed integrity check is a finding, all else ends the job.
+            # The leader decides: it reports a failed integrity check, any other error ends the job.
             answer = _error(error)
         if answer is None:
             continue
@@ -170,8 +170,8 @@ def _serve(comm: Comm, place: Place, held: _Held, timeout_s: float, spin_s: floa
 
 
 def _answer(held: _Held, message: m.Message) -> m.Message | None:
-    """The answer to a message, or None where there is none. RuntimeError where this rank does not
-    hold what it takes."""
+    """The answer to a message, or None if it has none. RuntimeError if this rank does not hold the
+    model for it."""
     draft, target = held.engines.get("draft"), held.engines.get("target")
     match message:
         case m.Ping() | m.Shutdown():
@@ -222,7 +222,7 @@ def _error(error: Exception) -> m.Error:
 
 
 def _last_words(comm: Comm, error: Exception) -> None:
-    """Tell the leader why this rank ends, and give it the time to end the job in good order."""
+    """Tell the leader why this rank ends, and give it time to end the job in good order."""
     message = _error(error)
     if comm.rank == 0:
         print(f"judge-decoding: {error}", file=sys.stderr, flush=True)

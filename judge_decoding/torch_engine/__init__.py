@@ -1,1 +1,1 @@
-"""Engines: a drafter and a target behind the contracts of `base`, whatever runs the models."""
+"""The PyTorch engine: a drafter and a target that follow `decoding.contracts`."""

@@ -66,7 +66,7 @@ class TorchEngine:
         if not deep:
             return
         tolerance = _DEEP_TOLERANCE[self.model.dtype]
-        errors = {}  # all of them before any is raised: the ranks of a group must stay in step
+        errors = {}  # collected before one is raised: the ranks of a group must stay in step
         for sequence, tokens in expected.items():
             if not tokens:
                 continue
@@ -83,10 +83,10 @@ class TorchEngine:
     def _read(
         self, parts: Sequence[tuple[int, int, Sequence[int]]], rows: Sequence[int]
     ) -> torch.Tensor:
-        """Append each (sequence, keep, tokens); the last `rows[i]` hidden states of each, packed.
+        """Append each (sequence, keep, tokens); return the last `rows[i]` hidden states of each.
 
-        -> pre-norm [sum(rows), H]. Text longer than a chunk is read in chunks first, alone, so that
-        memory is bounded; the last chunk of every sequence shares one pass.
+        Returns pre-norm [sum(rows), H]. A text longer than a chunk is first read alone, chunk by
+        chunk, so that memory is bounded; the last chunks of all sequences share one pass.
         """
         started = time.perf_counter()
         segments: list[Segment] = []
@@ -95,7 +95,7 @@ class TorchEngine:
             last = max(self.prefill_chunk, wanted)
             while len(tokens) > last:
                 piece, tokens = tokens[: self.prefill_chunk], tokens[self.prefill_chunk :]
-                if len(tokens) < wanted:  # the wanted rows must be in the last piece, all of them
+                if len(tokens) < wanted:  # the last piece must hold all wanted rows
                     cut = len(piece) + len(tokens) - wanted
                     piece, tokens = [*piece, *tokens][:cut], [*piece, *tokens][cut:]
                 segment = self._slots.extend(sequence, keep, piece)
@@ -122,7 +122,7 @@ class TorchEngine:
 
 
 class TorchDrafter(TorchEngine):
-    """The small model. `vocab_ids` int64 [S] where its head covers a short-list only."""
+    """The small model. `vocab_ids` int64 [S] is its head's short-list; None for every id."""
 
     def __init__(
         self, model: Llama, *, vocab_ids: torch.Tensor | None = None, **bounds: int
@@ -137,13 +137,13 @@ class TorchDrafter(TorchEngine):
         parts = [(r.sequence, r.keep, r.tokens) for r in requests]
         active = list(range(len(requests)))
         while active:
-            # 1. One pass over what each still active sequence has not read yet.
+            # One pass over the tokens that each active sequence has not read yet.
             hidden = self._read([parts[i] for i in active], [1] * len(active))
             started = time.perf_counter()
             logits = self.model.logits(self.model.final_norm(hidden))
             columns = greedy(logits).tolist()
             self.clock.forward += time.perf_counter() - started
-            # 2. Choose, and go on with those that want more.
+            # Choose a token for each, and go on with the sequences that want more.
             going = []
             for row, i in enumerate(active):
                 request = requests[i]
@@ -171,11 +171,11 @@ class TorchDrafter(TorchEngine):
 
 
 class TeacherForced(NamedTuple):
-    """What the target makes of a given response of n tokens; see `TorchTarget.teacher_forced`.
+    """The target's view of a given response of n tokens (`TorchTarget.teacher_forced`).
 
     pre_norm, post_norm  [n, H] in the model's dtype, at each token's own position
-    argmax               int64 [n], the target's own choices for the positions
-    logprob              float32 [n], of the response's tokens
+    argmax               int64 [n], the target's own choice for each position
+    logprob              float32 [n], log-probability of each token of the response
     """
 
     pre_norm: torch.Tensor
@@ -185,7 +185,7 @@ class TeacherForced(NamedTuple):
 
 
 class TorchTarget(TorchEngine):
-    """The large model with its judge; the acceptance rules run on its logits (`verdict.decide`)."""
+    """The large model with its judge. It runs steps 2 and 3 of a round (`decoding.loop`)."""
 
     def __init__(self, model: Llama, *, judge: Judge | None = None, **bounds: int) -> None:
         super().__init__(model, **bounds)
@@ -194,7 +194,7 @@ class TorchTarget(TorchEngine):
 
     @torch.inference_mode()
     def verify(self, requests: Sequence[VerifyRequest]) -> list[Verdict]:
-        # 1. One pass over every sequence's new text and its draft.
+        # 2. Verify: one pass over every sequence's new text and its draft.
         rows = [len(r.draft.tokens) + 1 for r in requests]
         pre_norm = self._read(
             [(r.sequence, r.keep, [*r.tokens, *r.draft.tokens]) for r in requests], rows
@@ -203,9 +203,9 @@ class TorchTarget(TorchEngine):
         post_norm = self.model.final_norm(pre_norm)
         logits = self.model.logits(post_norm)
         self.clock.forward += time.perf_counter() - started
-        # 2. The judge reads the positions of the drafted tokens, all sequences together.
+        # 3. Accept: the judge scores the rows of all sequences together, then each sequence's rule
+        # decides on its own rows.
         scores = self._scores(requests, pre_norm, post_norm)
-        # 3. Each sequence's rule decides on its own rows.
         choices = greedy(logits)
         verdicts = []
         row = 0
@@ -214,7 +214,7 @@ class TorchTarget(TorchEngine):
             if not request.sampling.greedy or request.acceptance.rule == "synthetic":
                 generator = self._generator(request.sequence, request.sampling, 0)
             part = slice(row, row + count)
-            # A request beside one that is judged is not judged for that.
+            # The judge has scored all rows, but only rule `judge` may use the scores.
             judged = request.acceptance.rule == "judge"
             verdict = decide(
                 request,
@@ -225,7 +225,7 @@ class TorchTarget(TorchEngine):
                 self.end_ids,
                 generator,
             )
-            # 4. Roll back: the cache keeps the accepted prefix (`next_token` is not read yet).
+            # 5. Roll back: the cache keeps the accepted prefix (`next_token` is not read yet).
             self._slots.truncate(
                 request.sequence, request.keep + len(request.tokens) + verdict.accepted
             )
@@ -242,7 +242,7 @@ class TorchTarget(TorchEngine):
     def _scores(
         self, requests: Sequence[VerifyRequest], pre_norm: torch.Tensor, post_norm: torch.Tensor
     ) -> torch.Tensor | None:
-        """float32 [rows], every row's score; None when no request is judged."""
+        """The score of every row, float32 [rows]; None if no request has rule `judge`."""
         if not any(r.acceptance.rule == "judge" for r in requests):
             return None
         if self.judge is None:
@@ -263,13 +263,13 @@ class TorchTarget(TorchEngine):
         sequence: int | None = None,
         keep: int = 0,
     ) -> TeacherForced:
-        """Read a response as verification would: passes of the last token and `block` drafted ones.
+        """Read a response as verification does, in passes of the last token and `block` drafts.
 
-        sequence  the one to read into; None: one of its own, released at the end
-        keep      positions of `sequence` that hold the beginning of `prompt` already,
+        sequence  the sequence to read into; None for a temporary one
+        keep      positions of `sequence` that already hold the beginning of `prompt`,
                   keep < len(prompt)
 
-        Reading as inference does matters: in bf16, one long pass gives other features.
+        In bf16, one long pass would give other features than inference sees.
         """
         own = -1 if sequence is None else sequence
         text, first = [*prompt, *response], len(prompt)
@@ -278,7 +278,7 @@ class TorchTarget(TorchEngine):
             for start in range(first, len(text), block):
                 end = min(start + block, len(text))
                 pre = self._read([(own, keep, text[keep:end])], [end - start + 1])
-                keep = end - 1  # read again: its row is the first of the next pass
+                keep = end - 1  # its token is read again: that row is the first of the next pass
                 post = self.model.final_norm(pre)
                 logits = self.model.logits(post[:-1]).float()
                 read = torch.tensor(text[start:end]).unsqueeze(-1)
@@ -299,7 +299,7 @@ def load_target(
     group: Group | None = None,
     **bounds: int,
 ) -> TorchTarget:
-    """The target, or this rank's shard of it in a `group`; `bounds` as `TorchEngine` takes them."""
+    """Load the target, or in a `group` this rank's shard; `bounds` are those of `TorchEngine`."""
     model = Llama(checkpoint, dtype=DTYPES[dtype], context=max_context, group=group)
     return TorchTarget(model, judge=judge, max_context=max_context, **bounds)
 
@@ -313,10 +313,9 @@ def load_drafter(
     group: Group | None = None,
     **bounds: int,
 ) -> TorchDrafter:
-    """A draft with all of its tensors, or one that shares some with the target; this rank's shard
-    of it in a `group`.
+    """Load a draft, or in a `group` this rank's shard. It may share tensors with the target.
 
-    `draft_vocab_ids` int32 [S] among its tensors is the short-list that its head covers.
+    The tensor `draft_vocab_ids` int32 [S], if there is one, is the short-list of the draft's head.
     """
     config, tensors = checkpoint.config, checkpoint.tensors
     ids = tensors.get("draft_vocab_ids").long() if "draft_vocab_ids" in tensors else None

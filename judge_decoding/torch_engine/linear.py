@@ -1,11 +1,11 @@
 """A linear layer whose weight is laid out once for the CPU's matrix kernels.
 
-Decoding reads every weight once for a handful of rows, so it runs at memory speed, if the kernel
-does. oneDNN on a plain [out, in] weight reaches about half of it: it re-packs or strides on every
-call. Packed once at load time, the same kernel reaches 20+ GB/s of 30 on the two cores this was
-measured on, alike for 1 to 16 rows, and applies SiLU, product or sum while the output is in
-registers. These operators are the ones TorchInductor emits for a frozen model; PyTorch documents
-them nowhere, so this module is the only one that names them, with a plain fallback beside it.
+Decoding reads every weight once for a handful of rows, so memory bandwidth limits its speed. On a
+plain [out, in] weight oneDNN reaches about half of that speed, because it re-packs or strides on
+every call. With the weight packed at load time, the same kernel reaches over 20 of 30 GB/s on two
+cores, equally for 1 to 16 rows, and applies SiLU, product or sum while the output is in registers.
+TorchInductor emits these operators for a frozen model, but PyTorch does not document them: only
+this module names them, and each has a plain fallback.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import os
 import torch
 from torch.nn import functional as F
 
-# oneDNN and the layer above it in PyTorch each keep 1,024 compiled kernels, one a shape met. Texts
-# bring ever new row counts, and a process would grow by half a gigabyte over hours; decoding needs
-# some dozens. With 256 a process still fills up for many minutes, with 64 it is soon full. Both
-# variables are read at the first product.
+# oneDNN and the layer above it in PyTorch each cache 1,024 compiled kernels, one per shape. Texts
+# bring ever new row counts, so a process would grow by half a gigabyte over hours, but decoding
+# needs only some dozens of kernels. A cache of 256 still grows for many minutes, one of 64 is soon
+# full. Both variables are read at the first product.
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "64")
 
-_PACK_ROWS = 8  # the row count the layout is tuned for; measured flat from 1 to 16
+_PACK_ROWS = 8  # the row count that the layout is tuned for; 1 to 16 rows are equally fast
 
 
 def can_pack(dtype: torch.dtype) -> bool:

@@ -3,7 +3,7 @@
 RMSNorm, rotary positions (with Llama-3.1's scaling), grouped-query attention, SwiGLU, tied or
 untied embeddings. The rows of all sequences are packed into one [T, H] matrix for everything but
 attention, which runs per sequence over that sequence's own slot. Several ranks may share a model
-(`engine.tensor_parallel`): each then holds some of the heads, of the MLP and of the LM head.
+(`tensor_parallel`): each then holds a part of the heads, of the MLP and of the LM head.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class KeyValues:
     """Keys and values of every layer and slot, allocated once.
 
     `layers[l][slot]` is [2 * kv_heads, context, d], keys before values, so that one copy writes
-    both. Positions past a sequence's length hold what was left there; attention masks them.
+    both. Positions past a sequence's length hold old values; attention masks them.
     """
 
     def __init__(self, config: LlamaConfig, slots: int, context: int, dtype: torch.dtype) -> None:
@@ -48,7 +48,7 @@ class KeyValues:
                 f"limits: the caches of {slots} x {context} positions take {size:.1f} GB, more "
                 "than there is; lower limits.max_sequences or limits.max_context"
             ) from None
-        # Views made once: taking them anew in every layer of every step costs as much as the copy.
+        # Made once: making these views in every layer of every step costs as much as the copy.
         self.layers = [[self.data[i, slot] for slot in range(slots)] for i in range(shape[0])]
 
 
@@ -84,12 +84,12 @@ class RMSNorm:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         both = torch.cat([x, x.neg()], -1)
         normed = F.layer_norm(both, (2 * self.size,), self.weight, None, self.eps)
-        # Copied here once: every product that reads it would otherwise copy it for itself.
+        # Made contiguous once: otherwise every product that reads it would make its own copy.
         return normed[:, : self.size].contiguous()
 
 
 class _Layer:
-    """One transformer layer's weights, the projections that share an input fused."""
+    """One transformer layer's weights; the query, key and value projections are fused."""
 
     def __init__(
         self, tensors: Tensors, index: int, config: LlamaConfig, shard: Shard, dtype: torch.dtype
@@ -112,7 +112,7 @@ class _Layer:
 
 
 class Llama:
-    """The model: `forward` to the last hidden states, `final_norm`, `logits`."""
+    """A Llama model, run in three calls: `forward`, `final_norm` and `logits`."""
 
     def __init__(
         self,
@@ -125,8 +125,8 @@ class Llama:
         group: Group | None = None,
     ) -> None:
         """shared    the target, for the tensors that `config.shared_with_target` names
-        head_ids  int64 [S], the ids the LM head covers; None for all of them
-        group     the ranks that share this model; None for one that is here whole
+        head_ids  int64 [S], the ids that the LM head covers; None for all of them
+        group     the ranks that share this model; None if this process holds all of it
         """
 
         config, tensors = checkpoint.config, checkpoint.tensors
@@ -143,7 +143,7 @@ class Llama:
         shard = Shard.of(config, index, size)
         self.config = config
         self.local = shard.local(config)
-        """What of `config` is here: its counts of heads are what this rank's caches hold."""
+        """`config` with this rank's counts of heads (also those of its caches) and MLP columns."""
         self.dtype = dtype
         self._group = group if size > 1 else None
         tensors.check_shapes(config)
@@ -173,7 +173,7 @@ class Llama:
         self.sin = torch.cat([-half_sin, half_sin], -1).to(dtype).unsqueeze(1)
 
     def forward(self, tokens: torch.Tensor, segments: list[Segment], kv: KeyValues) -> torch.Tensor:
-        """Read `tokens` int64 [T] (the segments' rows in order), filling `kv`; returns the last
+        """Read `tokens` int64 [T] (the segments' rows in order) and fill `kv`; return the last
         hidden states *before* the final norm, [T, H].
         """
         config = self.local
@@ -200,7 +200,7 @@ class Llama:
         return x
 
     def _plus(self, linear: Linear, inner: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """x + linear(inner), where every rank has its part of `inner` and of the weight."""
+        """x + linear(inner), where every rank holds a part of `inner` and of the weight."""
         if self._group is None:
             return linear.plus(inner, x)
         part = linear(inner)
@@ -213,10 +213,10 @@ class Llama:
         masks: list[torch.Tensor],
         slots: list[torch.Tensor],
     ) -> torch.Tensor:
-        """Write the new keys and values, attend per sequence: -> [T, heads * d].
+        """Write the new keys and values, then attend per sequence; return [T, heads * d].
 
-        The query heads that share a key head become rows of one matrix: the keys are then read
-        once a group, which is 3x faster for one row in bf16 than expanding them.
+        The query heads that share a key head become rows of one matrix. The keys are then read
+        once per group, which for one row in bf16 is 3x faster than expanding them.
         """
         heads, kv_heads, size = self.local.num_heads, self.local.num_kv_heads, qkv.shape[-1]
         group = heads // kv_heads
@@ -253,10 +253,10 @@ class Llama:
 
 
 def _width(segment: Segment, context: int) -> int:
-    """Positions to look at: those that are there, rounded up.
+    """The number of positions that attention reads: those that hold tokens, rounded up.
 
-    The matrix kernels are compiled for every shape they meet, and kept. With a context that grows
-    by a token or two a round, nearly every round would bring new shapes.
+    The matrix kernels are compiled and cached per shape. A context grows by a few tokens per round,
+    so that without rounding nearly every round would bring new shapes.
     """
     end = segment.start + segment.rows
     return min(-(-end // _CONTEXT_STEP) * _CONTEXT_STEP, context)

@@ -1,4 +1,4 @@
-"""A deployment's PyTorch engines, for whoever holds them: one process, or each rank."""
+"""Loads a deployment's PyTorch engines, in one process or in each rank."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from judge_decoding.torch_engine.tensor_parallel import Group
 
 
 def open_torch_engines(deployment: Deployment, checkpoints: Checkpoints) -> Engines:
-    """Both models in this process."""
+    """Load both models into this process."""
     target = deployed_target(deployment, checkpoints, checkpoints.checked_judge())
     drafter = deployed_drafter(deployment, checkpoints)
     return Engines(drafter, target)
@@ -28,7 +28,7 @@ def deployed_target(
     judge: Judge | None,
     group: Group | None = None,
 ) -> TorchTarget:
-    """The target, or in a `group` this rank's shard of it."""
+    """Load the target, or in a `group` this rank's shard of it."""
     return load_target(
         checkpoints.target,
         dtype=deployment.dtype,
@@ -41,7 +41,7 @@ def deployed_target(
 def deployed_drafter(
     deployment: Deployment, checkpoints: Checkpoints, group: Group | None = None
 ) -> TorchDrafter | None:
-    """The draft, where there is one, or in a `group` this rank's shard of it."""
+    """Load the draft, or in a `group` this rank's shard of it; None if there is no draft."""
     if checkpoints.draft is None:
         return None
     return load_drafter(

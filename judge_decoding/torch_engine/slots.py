@@ -8,7 +8,7 @@ from judge_decoding.torch_engine.llama import Segment
 
 
 class Slots:
-    """A fixed number of slots, one a sequence, each with the tokens it holds."""
+    """A fixed number of slots, one per sequence, and the tokens that each holds."""
 
     def __init__(self, count: int, context: int) -> None:
         self.context = context
@@ -18,10 +18,10 @@ class Slots:
         self._tokens: dict[int, list[int]] = {}
 
     def extend(self, sequence: int, keep: int, tokens: Sequence[int]) -> Segment:
-        """Drop all but the first `keep` positions, take in `tokens`: the segment to compute.
+        """Keep the first `keep` positions and append `tokens`; return the segment to compute.
 
-        A sequence named for the first time gets a slot. ValueError for a `keep` that the slot does
-        not hold, for no tokens, for a full context and for a sequence too many: the loop's errors,
+        A new sequence gets a slot. ValueError if the slot holds fewer than `keep` positions, if
+        there are no tokens, or if the context or all slots are full. These are errors of the loop,
         checked here because a wrong cache would go unnoticed.
         """
         held = self._tokens.get(sequence)
@@ -56,7 +56,7 @@ class Slots:
         return self._slot[sequence]
 
     def check(self, expected: Mapping[int, Sequence[int]]) -> None:
-        """AssertionError unless exactly the expected sequences hold the expected beginnings."""
+        """Raise AssertionError unless exactly these sequences are held and begin as expected."""
         if set(expected) != set(self._slot):
             raise AssertionError(f"cached: {sorted(self._slot)}, expected: {sorted(expected)}")
         in_use = sorted([*self._slot.values(), *self._free])

@@ -30,12 +30,12 @@ class Group(Protocol):
     size: int
 
     def exchange(self, mine: torch.Tensor, shapes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """Everybody's tensor, in rank order; `shapes[i]` is the shape of rank i's, `mine` is
-        `shapes[index]`, all of one dtype. Every rank calls it, in the same order."""
+        """Return every rank's tensor, in rank order. Rank i's has shape `shapes[i]`; all have one
+        dtype. Every rank must make the same calls in the same order."""
 
 
 def split(total: int, size: int) -> list[slice]:
-    """`total` units over `size` ranks in order, sizes differing by one at most, larger first."""
+    """Split `total` units over `size` ranks; sizes differ by at most one, larger ones first."""
     base, extra = divmod(total, size)
     stops = [base * (i + 1) + min(i + 1, extra) for i in range(size)]
     return [slice(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
@@ -47,11 +47,11 @@ class Shard:
 
     kv_heads: slice
     columns: slice
-    """Of the MLP."""
+    """Columns of the MLP."""
 
     @classmethod
     def of(cls, config: LlamaConfig, index: int, size: int) -> Shard:
-        """UserError where a rank would be left without a head or a column."""
+        """Rank `index`'s shard; UserError if a rank would get no key-value head."""
         if size > config.num_kv_heads:
             raise UserError(
                 f"ranks: tp {size} is more than the model's {config.num_kv_heads} key-value heads; "

@@ -1,6 +1,6 @@
 """Draft and target as TensorRT-LLM engines, driven through its Executor API.
 
-The contracts are `engine.base`'s, met in the runtime's own way:
+The contracts are `decoding.contracts`'s, met in the runtime's own way:
 
     cache      a request resends its whole prefix and KV block reuse finds what is cached, so `keep`
                only says which tokens of a sequence's text still hold; nothing is rolled back

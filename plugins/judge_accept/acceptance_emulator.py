@@ -2,7 +2,7 @@
 target engine, and which drafted tokens it accepts from the engine's logits. Greedy requests only
 (temperature and penalties off; top-k 1, the default).
 
-Written after the public sources of NVIDIA/TensorRT-LLM, none of which was run:
+It follows the public sources of NVIDIA/TensorRT-LLM, which we have not run:
 
 - cpp/tensorrt_llm/batch_manager/runtimeBuffers.cpp (setBufferSizes, setFromInputs): the packing
 - cpp/tensorrt_llm/batch_manager/handleContextLogits.cpp: the decoder's view of the logits
@@ -11,8 +11,9 @@ Written after the public sources of NVIDIA/TensorRT-LLM, none of which was run:
 - cpp/tensorrt_llm/kernels/speculativeDecoding/externalDraftTokensKernels.cu @2931b93f:
   maskTargetLogitsKernel, acceptDraftTokensKernel, forwardAcceptedTokensKernel
 
-Equal logits: the runtime's top-k (kernels/samplingTopKKernels.cu with reduce_topk_op_2, which
-returns its second argument for equals) has no fixed preference, this emulator takes the lowest id.
+Between equal logits, the runtime's top-k has no fixed preference (kernels/samplingTopKKernels.cu
+uses reduce_topk_op_2, which returns its second argument for equals); this emulator takes the lowest
+id.
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ import numpy as np
 class EngineRequest:
     """One request's part in one engine step.
 
-    Context phase: `tokens` of the prompt are computed now (what KV blocks did not give; at least
-    one), and `draft` follows them on the last chunk. Generation phase: one token.
+    In the context phase, `tokens` are the prompt tokens to compute now (those that no KV block
+    holds; at least one), and `draft` follows them on the last chunk. In the generation phase there
+    is one token.
     """
 
     tokens: tuple[int, ...]
     draft: tuple[int, ...] = ()
     last_chunk: bool = True
     generation: bool = False
-    prompt_length: int = 1  # of a generation request: what its context_lengths entry says
+    prompt_length: int = 1  # a generation request's entry in context_lengths
 
     def __post_init__(self) -> None:
         if not self.tokens or (self.generation and (len(self.tokens) != 1 or self.draft)):
@@ -56,7 +58,7 @@ class Batch:
 
 
 def pack(requests: Sequence[EngineRequest]) -> Batch:
-    """Unfinished chunks, then last chunks, then generation requests; as setFromInputs does."""
+    """Pack unfinished chunks, then last chunks, then generation requests, like setFromInputs."""
     ordered = sorted(requests, key=lambda r: (r.generation, r.last_chunk))
     ids: list[int] = []
     last: list[int] = []
@@ -105,10 +107,10 @@ def accept(
     end_id: int = -1,
     vetoed: Sequence[int] = (),
 ) -> Accepted:
-    """The decoder over one request's rows, logits [K + 1, V].
+    """Run the decoder over one request's rows, logits [K + 1, V].
 
-    draft_logits  [K, V]: acceptance by probabilities; None: by token ids
-    thresholds    [K], of each step in that mode: one constant, or uniform draws
+    draft_logits  [K, V] for acceptance by probabilities; None for acceptance by token ids
+    thresholds    [K], one per step for acceptance by probabilities: a constant, or uniform draws
     vetoed        ids banned in every row (bad words, minimum length): -inf before acceptance
     """
     tokens: list[int] = []
@@ -142,7 +144,7 @@ def accept(
 
 
 def decode(edited: np.ndarray, batch: Batch, end_id: int = -1) -> list[Accepted]:
-    """Every request of the batch in packed order, by token ids. An unfinished chunk adds nothing.
+    """Run all requests of a batch in packed order, by token ids. An unfinished chunk adds nothing.
 
     A context request's rows are the last 1 + K of its own (handleContextLogits)."""
     results = []

@@ -1,19 +1,19 @@
-"""The judge kernel on a CUDA GPU, without TensorRT: right, the same every time, and how fast.
+"""Checks and times the judge kernel on a CUDA GPU, without TensorRT.
 
     python -m plugins.judge_accept.bench_gpu            # all shapes; needs nvcc, or --library
-    python -m plugins.judge_accept.bench_gpu --host     # the check alone, on the kernel's CPU build
+    python -m plugins.judge_accept.bench_gpu --host     # only the check, on the kernel's CPU build
 
 1. check        edited logits and scores against torch in float64, over every type
 2. determinism  100 runs, bit for bit, eager and replayed from a CUDA graph
-3. racecheck    a small check under compute-sanitizer, where it is installed
+3. racecheck    a small check under compute-sanitizer, if it is installed
 4. time         per launch, for the hidden sizes of Llama-3.1 8B, 70B and 405B, a vocabulary of
                 128,256 (float32 logits, bfloat16 hidden states, as the engines are built), K drafts
                 and a batch of verify requests
 
-Times are medians over replays of one CUDA graph that walks through enough sets of buffers to leave
-the L2 cache behind (an engine's other layers do the same), against
-- copy: the same logits through cudaMemcpyAsync, the least that any plugin with its own output pays;
-- torch: the same edit written with torch operations, the rows already known to it.
+Times are medians over replays of one CUDA graph that walks through more buffers than the L2 cache
+holds, because an engine's other layers also empty the cache. They are compared with
+- copy: cudaMemcpyAsync of the same logits, the least that any plugin with its own output costs;
+- torch: the same edit in torch operations, with the rows given.
 
 Prints a table and, as its last line, one JSON document. Exit 1: a check failed. Exit 2: no GPU.
 """
@@ -119,7 +119,7 @@ class KernelCase:
         self.arguments = a
 
     def launch(self) -> None:
-        """On torch's current stream."""
+        """Launch the kernel on torch's current stream."""
         cuda = self.logits.is_cuda
         stream = torch.cuda.current_stream().cuda_stream if cuda else None
         error = self.library.launch_judge_accept(ctypes.byref(self.arguments), stream)
@@ -127,7 +127,7 @@ class KernelCase:
             raise RuntimeError(f"launch_judge_accept: CUDA error {error}")
 
     def torch_edit(self) -> None:
-        """The same edit in torch, without a synchronisation; rows and drafts given."""
+        """Make the same edit in torch, without a synchronisation; rows and drafts are given."""
         self.edited.copy_(self.logits)
         draft = self.draft.reshape(-1)
         score = torch.sigmoid(self.hidden[self.draft_rows + 1].float() @ self.weight)
@@ -139,7 +139,7 @@ class KernelCase:
 
 
 def check(case: KernelCase) -> dict[str, Any]:
-    """One launch against float64. RuntimeError where it differs.
+    """Compare one launch with float64. RuntimeError if it differs.
 
     A score within 1e-5 of the threshold may fall either way: such rows are counted, not compared.
     """
@@ -172,7 +172,7 @@ def check(case: KernelCase) -> dict[str, Any]:
 
 
 def checks(library: ctypes.CDLL, device: str, *, small: bool) -> list[dict[str, Any]]:
-    """Every type; aligned and odd sizes."""
+    """Check every type, with aligned and odd sizes."""
     sizes = ((40, 1003), (64, 512)) if small else ((4096, VOCAB), (4100, 128257), (77, 1003))
     return [
         check(
@@ -187,7 +187,7 @@ def checks(library: ctypes.CDLL, device: str, *, small: bool) -> list[dict[str, 
 
 
 def determinism(library: ctypes.CDLL, runs: int = 100) -> dict[str, Any]:
-    """RuntimeError unless every run, and every replay of a captured one, gives the same bits."""
+    """Raise RuntimeError unless every run and every graph replay gives the same bits."""
     case = KernelCase(library, KernelShape(8192, VOCAB, 8, 8), "cuda")
     case.launch()
     first = (case.edited.clone(), case.scores.clone())
@@ -210,7 +210,7 @@ def determinism(library: ctypes.CDLL, runs: int = 100) -> dict[str, Any]:
 
 
 def racecheck(library: Path) -> dict[str, Any] | None:
-    """None where compute-sanitizer is not installed."""
+    """Run the small check under compute-sanitizer; None if that is not installed."""
     if shutil.which("compute-sanitizer") is None:
         return None
     module = [sys.executable, "-m", "plugins.judge_accept.bench_gpu", "--only-small-check"]
@@ -220,7 +220,7 @@ def racecheck(library: Path) -> dict[str, Any] | None:
         done = subprocess.run(
             [*sanitizer, *module, "--library", str(library)],
             cwd=kernel.HERE.parents[1],
-            # An allocation of its own for every tensor, so that a step outside is seen.
+            # Every tensor gets its own allocation, so that an access outside it is found.
             env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
             capture_output=True,
             text=True,
@@ -232,7 +232,7 @@ def racecheck(library: Path) -> dict[str, Any] | None:
 
 
 def seconds_a_launch(launches: list[Callable[[], None]], replays: int = 20) -> float:
-    """Median over replays of one graph of all launches, divided by their number."""
+    """Median time of one graph of all launches, divided by their number."""
     for launch in launches:
         launch()
     torch.cuda.synchronize()
@@ -253,7 +253,7 @@ def seconds_a_launch(launches: list[Callable[[], None]], replays: int = 20) -> f
 
 def timing(library: ctypes.CDLL, model: str, shape: KernelShape) -> dict[str, Any]:
     one = 2 * shape.rows * shape.columns * 4
-    sets = max(4, min(64, -(-(512 << 20) // one)))  # 512 MB walked through: ten times H100's L2
+    sets = max(4, min(64, -(-(512 << 20) // one)))  # 512 MB in all: ten times an H100's L2
     cases = [KernelCase(library, shape, "cuda", seed) for seed in range(sets)]
     own = seconds_a_launch([case.launch for case in cases])
     copy = seconds_a_launch([lambda case=case: case.edited.copy_(case.logits) for case in cases])
@@ -285,7 +285,7 @@ def gpu_facts() -> dict[str, Any]:
 
 @contextmanager
 def built(library: Path | None, *, host: bool) -> Iterator[Path]:
-    """The library to use: the one given, or one built into a folder that goes afterwards."""
+    """Yield the given library, or one built in a folder that is removed afterwards."""
     if library is not None:
         if not library.is_file():
             raise UserError(f"library: no file {library}")

@@ -1,4 +1,4 @@
-"""Build the plugin's library and call its kernel through the C ABI: for tests and bench_gpu.py.
+"""Build the plugin's library and call its kernel through the C ABI, for tests and bench_gpu.py.
 
 A deployment builds with CMake (README.md); this needs neither CMake nor TensorRT.
 """
@@ -57,7 +57,7 @@ class BuildError(RuntimeError):
 
 
 def build_host(folder: Path, *flags: str) -> Path:
-    """The kernel's own source as a CPU library, by g++."""
+    """Compile the kernel's own source as a CPU library with g++."""
     library = folder / "libjudge_accept_host.so"
     options = "-std=c++17 -O2 -Wall -Wextra -Wno-unknown-pragmas -ffp-contract=off -fPIC -shared"
     define = "-DJUDGE_ACCEPT_HOST_BUILD"
@@ -67,8 +67,8 @@ def build_host(folder: Path, *flags: str) -> Path:
 
 
 def build_cuda(folder: Path, arch: str = "90", tensorrt_include: Path | None = None) -> Path:
-    """The kernel for one GPU architecture, by nvcc; with the TensorRT shell where its headers are
-    given."""
+    """Compile the kernel for one GPU architecture with nvcc, and the TensorRT shell if its headers
+    are given."""
     library = folder / "libjudge_accept_plugin.so"
     options = (
         "-std=c++17 -O2 -shared -cudart static -Xlinker -z,nodelete "
@@ -84,7 +84,7 @@ def build_cuda(folder: Path, arch: str = "90", tensorrt_include: Path | None = N
 
 
 def load(library: Path) -> ctypes.CDLL:
-    """The library with the C ABI's signatures; BuildError for another ABI version."""
+    """Load the library with the C ABI's signatures; BuildError for another ABI version."""
     kernel = ctypes.CDLL(str(library))
     kernel.judge_accept_workspace_size.restype = ctypes.c_size_t
     kernel.judge_accept_workspace_size.argtypes = [ctypes.c_int32] * 4
@@ -102,7 +102,7 @@ def arguments(
     types: tuple[str, str],
     threads: int = 0,
 ) -> Arguments:
-    """All but the pointers. shape is (T, R, B, V, H); types are of logits and hidden."""
+    """All fields but the pointers. shape is (T, R, B, V, H), types are of logits and hidden."""
     a = Arguments()
     a.tokens, a.rows, a.requests, a.columns, a.hidden_size = shape
     a.logits_type, a.hidden_type = TYPES[types[0]], TYPES[types[1]]
@@ -126,14 +126,14 @@ def run_host(
     settings: PluginSettings,
     threads: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The host build on NumPy arrays, all C-contiguous; hidden as uint16 is bfloat16's bits.
-    Outputs start as garbage, so that an element that was not written shows.
+    """Run the host build on C-contiguous NumPy arrays; a uint16 `hidden` holds bfloat16 bits.
+    Outputs start as garbage, so that an element that is not written shows.
     -> edited logits, scores (as `reference.judge_accept`)."""
     rows, columns = logits.shape
     hidden_type = "bfloat16" if hidden.dtype == np.uint16 else str(hidden.dtype)
     shape = (len(input_ids), rows, len(context_lengths), columns, hidden.shape[1])
     a = arguments(settings, shape, (str(logits.dtype), hidden_type), threads)
-    # An output starts where its input starts within 16 bytes, as on a GPU, where both are aligned.
+    # An output has its input's offset within 16 bytes, because on a GPU both are aligned.
     edited = unaligned_like(logits, logits.ctypes.data % 16)
     edited.view(np.uint8)[:] = 0xA5
     scores = np.full((len(context_lengths), settings.max_draft_len), 7.0, dtype=np.float32)

@@ -1,7 +1,7 @@
 """The plugin in NumPy: what the kernel must do, written for reading, not for speed.
 
-README.md, "Semantics", numbers the same steps. Only the dot product copies the kernel's order, so
-that scores agree to the last bits of one `exp`.
+Its numbered steps are those of README.md, "Semantics". The dot product adds in the kernel's order,
+so that scores agree up to the last bits of one `exp`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class PluginSettings:
 
 
 def context_segments(context_lengths: Sequence[int], tokens: int) -> list[tuple[int, int]]:
-    """(start, end) in packed positions of each context-phase request; [] where no count fits.
+    """(start, end) in packed positions of each context-phase request; [] if no count fits.
 
     Context requests come first with context_lengths[b] tokens each, generation requests follow with
-    one token each: the smallest count of context requests that makes up `tokens` is the one.
+    one token each. The number of context requests is the smallest that adds up to `tokens`.
     """
     lengths = [max(1, int(length)) for length in context_lengths]
     bounds = [0, *accumulate(lengths)]
@@ -81,19 +81,23 @@ def judge_accept(
     -> edited logits [R, V], scores float32 [B, max_draft_len], negated where the row was edited."""
     edited = logits.copy()
     scores = np.full((len(context_lengths), settings.max_draft_len), np.nan, dtype=np.float32)
+    # 1. Requests.
     segments = context_segments(context_lengths, len(input_ids))
     for request, (start, end) in enumerate(segments):
-        # Row r scores packed position last_token_ids[r] (ascending); the request's rows are those
-        # whose own position, one less, lies in its segment. Its last row scores no draft.
+        # 2. Draft row? Row r scores packed position last_token_ids[r] (ascending); the request's
+        # rows are those whose own position, one less, lies in its segment. Its last row scores no
+        # draft.
         first, stop = np.searchsorted(last_token_ids, [start, end], side="right")
         for i, r in enumerate(range(first, stop - 1)):
             q = int(last_token_ids[r])
             if last_token_ids[r + 1] != q + 1:
                 continue
+            # 3. Score.
             draft = int(input_ids[q])
             if not 0 <= draft < settings.vocab_size:
                 continue
             value = score(hidden[r + 1], settings)
+            # 4. Edit.
             raised = False
             if settings.threshold < 1 and value > np.float32(settings.threshold):
                 raised = _raise(edited[r], draft, settings)
@@ -103,11 +107,11 @@ def judge_accept(
 
 
 def _raise(row: np.ndarray, draft: int, settings: PluginSettings) -> bool:
-    """Edit one row in place, where the end-id rule and the row itself allow it: whether it was."""
+    """Edit one row in place if the end-id rule and the row itself allow it; return whether."""
     own = row[: settings.vocab_size].astype(np.float32)
     if np.isnan(own).any() or not np.isfinite(own.max()):
         return False
-    choice = int(own.argmax())  # the lowest column of equals
+    choice = int(own.argmax())  # the lowest column among equals
     if choice == draft:
         return False
     if settings.protect_end_ids and (choice in settings.end_ids or draft in settings.end_ids):

@@ -14,7 +14,7 @@ LIMIT_S = 60.0
 
 
 class Run:
-    """A line whose first work holds it up until `go`; the names of what was done, in order."""
+    """A queue whose first work holds it up until `go`; the names of what was done, in order."""
 
     def __init__(self, capacity: int) -> None:
         self.now = 0.0
@@ -61,7 +61,7 @@ def run() -> Iterator[Run]:
 
 def test_in_order_of_arrival_on_one_thread(run: Run) -> None:
     for name in ("a", "b", "c"):
-        run.line.put(name, run.note(name))
+        run.queue.put(name, run.note(name))
     assert run.finish() == ["held", "a", "b", "c"]
     assert run.threads == {"tokenizer"}
 
@@ -69,9 +69,9 @@ def test_in_order_of_arrival_on_one_thread(run: Run) -> None:
 def test_one_more_than_may_wait_is_refused_with_advice(run: Run) -> None:
     """Triton's queue before the tokenizer has no bound: all waited, however many they were."""
     for name in "abcd":
-        run.line.put(name, run.note(name))
+        run.queue.put(name, run.note(name))
     with pytest.raises(Busy, match="RESOURCE_EXHAUSTED: 4 requests are waiting already") as busy:
-        run.line.put("e", run.note("e"))
+        run.queue.put("e", run.note("e"))
     assert str(busy.value).endswith("try again in 0.1 s")  # nothing is known yet
     assert busy.value.reason == "queue_full"
     assert run.finish() == ["held", "a", "b", "c", "d"]
@@ -86,12 +86,12 @@ def test_the_advice_is_the_lines_own_pace(run: Run) -> None:
         begun.set()
         assert go.wait(LIMIT_S)
 
-    run.line.put("held", hold)
+    run.queue.put("held", hold)
     assert begun.wait(LIMIT_S)
     for name in "abcd":
-        run.line.put(name, run.note(name))
+        run.queue.put(name, run.note(name))
     with pytest.raises(Busy) as busy:
-        run.line.put("e", run.note("e"))
+        run.queue.put("e", run.note("e"))
     go.set()
     # Of 2 s and of nothing (the end mark), as a moving average: 2 - 0.2, times five.
     assert str(busy.value).endswith("try again in 9.0 s")
@@ -100,9 +100,9 @@ def test_the_advice_is_the_lines_own_pace(run: Run) -> None:
 def test_a_cancel_of_what_has_been_read_waits_for_nobody(run: Run) -> None:
     """A cancel waited behind every prompt of a megabyte; so did its slot."""
     for name in "abcd":  # full
-        run.line.put(name, run.note(name))
-    run.line.put_behind("running", run.note("cancel"))
-    run.line.put_behind("", run.note("nameless"))
+        run.queue.put(name, run.note(name))
+    run.queue.put_behind("running", run.note("cancel"))
+    run.queue.put_behind("", run.note("nameless"))
     assert run.done == ["cancel", "nameless"]
     assert run.finish() == ["cancel", "nameless", "held", "a", "b", "c", "d"]
 
@@ -110,16 +110,16 @@ def test_a_cancel_of_what_has_been_read_waits_for_nobody(run: Run) -> None:
 def test_a_cancel_does_not_overtake_its_own_request(run: Run) -> None:
     """It would hit nothing, and the request would run to its end."""
     for name in ("a", "b", "a"):
-        run.line.put(name, run.note(name))
-    run.line.put_behind("held", run.note("cancel held"))
+        run.queue.put(name, run.note(name))
+    run.queue.put_behind("held", run.note("cancel held"))
     assert run.finish() == ["held", "cancel held", "a", "b", "a"]
     other = Run(capacity=4)
     for name in ("a", "b"):
-        other.line.put(name, other.note(name))
-    other.line.put_behind("a", other.note("cancel a"))
-    other.line.put_behind("b", other.note("cancel b"))
+        other.queue.put(name, other.note(name))
+    other.queue.put_behind("a", other.note("cancel a"))
+    other.queue.put_behind("b", other.note("cancel b"))
     with pytest.raises(Busy):
-        other.line.put_behind("b", other.note("again"))
+        other.queue.put_behind("b", other.note("again"))
     assert other.finish() == ["held", "a", "cancel a", "b", "cancel b"]
 
 
@@ -127,6 +127,6 @@ def test_what_fails_does_not_hold_up_the_rest(run: Run) -> None:
     def broken() -> None:
         raise RuntimeError("the connection is gone")
 
-    run.line.put("a", broken)
-    run.line.put("b", run.note("b"))
+    run.queue.put("a", broken)
+    run.queue.put("b", run.note("b"))
     assert run.finish() == ["held", "b"]

@@ -1,7 +1,7 @@
 """Time series of `judge_decoding.serving.metrics` on Triton's /metrics.
 
-Used on the scheduler's thread alone: metrics touched from two threads crash the server. Each call
-crosses to the server's process and back, holding the GIL.
+Only the scheduler's thread uses them: metrics touched from two threads crash the server. Each call
+is a round trip to the server's process, during which it holds the GIL.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The speculative loop behind Triton: `execute` enqueues, the scheduler's thread does the rest.
+"""The speculative loop in Triton: `execute` enqueues, the scheduler's thread does the rest.
 
 That thread loads the pipeline (with ranks it is MPI rank 0, and MPI belongs to one thread), runs
 the rounds, sends the responses and touches the metrics.
@@ -81,7 +81,7 @@ class TritonPythonModel:
     ) -> None:
         with self.scheduler.counting_refusals():
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            if "input_ids" not in tensors:  # Triton lets another input come twice instead
+            if "input_ids" not in tensors:  # Triton accepts a second copy of another input instead
                 raise UserError("input_ids: it is missing; give the prompt's token ids")
             prompt_ids = tensors.pop("input_ids").reshape(-1).tolist()
             before = tensors.pop("input_text", NOTHING).item()
@@ -90,7 +90,7 @@ class TritonPythonModel:
             if asked.stop and not name:
                 raise UserError("stop: give it the request id of the request to cancel")
             wanted = None if asked.stop else asked.request(prompt_ids, self.deployment)
-        number = secrets.randbits(62)  # nobody's but this request's, and not to be guessed
+        number = secrets.randbits(62)  # for this request only, and impossible to guess
         if wanted is None:
             self.scheduler.cancel(name)
             Stream(sender, Reply(number, self.secret)).updated(*never_started())
@@ -111,7 +111,7 @@ class TritonPythonModel:
 
 
 class Stream:
-    """The scheduler's listener for one request: sends what its reply says."""
+    """The scheduler's listener for one request: sends the responses that its reply builds."""
 
     def __init__(self, sender: pb_utils.InferenceResponseSender, reply: Reply) -> None:
         self.sender = sender
@@ -126,7 +126,7 @@ class Stream:
             self.sender.send(pb_utils.InferenceResponse(tensors), flags=LAST if result else 0)
 
     def tensor(self, name: str, array: Array) -> pb_utils.Tensor:
-        """The last response's tensor if the array is the same: a new one takes 15 us."""
+        """Reuse the last response's tensor if the array is the same: a new one takes 15 us."""
         known = self.sent.get(name)
         if known is None or known[0] is not array:
             known = self.sent[name] = array, pb_utils.Tensor(name, array[None])
@@ -136,7 +136,7 @@ class Stream:
         fail(self.sender, message, pb_utils.TritonError.UNAVAILABLE)
 
     def is_cancelled(self) -> bool:
-        """Asks ten times a second at most: each time is a trip to the server's process and back."""
+        """Ask ten times per second at most: each time is a round trip to the server's process."""
         now = time.monotonic()
         if now < self.next_look:
             return False

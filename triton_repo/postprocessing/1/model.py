@@ -1,4 +1,4 @@
-"""Token ids -> text; the work is `judge_decoding.serving.detokenizer`'s."""
+"""Token ids -> text, with `judge_decoding.serving.detokenizer`."""
 
 from __future__ import annotations
 

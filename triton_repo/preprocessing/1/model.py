@@ -1,6 +1,6 @@
-"""Text or messages -> token ids: `execute` queues prompts, and the queue's thread reads them.
+"""Text or messages -> token ids: `execute` queues the prompts, and the queue's thread reads them.
 
-The checks are `judge_decoding.serving.request`'s.
+The package `judge_decoding.serving` has the checks (`request`) and the queue (`tokenizer_queue`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TritonPythonModel:
         except UserError as error:
             run_folder.report_failure(str(error))
             raise
-        # As many as the loop takes in: what is more would be refused there.
+        # As many prompts as the loop accepts: it would refuse any more.
         limits, server = self.deployment.limits, self.deployment.server
         self.queue = TokenizerQueue(limits.max_sequences + server.max_queue)
 
