@@ -233,6 +233,17 @@ def test_kl_asks_each_row_by_itself(k: int) -> None:
         assert kl(p, q, list(draft)) == expected
 
 
+def test_kl_on_a_short_list_asks_each_row_by_itself() -> None:
+    """Each row of the target is renormalised on the list: 0.8 and 0.5 of it are there."""
+    p = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.1, 0.4, 0.1, 0.4]])
+    q = torch.tensor([[0.625, 0.375, 0.0, 0.0], [0.2, 0.8, 0.0, 0.0]])
+    assert kl(p, q, [1, 1], support=[0, 1], tau=1e-4) == [True, True]
+    assert kl(p, q.flip(0), [1, 1], support=[0, 1], tau=1e-4) == [False, False]
+    assert kl(p, q, [0, 3], support=[0, 1, 3], tau=1e-4) == [True, False]
+    # `confident` is about the whole vocabulary: 0.4, where the list has 0.8.
+    assert kl(p, q, [1, 1], support=[0, 1], tau=1e-4, confident=0.45) == [False, True]
+
+
 def test_kl_on_its_borders() -> None:
     """As sure as `confident` is not more; a distance of tau is not below it."""
     p = torch.tensor([[0.75, 0.25]])

@@ -255,6 +255,9 @@ def test_the_gate_asks_for_all_its_resamples(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Paired, "resampled", watch)
     choose_threshold({0.5: paired(9, 0, 91), 0.6: paired(0, 0, 400)}, 0.02, seed=8)
     assert asked == [(8, 100_000), (8, 100_000)]
+    choose_threshold({0.5: paired(9, 0, 91)}, 0.02)
+    loss_bound(paired(9, 0, 91))
+    assert asked[2:] == [(0, 100_000), (0, 100_000)]
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])

@@ -21,8 +21,8 @@ from tests.mutants.operators import Mutant, mutants
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-SLACK_S = 60.0
-"""Added to five times what a module's tests take: another program may need the CPU."""
+SLACK_S = 30.0
+"""Added to four times what a module's tests take: another program may need the CPU."""
 
 
 def main() -> int:
@@ -58,7 +58,7 @@ def main() -> int:
         if outcome != "survived":
             print(f"mutants: the tests of {names[task.tests]} fail already", file=sys.stderr)
             return 2
-        limits |= {name: 5 * seconds + SLACK_S for name in chosen if tests[name] == task.tests}
+        limits |= {name: 4 * seconds + SLACK_S for name in chosen if tests[name] == task.tests}
     # 3. The mutants.
     owner = {mutant: name for name, sampled in sample.items() for mutant in sampled}
     tasks = [

@@ -262,6 +262,40 @@ def test_owners_who_wait_are_asked_once_a_second(run: Run) -> None:
     assert asked == [6, 6, 6]
 
 
+def test_an_owner_who_left_just_before_its_turn_does_not_start(run: Run) -> None:
+    """Within the second in which waiting owners are not asked: it is asked once more then."""
+
+    class Cancelling(Owner):
+        def updated(self, update: Update, result: Result | None) -> None:
+            run.scheduler.cancel("running")
+            super().updated(update, result)
+
+    hold = threading.Event()
+    first, second, gone, late = Owner(hold), Cancelling(), Owner(), Owner()
+    run.now = 3.0
+    run.scheduler.submit(request([1], 250), first, "running")
+    assert first.started.wait(LIMIT_S)
+    run.scheduler.submit(request([1], 250), second, "running")
+    run.scheduler.submit(request([2], 9), gone)
+    run.scheduler.submit(request([3], 9), late)
+    gone.left = True
+    run.now = 3.5
+    hold.set()
+    result = gone.wait().result
+    assert result is not None and result.finish_reason == "cancelled"
+    assert gone.ids == result.token_ids == []
+    assert len(late.wait().ids) == 9
+    run.scheduler.stop()
+    assert run.seen.finished == {"cancelled": 3, "length": 1}
+    # The first began at once, two others half a second later, and one never began.
+    assert (run.seen.queue_time.count, run.seen.queue_time.sum) == (3, 2 * 0.5)
+    assert (run.seen.latency.count, run.seen.latency.sum) == (4, 4 * 0.5)
+
+
+def test_a_scheduler_that_nobody_stops_does_not_keep_its_process(run: Run) -> None:
+    assert {t.name: t.daemon for t in threading.enumerate()}["scheduler"]
+
+
 def test_a_request_that_comes_after_the_end_is_refused(decoder: SpeculativeDecoder) -> None:
     """Nobody would ever answer it."""
     run = Run(lambda: decoder)

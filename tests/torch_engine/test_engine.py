@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.decoding.contracts import (
     Acceptance,
+    EngineClock,
     Proposal,
     ProposeRequest,
     Sampling,
@@ -18,6 +21,7 @@ from judge_decoding.decoding.contracts import (
 )
 from judge_decoding.decoding.judge import Judge, JudgeMetadata
 from judge_decoding.errors import UserError
+from judge_decoding.torch_engine import engine as torch_engine
 from judge_decoding.torch_engine.engine import (
     TorchDrafter,
     TorchTarget,
@@ -328,35 +332,46 @@ def test_the_threshold_is_the_requests_else_the_judges_own(target: TorchTarget) 
 
 
 def test_clocks_count_the_models_and_the_judge_apart(
-    target: TorchTarget, drafter: TorchDrafter
+    target: TorchTarget, drafter: TorchDrafter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    strict = VerifyRequest(0, 0, PROMPT, Proposal([9, 8]))
-    target.verify([strict])
-    assert target.clock.forward > 0 and target.clock.judge == 0
-    before = target.clock.forward
+    """Each look at the time moves it by 1 s: one for the layers, one for the head, one for the
+    judge."""
+    clock = itertools.count()
+    monkeypatch.setattr(torch_engine.time, "perf_counter", lambda: float(next(clock)))
+    target.verify([VerifyRequest(0, 0, PROMPT, Proposal([9, 8]))])
+    assert target.clock == EngineClock(forward=2.0, judge=0.0)
     target.verify([VerifyRequest(0, 0, PROMPT, Proposal([9]), acceptance=Acceptance(rule="judge"))])
-    assert target.clock.forward > before and 0 < target.clock.judge < target.clock.forward
-    drafter.propose([ProposeRequest(0, 0, PROMPT, 2)])
-    assert drafter.clock.forward > 0 and drafter.clock.judge == 0
+    assert target.clock == EngineClock(forward=4.0, judge=1.0)
+    drafter.propose([ProposeRequest(0, 0, PROMPT, 3)])
+    assert drafter.clock == EngineClock(forward=6.0, judge=0.0)
+    drafter.prefill(1, 0, PROMPT)
+    assert drafter.clock == EngineClock(forward=7.0, judge=0.0)
 
 
-@pytest.mark.parametrize(("ids", "message"), [([-1, 3], "outside"), ([3, 256], "outside")])
-def test_a_short_list_outside_the_vocabulary_is_refused(
-    tmp_path: Path, tiny_target: Path, ids: list[int], message: str
-) -> None:
+def short_listed(folder: Path, target: Path, ids: list[int]) -> TorchDrafter:
+    """The target itself as a draft whose head covers `ids`."""
     from safetensors.torch import load_file, save_file
 
     listed = {"draft_vocab_ids": torch.tensor(ids, dtype=torch.int32)}
-    save_file(load_file(tiny_target / "model.safetensors") | listed, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text((tiny_target / "config.json").read_text())
+    save_file(load_file(target / "model.safetensors") | listed, folder / "model.safetensors")
+    (folder / "config.json").write_text((target / "config.json").read_text())
+    limits: dict[str, Any] = {"dtype": "float32", "max_sequences": 1, "max_context": 9}
+    return load_drafter(Checkpoint(folder), target=Checkpoint(target), **limits)
+
+
+@pytest.mark.parametrize("ids", [[-1, 3], [3, 256]])
+def test_a_short_list_outside_the_vocabulary_is_refused(
+    tmp_path: Path, tiny_target: Path, ids: list[int]
+) -> None:
     with pytest.raises(UserError, match=r"has draft_vocab_ids outside \[0, 256\)"):
-        load_drafter(
-            Checkpoint(tmp_path),
-            target=Checkpoint(tiny_target),
-            dtype="float32",
-            max_sequences=1,
-            max_context=9,
-        )
+        short_listed(tmp_path, tiny_target, ids)
+
+
+def test_a_short_list_may_hold_the_first_and_the_last_token(
+    tmp_path: Path, tiny_target: Path
+) -> None:
+    drafter = short_listed(tmp_path, tiny_target, [0, 255])
+    assert set(drafter.propose([ProposeRequest(0, 0, [5, 6], 3)])[0].tokens) <= {0, 255}
 
 
 # ---- slots ----
@@ -371,6 +386,8 @@ def test_slots_are_filled_kept_and_given_back() -> None:
     slots.check({7: [1], 8: []})  # beginnings
     slots.truncate(7, 2)
     slots.check({7: [1, 5], 8: [3]})
+    with pytest.raises(ValueError, match="keep=3, but the cache holds 2"):
+        slots.extend(7, 3, [1])
     slots.release(7)
     slots.release(7)
     assert slots.extend(9, 0, [4]) == Segment(0, 0, 1)
