@@ -144,7 +144,7 @@ class Work:
             self._sync()
 
     def spans(self, key: str, start: int, end: int) -> list[Span]:
-        """The spans that a key sets: g and i label the whole answer, e marks [start, end) as bad."""
+        """The spans of a key: g and i label the whole answer, e marks tokens [start, end) bad."""
         count = len(self.todo[self.at].response_ids)
         if key == "e":
             return error_spans(start, end, count, self._after_error, self._origin)
