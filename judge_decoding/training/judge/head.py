@@ -55,7 +55,7 @@ def fit(
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(tokens.hidden, sample_weight=weight)
-    # With few hundred features and many rows, second order is 10 times as fast as the default.
+    # For a few hundred features and many rows, second order is 10 times as fast as the default.
     solver = "newton-cholesky" if tokens.hidden.shape[1] <= wide else "lbfgs"
     model = LogisticRegression(C=strength, class_weight=class_weight, solver=solver, max_iter=1000)
     model.fit(scaler.transform(tokens.hidden), tokens.good, sample_weight=weight)

@@ -172,7 +172,7 @@ def _cores() -> int:
 
 
 def _mpi_workers() -> int:
-    """The ranks beside this one; UserError unless mpi4py.futures has set them up as workers."""
+    """The number of other ranks; UserError unless mpi4py.futures has set them up as workers."""
     workers = 0
     if under_mpiexec():  # otherwise do not start MPI
         from mpi4py import MPI
