@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Before PyTorch: a process that has started threads must not be forked.
+# Before importing PyTorch, since a process that has started threads must not be forked.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -22,7 +22,7 @@ from tests.mutants.operators import Mutant, mutants
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 SLACK_S = 60.0
-"""Added to five times what a module's tests take: another program may need the CPU."""
+"""Added to five times the time of a module's tests, since other programs may need the CPU."""
 
 
 def main() -> int:
@@ -47,7 +47,7 @@ def main() -> int:
             parser.error(f"equivalent.yaml: no such mutant any more: {stale}")
         count = min(options.count or len(every), len(every))
         sample[name] = random.Random(f"{options.seed} {name}").sample(every, count)
-    # 2. The tests on the modules as they are: what they take, and that they pass.
+    # 2. The tests on the unchanged modules: their time, and that they pass.
     runner.warm_up()
     limits: dict[str, float] = {}
     tests = {name: tuple(module["tests"]) for name, module in chosen.items()}
@@ -95,7 +95,7 @@ def main() -> int:
 
 
 def rate(sampled: int, equivalent: int, survived: int, **_: object) -> float:
-    """Of the mutants that differ, the share that was noticed."""
+    """The share of noticed mutants among those that are not equivalent."""
     different = sampled - equivalent
     return 1 - survived / different if different else 1.0
 
