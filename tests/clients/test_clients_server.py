@@ -304,7 +304,7 @@ def test_leaving_or_cancelling_a_task_cancels(running: server.ServerProcess) -> 
 
 
 def test_a_lost_connection_cancels_once_there_is_another(running: server.ServerProcess) -> None:
-    """Regression: after a lost connection the answer ran to its end for nobody."""
+    """Regression: after a lost connection the answer still ran to its end."""
     before = finished(running, "cancelled")
     with Proxy(int(running.url.rpartition(":")[2])) as proxy:
         with JudgeClient(proxy.url, timeout=WAIT_S) as client:

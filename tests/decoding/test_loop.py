@@ -550,7 +550,7 @@ def test_joining_prompts_share_one_chunk_a_round_and_take_turns(
             assert runner in {update.sequence for update in updates}  # delayed, but never left out
     assert sum(read) == 303
     assert first[numbers[3]] == 4  # one turn of each long one before it
-    assert max(first[n] for n in numbers) == 19  # 303 tokens, 16 a round
+    assert max(first[n] for n in numbers) == 19  # 303 tokens, 16 per round
     assert [got[n] for n in numbers] == alone
 
 

@@ -1,4 +1,4 @@
-"""The line before the tokenizer: in order, bounded, and past it what only ends a request."""
+"""The queue before the tokenizer: it keeps the order and is bounded; cancels pass it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIMIT_S = 60.0
 
 
 class Run:
-    """A line whose first work holds it up until `go`; the names of what was done, in order."""
+    """A queue whose first work blocks it until `go`; the names of finished work, in order."""
 
     def __init__(self, capacity: int) -> None:
         self.now = 0.0
@@ -67,7 +67,7 @@ def test_in_order_of_arrival_on_one_thread(run: Run) -> None:
 
 
 def test_one_more_than_may_wait_is_refused_with_advice(run: Run) -> None:
-    """Triton's queue before the tokenizer has no bound: all waited, however many they were."""
+    """Regression: Triton's queue before the tokenizer is unbounded, so all requests waited."""
     for name in "abcd":
         run.line.put(name, run.note(name))
     with pytest.raises(Busy, match="RESOURCE_EXHAUSTED: 4 requests are waiting already") as busy:
@@ -93,13 +93,13 @@ def test_the_advice_is_the_lines_own_pace(run: Run) -> None:
     with pytest.raises(Busy) as busy:
         run.line.put("e", run.note("e"))
     go.set()
-    # Of 2 s and of nothing (the end mark), as a moving average: 2 - 0.2, times five.
+    # 2 s and nothing (the end mark) as a moving average: 2 - 0.2, times five.
     assert str(busy.value).endswith("try again in 9.0 s")
 
 
 def test_a_cancel_of_what_has_been_read_waits_for_nobody(run: Run) -> None:
-    """A cancel waited behind every prompt of a megabyte; so did its slot."""
-    for name in "abcd":  # full
+    """Regression: a cancel waited behind every prompt of a megabyte, and so did its slot."""
+    for name in "abcd":  # the queue is full
         run.line.put(name, run.note(name))
     run.line.put_behind("running", run.note("cancel"))
     run.line.put_behind("", run.note("nameless"))
@@ -108,7 +108,7 @@ def test_a_cancel_of_what_has_been_read_waits_for_nobody(run: Run) -> None:
 
 
 def test_a_cancel_does_not_overtake_its_own_request(run: Run) -> None:
-    """It would hit nothing, and the request would run to its end."""
+    """It would find nothing, and the request would run to its end."""
     for name in ("a", "b", "a"):
         run.line.put(name, run.note(name))
     run.line.put_behind("held", run.note("cancel held"))
