@@ -99,7 +99,7 @@ def span(part: dict[str, float], signed: bool = False) -> str:
 
 
 def sources_table(rows: list[dict[str, Any]]) -> str:
-    """One row per source, one column per file: the AUC, and below it the AUC within domains."""
+    """One row per source: AUC on each file, and last the AUC within domains on the first file."""
     files = list(rows[0]["on"])
     lines = ["| trained on | C | " + " | ".join(f"AUC on {name}" for name in files) + " |"]
     lines[0] += f" {files[0]}, within domains |"
