@@ -2,8 +2,8 @@
 
     python build/annotate.py answers.jsonl --out labels.jsonl --annotator kim
 
-ANSWERS holds lines of {"prompt", "response"}, with "group", "domain" and "chat" where they are
-known, or another producer's labels, which are not shown. The screen names the keys, and
+ANSWERS holds lines of {"prompt", "response"}, optionally with "group", "domain" and "chat". It may
+also hold another producer's labels, which are not shown. The screen lists the keys, and
 judge_decoding/training/annotate.py explains them.
 """
 

@@ -1,8 +1,8 @@
-"""Train the controlled pair: a target that can do the task, a draft that sometimes errs.
+"""Train the controlled pair: a target that can do the task and a draft that sometimes errs.
 
     OMP_NUM_THREADS=1 python build/controlled_pair.py target
     OMP_NUM_THREADS=1 python build/controlled_pair.py draft
-    python build/controlled_pair.py text --count 3     # what both writers write
+    python build/controlled_pair.py text --count 3     # problems and both writers' answers
 
 docs/controlled.md describes the pair.
 """

@@ -2,8 +2,9 @@
 
     python build/convert_checkpoint.py --config configs/llama-8b-70b-h100x2.yaml [--dry-run]
 
-The container's own scripts do the work (judge_decoding/trtllm/build/convert.py). What is ready is
-left alone; `--again` redoes it. `--dry-run` prints the commands, also where no model is at hand.
+The container's own scripts do the work (judge_decoding/trtllm/build/convert.py). Finished
+checkpoints are kept unless `--again` is given. `--dry-run` prints the commands, even without the
+models.
 """
 
 from judge_decoding.commands.registry import run_script

@@ -1,4 +1,4 @@
-"""Write labelled answers to questions about facts: each token good, bad or not to be used.
+"""Write answers to questions about facts, with labels: each token is good, bad or ignored.
 
     python build/court_labels.py --limit 1400 --answers 1
     python build/court_labels.py --target models/my-llama --out court.jsonl

@@ -3,7 +3,7 @@
     python build/distil_text.py text.jsonl.gz --count 6000
     python build/distil_draft.py text.jsonl.gz --out models/smollm2-135m-draft --minutes 50
 
-judge_decoding/training/draft/distil.py says how.
+judge_decoding/training/draft/distil.py describes the method.
 """
 
 from judge_decoding.commands.registry import run_script

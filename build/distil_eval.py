@@ -1,9 +1,9 @@
-"""Measure how well drafts predict the target: agreement, acceptance length of `strict`.
+"""Measure how well drafts predict the target: agreement, and acceptance length of `strict`.
 
     python build/distil_eval.py models/smollm2-135m-draft other/ --text text.jsonl.gz
 
-Measured on what the text holds out, and on the benchmark's first 40 prompts, which the target
-answers first.
+They are measured on the text's held-out answers, and on the benchmark's first 40 prompts, which the
+target answers first.
 """
 
 from judge_decoding.commands.registry import run_script

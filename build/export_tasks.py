@@ -1,4 +1,4 @@
-"""Write the tasks that the package ships; writing them again gives the same files.
+"""Write the tasks that the package ships; every run writes the same files.
 
 python build/export_tasks.py
 """

@@ -4,7 +4,7 @@
     python build/import_questions.py arc/test.jsonl --out arc.jsonl --split halves
 
 `judge-decoding eval --task` and build/mine_labels.py --task read what it writes.
-judge_decoding/evaluation/import_questions.py has the forms of lines that are understood.
+judge_decoding/evaluation/import_questions.py describes the lines that it accepts.
 """
 
 from judge_decoding.commands.registry import run_script

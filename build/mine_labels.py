@@ -6,7 +6,7 @@
     mpiexec -n 5 python -m mpi4py.futures build/mine_labels.py --mpi --out labels.jsonl --task ...
 
 judge_decoding/training/mining/run.py explains both methods, docs/labels.md the format and MPI. An
-interrupted run goes on where it stopped.
+interrupted run continues where it stopped.
 """
 
 from judge_decoding.commands.registry import run_script

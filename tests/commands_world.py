@@ -19,7 +19,7 @@ class Done:
 
 
 def run_command(name: str, *arguments: str) -> Done:
-    """As `python build/NAME.py ARGUMENTS`; an exception that is no user's mistake goes on."""
+    """Runs `python build/NAME.py ARGUMENTS` in this process; exceptions but UserError pass on."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         command = registry.load(name)

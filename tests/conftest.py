@@ -1,4 +1,4 @@
-"""Tiny random Llamas and a tiny tokenizer, made once a session and written as real folders."""
+"""Tiny random Llamas and a tiny tokenizer, written as real folders once per session."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-# One thread a process, those that tests start included: the models are tiny, and threads of several
-# processes that spin for each other on two cores are a hundred times slower, not faster.
+# One thread per process, also in processes that tests start: the models are tiny, and on two cores
+# spinning threads of several processes make them a hundred times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -16,7 +16,7 @@ import torch
 import yaml
 from hypothesis import settings
 
-# A stall of 0.2 s on a busy machine is no failure.
+# A stall of 0.2 s on a busy machine is not a failure.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
 
@@ -31,8 +31,8 @@ LLAMA31_ROPE = {
 
 
 def write_llama(folder: Path, *, seed: int = 0, shard: str | None = None, **changes: Any) -> Path:
-    """A random LlamaForCausalLM saved by transformers itself; wide initial weights, so that greedy
-    choices are clear-cut and vary from position to position."""
+    """A random LlamaForCausalLM saved by transformers itself. Its initial weights are wide, so that
+    greedy choices are clear-cut and vary from position to position."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     values: dict[str, Any] = {
@@ -97,13 +97,13 @@ TEMPLATE_OF_LINES = """{{ bos_token }}
 [assistant]
 {% endif %}
 """
-"""Of several lines: a newline after a block and blanks before one are no text."""
+"""Text of several lines: the template drops a newline after a block and blanks before one."""
 
 
 @pytest.fixture(scope="session")
 def llama_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer that puts a BOS before a raw text, as Llama's does, and a template that writes
-    its own."""
+    """A tokenizer that puts a BOS before a raw text, as Llama's does, and a chat template that
+    writes its own BOS."""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
     from tokenizers import Tokenizer as Fast
 
@@ -149,8 +149,9 @@ def write_judge(path: Path, target: Path, *, scale: float = 1.0, seed: int = 7) 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup`: one worker has all servers, for two at once would starve each
-    other on two cores; a file's other tests stay together. What takes longest comes first."""
+    """With `-n 2 --dist loadgroup`, one worker runs all servers, since two at once would starve
+    each other on two cores. A file's other tests stay together, and the longest tests come
+    first."""
 
     def rank(item: pytest.Item) -> int:
         return 0 if item.get_closest_marker("servers") else 2 - (item.path in slow)
@@ -171,12 +172,12 @@ def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_draft(tiny_target: Path) -> Path:
-    """Agrees with the target about half of the time: accepted runs of every length occur."""
+    """A draft that agrees with the target about half of the time, so runs of every length occur."""
     return perturb(tiny_target, tiny_target.parent / "draft", noise=0.05)
 
 
 def write_deployment(folder: Path, target: Path, draft: Path, **changes: Any) -> Path:
-    """`folder`/deployment.yaml of the tiny pair with a judge of its own; float32, k = 4."""
+    """Writes `folder`/deployment.yaml of the tiny pair with its own judge; float32, k = 4."""
     values: dict[str, Any] = {
         "name": "tiny",
         "dtype": "float32",

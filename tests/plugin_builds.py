@@ -1,4 +1,4 @@
-"""What the plugin's tests compile, once a test session each. Fixtures for test_plugin_*.py."""
+"""The plugin builds that test_plugin_*.py use as fixtures; each is compiled once per session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real MPI world for tests: mpiexec in its own session, watched, and never left behind."""
+"""A real MPI world for tests: mpiexec runs in its own session and is always cleaned up."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class World:
             cwd=ROOT,
             env=os.environ | LOCAL_ONLY | {_MARK: self.mark},
         )
-        self._segments = Segments(self.left)  # MPICH leaves its own behind where a rank is killed
+        self._segments = Segments(self.left)  # MPICH leaves its own when a rank is killed
         self.out = self.err = ""
         self._readers = [
             threading.Thread(target=self._read, args=(name,), daemon=True)
@@ -69,7 +69,7 @@ class World:
             setattr(self, name, getattr(self, name) + line)
 
     def until(self, done: Callable[[], Any], what: str) -> Any:
-        """Wait until `done()` is true: its value. Fails after a generous limit, or at the end."""
+        """Waits until `done()` is true; returns its value. Fails after a long limit."""
         deadline = time.monotonic() + _LIMIT_S
         while not (value := done()):
             self._segments.look()
@@ -80,7 +80,7 @@ class World:
         return value
 
     def pids(self) -> dict[int, int]:
-        """Of the workers by rank, once rank 0 has said that rounds are running."""
+        """Process ids of the workers by rank, once rank 0 has said that rounds are running."""
         found = self.until(lambda: re.search(r"^running (\{.*\})$", self.err, re.M), "round")
         self._segments.look()
         return {int(rank): pid for rank, pid in json.loads(found[1]).items()}
@@ -88,7 +88,7 @@ class World:
     def wait(self, limit_s: float = _LIMIT_S) -> int:
         deadline = time.monotonic() + limit_s
         while (code := self.process.poll()) is None:
-            self._segments.look()  # a world that dies by itself leaves them too
+            self._segments.look()  # a world that dies by itself leaves segments too
             if time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired("mpiexec", limit_s)
             time.sleep(0.02)
@@ -115,7 +115,7 @@ class World:
         return found
 
     def ends_clean(self) -> None:
-        """Nothing runs a moment after mpiexec has ended."""
+        """Asserts that no process runs a moment after mpiexec has ended."""
         deadline = time.monotonic() + 10
         while left := self.left():
             assert time.monotonic() < deadline, f"still running: {left}"

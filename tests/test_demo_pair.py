@@ -49,7 +49,7 @@ def test_the_target_agrees_with_transformers_over_512_positions(deployment: Depl
 
 
 def test_strict_is_the_targets_own_output(pipeline: Pipeline) -> None:
-    """fp32, five real prompts, draft lengths 1..8, one at a time and all together."""
+    """In fp32, for five real prompts and draft lengths 1..8, one at a time and all together."""
     prompts = [pipeline.tokenizer.chat([{"role": "user", "content": p}]) for p in PROMPTS]
     decoder = pipeline.decoder
     own = [

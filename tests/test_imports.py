@@ -1,4 +1,4 @@
-"""Every module imports, and the library without its heavy optional packages."""
+"""Every module imports, and the library does so without its heavy optional packages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEAVY = ["transformers", "sklearn", "matplotlib", "rich", "jinja2", "tokenizers"
 
 
 def test_every_module_imports_without_the_heavy_packages() -> None:
-    """One process that cannot import them; a module that needs one fails by name."""
+    """Imports all modules in one process that cannot import them; the failing module is named."""
     assert "judge_decoding.decoding.loop" in MODULES
     code = f"""
 import importlib, sys
@@ -50,7 +50,7 @@ def test_the_core_needs_no_command_line_package() -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere PyTorch is asked")
 def test_a_deployment_is_read_without_pytorch() -> None:
-    """`dtype: auto` brought it into the launcher and the postprocessing: 200 MB, seconds each."""
+    """Regression: `dtype: auto` loaded PyTorch in launcher and postprocessing (200 MB, seconds)."""
     code = """
 import sys
 sys.modules["torch"] = None

@@ -40,7 +40,7 @@ TURNS = [
 
 
 def test_only_a_raw_text_gets_the_tokenizers_bos(llama_like: Path) -> None:
-    """A chat template writes its own: a second one would be a prompt that no training had."""
+    """A chat template writes its own BOS; a second one would be a prompt unlike any in training."""
     tokenizer = Tokenizer(llama_like)
     assert tokenizer.size == 258
     assert tokenizer.encode("Hi") == [256, *tokenizer.encode("Hi", special=False)]
@@ -61,7 +61,7 @@ def test_the_template_is_written_as_transformers_writes_it(llama_like: Path) -> 
         "<s><<Be brief.>>\n[user]\nHi</s>\n[assistant]\nHello.</s>\n[user]\nA metal?</s>\n"
         "[assistant]\n"
     )
-    assert ours.chat_text(TURNS) == text  # ready for an answer, unless it is said otherwise
+    assert ours.chat_text(TURNS) == text  # ready for an answer, unless told otherwise
     both = theirs.apply_chat_template(TURNS, tokenize=True, add_generation_prompt=True)
     ids = both if isinstance(both, list) else both["input_ids"]
     assert ours.chat(TURNS) == ids
@@ -108,7 +108,7 @@ def test_nothing_of_a_stop_string_is_ever_shown(
     if not ends:
         assert (shown, stream.stopped) == (text, False)
         return
-    # Stops are looked for as text arrives: the first to be complete ends it.
+    # Stop strings are searched for as text arrives; the first complete one ends it.
     first = min(ends)
     assert stream.stopped
     expected = min(text[:first].find(s) for s in stops if s in text[:first])
@@ -117,7 +117,7 @@ def test_nothing_of_a_stop_string_is_ever_shown(
 
 
 class Bytes(Tokenizer):
-    """Tokens of any bytes, as byte-level vocabularies have them."""
+    """A tokenizer whose tokens are any bytes, as in byte-level vocabularies."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         self.pieces = pieces
@@ -135,8 +135,9 @@ class Bytes(Tokenizer):
 def test_no_stop_string_is_shown_wherever_tokens_cut_characters(
     data: st.DataObject, text: str, stops: list[str]
 ) -> None:
-    """Regression: a token that ends in half a character is held back, its whole characters too; if
-    the answer ended there, they came out unsearched: "хо\ufffd" with the stop string "хо"."""
+    """Regression: a token that ends in half a character is held back, with its whole characters. If
+    the answer ended there, they were not searched: "хо\ufffd" came out with the stop string
+    "хо"."""
     raw = text.encode()
     cuts = sorted(data.draw(st.sets(st.integers(1, len(raw))), label="cuts"))
     pieces = [raw[a:b] for a, b in zip([0, *cuts], cuts, strict=False)]  # the last is the end
@@ -159,7 +160,7 @@ def test_no_stop_string_is_shown_wherever_tokens_cut_characters(
 def test_what_training_left_in_the_file_does_not_cut_or_pad_prompts(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Regression: `truncation` and `padding` of tokenizer.json were obeyed without a word."""
+    """Regression: `truncation` and `padding` of tokenizer.json were applied silently."""
     raw = json.loads((tokenizer.folder / "tokenizer.json").read_text())
     raw["truncation"] = {
         "direction": "Right",
@@ -181,7 +182,7 @@ def test_what_training_left_in_the_file_does_not_cut_or_pad_prompts(
 
 
 def test_text_that_is_no_unicode_is_refused(tokenizer: Tokenizer) -> None:
-    """Regression: a Latin-1 argument arrives as a lone surrogate, and that was a TypeError."""
+    """Regression: a Latin-1 argument arrives as a lone surrogate, which caused a TypeError."""
     with pytest.raises(UserError, match=r"prompt: it holds '\\udce9', which is no character"):
         tokenizer.encode("caf\udce9")
     with pytest.raises(UserError, match="is the input UTF-8"):

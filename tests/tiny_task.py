@@ -1,4 +1,4 @@
-"""A tiny deployment and a task whose answers are the tiny target's own: it is always right."""
+"""A tiny deployment and a task whose answers are the tiny target's own, so it is always right."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from judge_decoding.pipeline import load_pipeline
 
 
 def write_tiny_task(folder: Path, target: Path, draft: Path) -> Path:
-    """tiny.yaml, which is returned, and own.jsonl beside it."""
+    """Writes tiny.yaml and own.jsonl; returns the path of tiny.yaml."""
     path = folder / "tiny.yaml"
     config = {
         "name": "tiny",

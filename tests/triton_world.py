@@ -1,4 +1,4 @@
-"""A real server for tests: `judge-decoding serve` on free ports, and the plainest of clients."""
+"""A real server for tests (`judge-decoding serve` on free ports), and a minimal client."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KINDS = {
     "seed": ("UINT64", np.uint64),
     "input_ids": ("INT32", np.int32),
 }
-"""Of the inputs that are neither BOOL nor, by default, INT32."""
+"""Types of inputs; the others are BOOL, or INT32 by default."""
 
 
 def wait_for(condition: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
@@ -56,7 +56,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class Trap:
-    """A proxy as `http_proxy` names one, which nothing of ours may ask: it notes and refuses."""
+    """A proxy for `http_proxy` that our processes must not use: it records and refuses requests."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -76,7 +76,7 @@ class Trap:
 
 
 class Serving:
-    """`with Serving(config, folder) as server:` started, ready, and stopped behind itself."""
+    """`with Serving(config, folder) as server:` starts a server, waits for it, and stops it."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Serving:
         ports: list[int] | None = None,
         variables: Mapping[str, str] | None = None,
     ) -> None:
-        """variables  of the environment, beside those of this process"""
+        """variables  of the environment, added to those of this process"""
         self.ports = ports or free_ports(3)
         self.temporary = folder / "tmp"
         self.temporary.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ class Serving:
         self.stop()
 
     def stop(self) -> int:
-        """SIGTERM; the launcher's exit code."""
+        """Sends SIGTERM; returns the launcher's exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.wait()
@@ -147,7 +147,7 @@ class Serving:
             return str(answer.read().decode())
 
     def metrics(self) -> str:
-        """What the endpoint shows, nothing of it older than this call."""
+        """What the endpoint shows; no value is older than this call."""
         return read_page(f"http://127.0.0.1:{self.ports[2]}/metrics", fresh=True)
 
     def metric(self, name: str, **labels: str) -> float:
@@ -163,7 +163,7 @@ Response = dict[str, np.ndarray]
 
 
 class Stream:
-    """A gRPC stream: `send` requests, take `responses`."""
+    """A gRPC stream: `send` sends requests, `responses` yields responses."""
 
     def __init__(self, server: Serving) -> None:
         self._answers: Queue[tuple[Any, Any]] = Queue()
@@ -190,7 +190,7 @@ class Stream:
         self._client.async_stream_infer(model, inputs, request_id=request_id, timeout=timeout_us)
 
     def next(self, limit_s: float = LIMIT_S) -> Response:
-        """The next response; InferenceServerException where it is an error."""
+        """The next response; InferenceServerException if it is an error."""
         result, error = self._answers.get(timeout=limit_s)
         if error is not None:
             raise error
@@ -198,7 +198,7 @@ class Stream:
         return {"id": result.get_response().id} | {n: result.as_numpy(n)[0] for n in names}
 
     def responses(self) -> Iterator[Response]:
-        """Up to one that has a finish reason."""
+        """Responses up to the first with a finish reason."""
         while True:
             response = self.next()
             yield response

@@ -1,4 +1,4 @@
-"""Labels by people: an answer in the terminal, a cursor that moves by token, and keys that decide.
+"""Labelling by hand: answers are shown in the terminal, keys move a cursor and set the labels.
 
     left right (h l)  one token     up down (k j)  ten tokens     0 $  first, last
     g  all of it is good            e  the first error is here (after v: from there to here)
@@ -64,7 +64,7 @@ class AnswerToLabel(BaseModel):
 def read_answers(path: Path, tokenizer: Tokenizer) -> list[AnswerToLabel]:
     """The answers of a JSONL file, each once; UserError names the line that is wrong.
 
-    Label records of another producer are read as well, without their labels.
+    Label records of another producer are accepted too; their labels are ignored.
     """
     if not path.is_file():
         raise UserError(f"annotate: no file {path}")
@@ -86,8 +86,8 @@ def read_answers(path: Path, tokenizer: Tokenizer) -> list[AnswerToLabel]:
 class Work:
     """The answers to label, the decisions, and the file that holds them.
 
-    origin  of the spans; it says whose labels they are
-    seed    of the split, for answers that have none
+    origin  the origin of all spans; it says whose labels they are
+    seed    the seed of the split, for answers that name no split
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Work:
         return f"{answer.name}-{self._origin}"
 
     def decide(self, spans: list[Span] | None) -> None:
-        """Write a decision and go on to the next answer; None puts the answer off."""
+        """Write a decision and go on to the next answer; None leaves the answer for a later run."""
         answer = self.todo[self.at]
         self._undo.append((self.at, self._file.tell()))
         if spans is not None:
@@ -144,7 +144,7 @@ class Work:
             self._sync()
 
     def spans(self, key: str, start: int, end: int) -> list[Span]:
-        """Keys g and i decide about the whole answer; e makes tokens [start, end) the error."""
+        """The spans of a key: g and i label the whole answer, e marks tokens [start, end) bad."""
         count = len(self.todo[self.at].response_ids)
         if key == "e":
             return error_spans(start, end, count, self._after_error, self._origin)
@@ -211,9 +211,9 @@ def annotate(work: Work, tokenizer: Tokenizer, console: Console, keys: Iterator[
 
 @contextmanager
 def key_strokes() -> Iterator[Iterator[str]]:
-    """Keys as they are pressed, arrows by name; the terminal is restored at the end.
+    """Yields keys as they are pressed, arrows by name; the terminal is restored at the end.
 
-    UserError if stdin is no terminal.
+    UserError if stdin is not a terminal.
     """
     if not sys.stdin.isatty():
         raise UserError("annotate: this needs a terminal to read keys from")
@@ -221,7 +221,7 @@ def key_strokes() -> Iterator[Iterator[str]]:
     before: list[Any] = termios.tcgetattr(number)
 
     def more() -> str:
-        # Not a read that blocks: a Ctrl-C just before it would only be seen at the next key.
+        # A blocking read would not notice a Ctrl-C just before it until the next key.
         while not select.select([number], [], [], _CTRL_C_S)[0]:
             pass
         return os.read(number, 1).decode("latin-1")

@@ -1,4 +1,4 @@
-"""Labels for the judge: answers as token ids with spans that are good, bad or not to be used.
+"""Labels for the judge: answers as token ids with spans that are good, bad or ignored.
 
 One JSON object per line, from any producer (`build/court_labels.py`, `build/mine_labels.py`).
 Spans are half-open token ranges of `response_ids`; tokens in no span are ignored.
@@ -24,7 +24,7 @@ Split = Literal["train", "heldout"]
 AFTER_ERROR: tuple[AfterError, ...] = ("negative", "ignore", "error_only")
 
 AFTER_ERROR_ORIGIN = "after_error"
-"""Origin of the tokens that follow a mistake: the one span whose label is a matter of choice."""
+"""Origin of the tokens that follow a mistake. It is the only span whose label is configurable."""
 
 _AFTER_ERROR: dict[AfterError, Label] = {
     "negative": "bad",
@@ -34,7 +34,7 @@ _AFTER_ERROR: dict[AfterError, Label] = {
 
 
 class Span(BaseModel):
-    """Tokens [start, end) carry one label; `origin` says what makes them so."""
+    """Tokens [start, end) carry one label; `origin` says why."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,7 +45,7 @@ class Span(BaseModel):
 
 
 class LabelRecord(BaseModel):
-    """One answer. Records of the same `group` share a fact and always lie in the same split.
+    """One answer. Records with the same `group` share a fact and lie in the same split.
 
     chat  the prompt is a user's turn, put in the chat template; false: raw text
     """
@@ -75,17 +75,18 @@ class LabelRecord(BaseModel):
         return self
 
     def to_json(self) -> str:
-        """One line of a file, without its end."""
+        """The record as one line, without the newline."""
         return self.model_dump_json(exclude_defaults=True)
 
     def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
-        """What comes before `response_ids`."""
+        """The token ids that come before `response_ids`."""
         if self.chat:
             return tokenizer.turn(self.prompt, instead='give its label lines "chat": false')
         return tokenizer.encode(self.prompt)
 
     def token_labels(self, after_error: AfterError | None = None) -> list[tuple[Label, str]]:
-        """(label, origin) of every token; `after_error` overrules what the file says of them."""
+        """(label, origin) of every token; `after_error` overrides the file's choice for tokens
+        that follow a mistake."""
         labels: list[tuple[Label, str]] = [("ignore", "")] * len(self.response_ids)
         for span in self.spans:
             label = span.label
@@ -100,7 +101,7 @@ def after_error_label(choice: AfterError) -> Label:
 
 
 def file_name(path: Path) -> str:
-    """What tables call a label file: its name without .jsonl or .jsonl.gz."""
+    """A label file's name in tables: without .jsonl or .jsonl.gz."""
     return Path(path.name.removesuffix(".gz")).stem
 
 
@@ -109,7 +110,7 @@ def _lines(path: Path) -> list[str]:
         raise UserError(f"labels: no file {path}; write one with build/court_labels.py")
     try:
         read = gzip.decompress if path.suffix == ".gz" else bytes
-        return read(path.read_bytes()).decode().split("\n")  # splitlines() knows more ends
+        return read(path.read_bytes()).decode().split("\n")  # splitlines() splits at more than \n
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"labels: {path}: it cannot be read ({error})") from None
 
@@ -117,7 +118,7 @@ def _lines(path: Path) -> list[str]:
 def read_labels(paths: Sequence[Path]) -> list[LabelRecord]:
     """All records of the files (.jsonl, .jsonl.gz), in order.
 
-    UserError for a file or line that cannot be read, a double id or a split leak.
+    UserError for a file or line that cannot be read, a repeated id, or a group in both splits.
     """
     records: dict[str, LabelRecord] = {}
     splits: dict[str, Split] = {}
@@ -142,14 +143,14 @@ def read_labels(paths: Sequence[Path]) -> list[LabelRecord]:
 
 
 def write_labels(path: Path, records: Iterable[LabelRecord]) -> None:
-    """One file, gzipped where its name ends in .gz."""
+    """Write one file, gzipped if its name ends in .gz."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(record.to_json() + "\n" for record in records).encode()
     path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
 
 
 def check_growing(path: Path) -> None:
-    """UserError where labels could not be added to the file one by one."""
+    """UserError if labels cannot be appended to the file one by one."""
     if path.suffix == ".gz":
         raise UserError(
             f"--out: {path} would be compressed, and labels are added to it one by one; write "

@@ -1,4 +1,4 @@
-"""The target as training reads it: how likely it finds given tokens, and its hidden states."""
+"""Reading given tokens with the target: their log-likelihoods, and the target's hidden states."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ReadRequest(NamedTuple):
 
 
 class ReadingTarget(TorchTarget):
-    """A target whose rows are handed out, not only its verdicts."""
+    """A target that also returns its rows, and not only verdicts."""
 
     @torch.inference_mode()
     def likelihood(self, requests: Sequence[ReadRequest]) -> list[torch.Tensor]:
@@ -54,10 +54,10 @@ def in_span(record: LabelRecord) -> list[int]:
 def read_states(
     records: Sequence[LabelRecord], target: ReadingTarget, tokenizer: Tokenizer, block: int
 ) -> dict[str, torch.Tensor]:
-    """pre_norm, post_norm, argmax of all tokens in spans, one record after the other.
+    """pre_norm [n, H], post_norm [n, H] and argmax [n] of all n tokens in spans, record by record.
 
-    Records are read in the order of their text, so that each reads only what its predecessor has
-    not: the answers to one question share all that lies before their first difference.
+    Records are read in the order of their text, so that each reuses the cached prefix that it
+    shares with its predecessor: answers to one question agree up to their first difference.
     """
     names = ("pre_norm", "post_norm", "argmax")
     prompts = {(r.prompt, r.chat): r.prompt_ids(tokenizer) for r in records}

@@ -1,8 +1,8 @@
-"""The target's states read by transformers: for targets that the CPU is too small or too slow for.
+"""Reads the target's states with transformers, for targets that are too large for the CPU.
 
-The same states as `TorchTarget.teacher_forced`, in the same passes (the last token and
-`block` drafted ones at a time, over a cache that rolls back), on all GPUs that there are: layers
-are spread over them by `device_map`. Tested against the PyTorch engine on the CPU
+The states are those of `TorchTarget.teacher_forced`, read in the same passes (the last token and
+`block` drafted ones at a time, over a cache that rolls back). `device_map` spreads the layers over
+all GPUs. Tested against the PyTorch engine on the CPU
 (tests/training/test_judge_features.py); not executed on a GPU here.
 """
 
@@ -20,7 +20,7 @@ from judge_decoding.training.target_reader import ReadRequest
 
 
 class TransformersReader:
-    """One sequence at a time; a `LlamaForCausalLM` folder."""
+    """A `LlamaForCausalLM` folder, read one sequence at a time."""
 
     def __init__(self, folder: Path, dtype: str) -> None:
         from transformers import AutoModelForCausalLM, DynamicCache
@@ -34,14 +34,14 @@ class TransformersReader:
         model.model.norm.register_forward_pre_hook(self._keep)
 
     def _keep(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        """The final norm's input: [1, tokens, H]."""
+        """Keeps the final norm's input, [1, tokens, H]."""
         self._before = inputs[0]
 
     def release(self, sequence: int) -> None:
         self._cache = self._new_cache()
 
     def _read(self, keep: int, tokens: Sequence[int]) -> torch.Tensor:
-        """[tokens, H], after the final norm; `keep` cached positions still hold."""
+        """States [tokens, H] after the final norm; the first `keep` cached positions are reused."""
         held = self._cache.get_seq_length()
         if keep < held:
             self._cache.crop(keep - held)  # tokens to remove, as a negative number
@@ -72,7 +72,7 @@ class TransformersReader:
         sequence: int = 0,
         keep: int = 0,
     ) -> TeacherForced:
-        """As `TorchTarget.teacher_forced`, on the CPU; the one sequence stays."""
+        """As `TorchTarget.teacher_forced`, on the CPU; the only sequence stays cached."""
         text, first = [*prompt, *response], len(prompt)
         parts: list[tuple[torch.Tensor, ...]] = []
         for start in range(first, len(text), block):

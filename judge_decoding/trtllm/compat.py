@@ -1,11 +1,11 @@
-"""Everything of TensorRT-LLM that is private or that drifts between releases, in one place.
+"""All uses of TensorRT-LLM's private graph API, and of what drifts between its releases.
 
 Written for TensorRT-LLM 1.2.1 (TensorRT 10.14.1), the last stable release with the TensorRT engine
 backend, from the sources of NVIDIA/TensorRT-LLM around that tag: models/modeling_utils.py
 @01ea6d79, _common.py @0fccc5b9, layers/linear.py @03961722, and functional.py.
 
-Importing this module imports `tensorrt_llm`, and stops where it is missing or another version than
-1.2.x: the graph API used here is private, and the engine backend was removed upstream in mid-2026
+Importing this module imports `tensorrt_llm`. It raises UserError if that is missing or not 1.2.x,
+since the graph API is private and the engine backend was removed upstream in mid-2026
 (NVIDIA/TensorRT-LLM #15907, #15918).
 """
 
@@ -46,7 +46,7 @@ def load_plugin(library: Path) -> None:
     """Load the judge's plugin library into this process and TensorRT's registry, which is global.
 
     A library that is linked with libnvinfer registers itself when it is loaded (RTLD_GLOBAL as in
-    examples/openai_triton/manual_plugin/plugin.py); any other is handed to the registry.
+    examples/openai_triton/manual_plugin/plugin.py); any other is passed to the registry.
     """
     try:
         loaded = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
@@ -99,8 +99,8 @@ def add_judge(
 ) -> list[Tensor]:
     """Add the JudgeAccept layer; its outputs are [logits, judge_scores].
 
-    inputs  logits, hidden, input_ids, last_token_ids, context_lengths: this order is the plugin's
-            contract (plugins/judge_accept/README.md), as are names and types of the fields
+    inputs  logits, hidden, input_ids, last_token_ids, context_lengths: the plugin's contract
+            (plugins/judge_accept/README.md) fixes this order and the fields' names and types
 
     The V3 calls are TensorRT 10's (`create_plugin` with a phase, `add_plugin_v3`); `_create_tensor`
     and `default_trtnet` are how TensorRT-LLM's own layers wrap a plugin (functional.py, and

@@ -1,18 +1,18 @@
 """Draft and target as TensorRT-LLM engines, driven through its Executor API.
 
-The contracts are `decoding.contracts`'s, met in the runtime's own way:
+The engines implement `decoding.contracts` by the runtime's means:
 
     cache      a request resends its whole prefix and KV block reuse finds what is cached, so `keep`
-               only says which tokens of a sequence's text still hold; nothing is rolled back
+               only tells which tokens of a sequence's text still hold; nothing is rolled back
     verify     one context request with `external_draft_tokens_config` and max_tokens k + 1; the
                stock decoder accepts in the engine, whose logits the judge's plugin has edited
-    end ids    requests carry none, so that nothing ends inside the runtime: stopping is the loop's
+    end ids    requests carry none, so no answer ends inside the runtime; the loop stops answers
 
 Sources, NVIDIA/TensorRT-LLM as read near v1.2.1: cpp/tensorrt_llm/nanobind/executor/request.cpp
 @008b2b8 (names), tensorrt_llm/runtime/model_runner_cpp.py @0383291 and examples/run_dtm_pld.py
 (use), cpp/tensorrt_llm/batch_manager/{llmRequest,createNewDecoderRequests}.cpp and
-utils/inflightBatchingUtils.cpp, layers/externalDraftTokensLayer.cpp (what comes back). None of it
-has run on a real engine here (docs/h100.md).
+utils/inflightBatchingUtils.cpp, layers/externalDraftTokensLayer.cpp (what comes back). This module
+has not run on a real engine here (docs/h100.md).
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from judge_decoding.decoding.sampling import probabilities
 from judge_decoding.trtllm.executor import SCORES, Executor, ExecutorError
 from judge_decoding.trtllm.rules import check_request, first_cut
 
-_SCORES_IN_RESULT = f"generation_{SCORES}"  # the prefix is LlmRequest::createResult's
+_SCORES_IN_RESULT = f"generation_{SCORES}"  # LlmRequest::createResult adds the prefix
 
 
 class TrtEngine:
-    """What drafter and target share: an executor, and every sequence's text."""
+    """The common base of drafter and target: an executor, and every sequence's text."""
 
     def __init__(
         self, executor: Executor, *, vocab_size: int, max_context: int, max_sequences: int
@@ -56,7 +56,7 @@ class TrtEngine:
         self._texts: dict[int, list[int]] = {}
 
     def prefill(self, sequence: int, keep: int, tokens: Sequence[int]) -> None:
-        """One generated token is thrown away; the blocks of `tokens` stay for the next request."""
+        """Cache the blocks of `tokens` for the next request; the one generated token is dropped."""
         text = self._extend(sequence, keep, tokens)
         self._run([self._request(text, 1, Sampling())])
 
@@ -64,8 +64,8 @@ class TrtEngine:
         self._texts.pop(sequence, None)
 
     def check_integrity(self, expected: Mapping[int, Sequence[int]], *, deep: bool = False) -> None:
-        """This side's bookkeeping: texts, and no request left in flight. `deep` adds nothing: the
-        runtime finds cached blocks by the tokens they hold, and has no way to read them."""
+        """Checks this process's records: the texts, and that no request is in flight. `deep` adds
+        nothing, since the runtime offers no way to read cached blocks."""
         if self._executor.in_flight:
             raise AssertionError(f"requests {sorted(self._executor.in_flight)} were left in flight")
         if set(expected) != set(self._texts):
@@ -78,7 +78,7 @@ class TrtEngine:
         self._executor.close()
 
     def _extend(self, sequence: int, keep: int, tokens: Sequence[int]) -> list[int]:
-        """The sequence's text once all but the first `keep` tokens are replaced by `tokens`."""
+        """Keep the first `keep` tokens of the sequence's text, append `tokens`, and return it."""
         text = self._texts.get(sequence, [])
         if not tokens or not 0 <= keep <= len(text):
             raise ValueError(
@@ -107,14 +107,14 @@ class TrtEngine:
     def _sampling_config(self, sampling: Sampling, position: int) -> Any:
         if sampling.greedy:
             return self._api.SamplingConfig(top_k=1)
-        # Every round is a new request with a generator of its own: one seed would repeat its draws.
+        # Every round is a new request with its own generator; the same seed would repeat its draws.
         digest = hashlib.blake2b(
             f"{self._executor.name} {sampling.seed} {position}".encode(), digest_size=7
         )
         return self._api.SamplingConfig(
             temperature=sampling.temperature,
             top_k=sampling.top_k or None,
-            top_p=sampling.top_p,  # always given: with neither filter the runtime is greedy
+            top_p=sampling.top_p,  # always given, since without any filter the runtime is greedy
             seed=int.from_bytes(digest.digest(), "big"),
         )
 
@@ -130,7 +130,7 @@ class TrtDrafter(TrtEngine):
     """The small model."""
 
     def propose(self, requests: Sequence[ProposeRequest]) -> list[Proposal]:
-        # Greedy acceptance in the runtime compares tokens and reads no distributions.
+        # The runtime's greedy acceptance compares tokens and reads no distributions.
         wanted = [r.with_probs and not r.sampling.greedy for r in requests]
         results = self._run(
             [
@@ -158,9 +158,9 @@ class TrtDrafter(TrtEngine):
 class TrtTarget(TrtEngine):
     """The large model, with its judge compiled in.
 
-    judge         None where the engine has no plugin, and then threshold is 1
+    judge         None if the engine has no plugin; threshold is then 1
     threshold     the engine's; a request's own may be higher (rule strict is 1): see `verify`
-    logits_dtype  what draft distributions must come in
+    logits_dtype  dtype that the runtime takes draft distributions in
     tp            the runtime pads the vocabulary to a multiple of it
     """
 
@@ -182,21 +182,22 @@ class TrtTarget(TrtEngine):
         self._logits_dtype, self._padding = logits_dtype, -self.vocab_size % tp
 
     def check(self, acceptance: Acceptance, sampling: Sampling) -> None:
-        """UserError for a rule, threshold or sampling that this engine cannot verify with."""
+        """UserError for a rule, threshold or sampling that this engine does not support."""
         check_request(acceptance, sampling, self._threshold)
 
     def verify(self, requests: Sequence[VerifyRequest]) -> list[Verdict]:
-        """A request stricter than the engine is served exactly, under greedy sampling: its run is
-        cut at the first token that only the judge accepted with too low a score, and the target's
-        own token there (the edited row hides it) is asked for by one more, draftless request."""
+        """With greedy sampling, a request that is stricter than the engine is served exactly. Its
+        run is cut at the first token that only the judge accepted and whose score is too low. The
+        edited row hides the target's own token there, so a second request, without a draft, asks
+        for it."""
         for request in requests:
             self.check(request.acceptance, request.sampling)
-        # 1. One request a sequence, all of them in flight together.
+        # 1. One request per sequence, all in flight together.
         texts = [self._extend(r.sequence, r.keep, r.tokens) for r in requests]
         results = self._run(
             [self._verify_request(r, text) for r, text in zip(requests, texts, strict=True)]
         )
-        # 2. What was accepted, and what of it the request itself would not accept.
+        # 2. What the engine accepted, and where a stricter request must be cut.
         verdicts = [self._verdict(r, result) for r, result in zip(requests, results, strict=True)]
         cuts = {
             i: cut for i, r in enumerate(requests) if (cut := first_cut(r, verdicts[i])) is not None
@@ -221,7 +222,7 @@ class TrtTarget(TrtEngine):
             return self._request(text, 1, request.sampling)
         logits = None
         if probs is not None and not request.sampling.greedy:
-            # Its softmax makes log p into p again: temperature and filters included.
+            # The runtime's softmax turns log p back into p, which includes temperature and filters.
             padded = torch.nn.functional.pad(probs, (0, self._padding))
             logits = padded.clamp_min(1e-38).log().to(self._logits_dtype)
         draft = self._api.ExternalDraftTokensConfig(tokens, logits)
@@ -231,7 +232,7 @@ class TrtTarget(TrtEngine):
         return self._request(text, len(tokens) + 1, request.sampling, outputs=outputs, draft=draft)
 
     def _verdict(self, request: VerifyRequest, result: Any) -> Verdict:
-        """The runtime returns the accepted drafts and then one token of the target's own."""
+        """The runtime returns the accepted draft tokens, then one token of the target's own."""
         drafted, tokens = request.draft.tokens, self._tokens(result)
         n = len(tokens) - 1
         if n > len(drafted) or tokens[:n] != drafted[:n]:
@@ -240,7 +241,7 @@ class TrtTarget(TrtEngine):
             return Verdict(n, [False] * n, [], tokens[n])
         cells = self._scores(result)[: len(drafted)]
         if len(cells) < len(drafted) or bool(cells.isnan().any()):
-            # Not built with this plugin, or its hidden state is not finite: neither is to go on.
+            # The engine lacks this plugin or its hidden state is not finite; either is fatal.
             raise self._broken(f"{SCORES} lacks a drafted token: {cells.tolist()}")
         return Verdict(n, cells.signbit()[:n].tolist(), cells.abs().tolist(), tokens[n])
 

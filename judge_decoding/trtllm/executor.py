@@ -1,8 +1,8 @@
-"""TensorRT-LLM executors: how one is opened, and one batch of requests on it.
+"""TensorRT-LLM executors: opening one, and running a batch of requests on it. There are two modes:
 
     orchestrator  this process spawns the ranks of both models (MPI_Comm_spawn, one node)
     leader        mpirun has started every rank of `config.layout`; each opens its group's executor,
-                  only the first of a group may enqueue, the others follow it
+                  only the first rank of a group may enqueue, the others follow it
 
 Sources, NVIDIA/TensorRT-LLM as read near v1.2.1: cpp/tensorrt_llm/nanobind/executor/executor.cpp
 @1dd50d0 and executorConfig.cpp @008b2b8 (names), tensorrt_llm/runtime/model_runner_cpp.py @0383291
@@ -28,11 +28,11 @@ from judge_decoding.trtllm.stack import check_tensorrt_llm
 
 SCORES = "judge_scores"
 """The plugin's second output, float32 [B, max_draft_len]: |cell| is the judge's score of a drafted
-token, the sign bit is set where the plugin edited that row's logits, NaN is no draft."""
+token, its sign bit is set if the plugin edited that row's logits, and NaN means no draft token."""
 
 
 class ExecutorError(RuntimeError):
-    """An executor failed or did not answer in time. The message names it; the job cannot go on."""
+    """An executor failed or did not answer in time. The message names it; the job must end."""
 
 
 class Executor:
@@ -40,8 +40,8 @@ class Executor:
 
     handle     tensorrt_llm.bindings.executor.Executor
     api        the module tensorrt_llm.bindings.executor
-    name       what errors call it: "draft executor (GPU 0)"
-    timeout_s  for any one batch of requests
+    name       the executor's name in errors: "draft executor (GPU 0)"
+    timeout_s  limit for one batch of requests
     """
 
     def __init__(self, handle: Any, api: Any, *, name: str, timeout_s: float) -> None:
@@ -50,10 +50,10 @@ class Executor:
         self._handle, self._timeout_s = handle, timeout_s
 
     def run(self, requests: Sequence[Any]) -> list[Any]:
-        """Enqueue all, await all: one Result a request, in order.
+        """Enqueue all requests and await them; returns one Result per request, in order.
 
-        ExecutorError for a failed request, once the others have ended; after a time-out, when what
-        is still in flight has been cancelled.
+        ExecutorError if a request failed, once the others have ended, or after a time-out, once
+        what is still in flight has been cancelled.
         """
         if not requests:
             return []
@@ -70,7 +70,7 @@ class Executor:
                 else:
                     results.append(response.result)
         finally:
-            for number in self.in_flight:  # after a time-out or an interrupt only
+            for number in self.in_flight:  # only after a time-out or an interrupt
                 self._handle.cancel_request(number)
             self.in_flight.clear()
         if failures:
@@ -94,7 +94,7 @@ class Executor:
 def open_executor(deployment: Deployment, model: Model, *, rank: int = 0) -> Executor:
     """The executor of one model, opened by MPI rank `rank` (0: the process that drives both).
 
-    UserError where the library, the plugin or the engine does not load. A spawned rank does not
+    UserError if the library, the plugin or the engine does not load. A spawned rank does not
     inherit what is loaded here: the plugin must also be in its environment (LD_PRELOAD) or image.
     """
     assert deployment.trtllm is not None and deployment.ranks is not None
@@ -114,13 +114,14 @@ def open_executor(deployment: Deployment, model: Model, *, rank: int = 0) -> Exe
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"engine: {folder} does not load ({reason})") from None
     gpus = ", ".join(map(str, getattr(deployment.ranks, model).devices))
-    # A rank must report which executor is silent before rank 0's own time is up.
+    # A rank must report which executor is silent before rank 0 times out.
     timeout_s = deployment.ranks.timeout_s * (0.8 if rank else 1.0)
     return Executor(handle, api, name=f"{model} executor (GPU {gpus})", timeout_s=timeout_s)
 
 
 def _check_threads() -> None:
-    """Where MPI runs already, the runtime takes it as it is (mpiUtils.cpp `initialize`)."""
+    """UserError if MPI runs already without MPI_THREAD_MULTIPLE: the runtime would then use it as
+    it is (mpiUtils.cpp `initialize`)."""
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is not None and mpi.Query_thread() < mpi.THREAD_MULTIPLE:
         raise UserError(
@@ -130,12 +131,13 @@ def _check_threads() -> None:
 
 
 def executor_config(api: Any, deployment: Deployment, model: Model) -> Any:
-    """Its ExecutorConfig. Block reuse is on: external drafts need it, and `keep` relies on it.
+    """A model's ExecutorConfig. Block reuse is on: external drafts and `keep` need it.
 
-    Chunked context is off. A round's request is a context request with its whole prefix, of which
-    the scheduler counts every token, cached or not. Where those of a pass exceed max_num_tokens it
-    would chunk them, and cuts their draft tokens to the end of the last chunk
-    (microBatchScheduler.cpp `fitDraftTokens`); unchunked, what does not fit waits for the next.
+    Chunked context is off. A round's request is a context request with its whole prefix, and the
+    scheduler counts all its tokens, cached or not. If a pass exceeded max_num_tokens, the scheduler
+    would chunk its requests and cut their draft tokens to the end of the last chunk
+    (microBatchScheduler.cpp `fitDraftTokens`). Without chunks, requests that do not fit wait for
+    the next pass.
     """
     assert deployment.trtllm is not None
     build, drafts = deployment.trtllm, model == "draft"
@@ -164,7 +166,7 @@ def _parallel_config(api: Any, deployment: Deployment, model: Model) -> Any:
     devices = [gpu for gpu in getattr(deployment.ranks, model).devices if gpu != "cpu"]
     nodes = len({gpu // build.gpus_per_node for gpu in devices})
     local = [gpu % build.gpus_per_node for gpu in devices]
-    if nodes > 1:  # the runtime wants one node's, and takes rank % gpus_per_node of them
+    if nodes > 1:  # the runtime wants those of one node and takes rank % gpus_per_node
         local = sorted(set(local))
     mpi, modes = api.CommunicationType.MPI, api.CommunicationMode
     if build.mode == "leader":

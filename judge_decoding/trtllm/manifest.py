@@ -1,8 +1,8 @@
 """The manifest beside an engine: what it was built from and for, checked before it is loaded.
 
 TensorRT refuses an engine of another version with an opaque message, and runs one of another model
-or judge without any. `build/build_engines.py` writes `manifest.json` last, so an engine folder
-without one is unfinished.
+or judge without any message. `build/build_engines.py` writes `manifest.json` last, so an engine
+folder without one is unfinished.
 """
 
 from __future__ import annotations
@@ -32,9 +32,15 @@ MANIFEST = "manifest.json"
 
 
 class EngineManifest(BaseModel):
-    """sm: compute capability times ten; vocabulary: hash of the tokenizer; max_draft_len: 0 for a
-    draft; model_fingerprint: of the engine's own model; judge: hash of the judge's file, None for
-    an engine without one, and then plugin, its ABI, threshold and protect_end_ids are None."""
+    """What an engine was built from and for.
+
+    sm                 compute capability times ten
+    vocabulary         hash of the tokenizer
+    max_draft_len      0 for a draft
+    model_fingerprint  of the engine's own model
+    judge              hash of the judge's file; None for an engine without a judge, for which
+                       plugin, plugin_abi, threshold and protect_end_ids are None too
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -103,7 +109,7 @@ def engine_config(deployment: Deployment, model: Model) -> EngineConfig:
 
 def rank_group(deployment: Deployment, model: Model) -> RankGroup:
     ranks = deployment.ranks
-    assert ranks is not None  # engine trtllm has them
+    assert ranks is not None  # the deployment's validation requires them for engine trtllm
     return ranks.target if model == "target" else ranks.draft
 
 
@@ -114,10 +120,10 @@ def engine_folder(deployment: Deployment, model: Model) -> Path:
 def manifest_for(
     deployment: Deployment, model: Model, checkpoints: Checkpoints, runtime: Runtime
 ) -> EngineManifest:
-    """What the engine of this deployment has to say when it is built here.
+    """The manifest of this deployment's engine if it is built on this machine.
 
-    Reads the model's checkpoint (weights included) and the judge. UserError where judge and target
-    do not belong together.
+    Reads the model's checkpoint (weights included) and the judge. UserError if the judge was
+    trained for another target.
     """
     build, part = sections(deployment), engine_config(deployment, model)
     checkpoint = checkpoints[model]
@@ -157,19 +163,20 @@ def manifest_for(
 
 
 def wanted_threshold(deployment: Deployment, judge: Judge) -> float:
-    """The deployment's threshold, else the judge's own."""
+    """The deployment's threshold, or the judge's own if the deployment has none."""
     assert deployment.judge is not None
     own = judge.metadata.threshold
     return own if deployment.judge.threshold is None else deployment.judge.threshold
 
 
 def engine_files(tp: int) -> list[str]:
-    """What trtllm-build leaves in an engine's folder."""
+    """Names of the files that trtllm-build writes into an engine's folder."""
     return ["config.json", *(f"rank{rank}.engine" for rank in range(tp))]
 
 
 class Mismatch(NamedTuple):
-    """One thing that does not fit: `field`: engine has `has`, `needs` is wanted; `fix` says how."""
+    """One field that does not fit: the engine has `has`, the deployment needs `needs`; `fix` names
+    the remedy."""
 
     field: str
     has: object
@@ -186,8 +193,8 @@ def check_engine(
 ) -> EngineManifest:
     """The engine's manifest; UserError naming the first mismatch and its fix.
 
-    The model's checkpoint must have config.json and tokenizer.json; where its weights are not at
-    hand (a serving machine), the judge's own record of its target stands for them.
+    The model's checkpoint must have config.json and tokenizer.json. If its weights are missing (on
+    a serving machine), the judge's own record of its target replaces them.
     """
     folder = folder or engine_folder(deployment, model)
     manifest = EngineManifest.load(folder)
@@ -210,7 +217,7 @@ def check_engine(
 def mismatches(
     manifest: EngineManifest, deployment: Deployment, checkpoints: Checkpoints, runtime: Runtime
 ) -> Iterator[Mismatch]:
-    """Everything that forbids loading the engine, in the order in which a person would fix it."""
+    """Yields everything that forbids loading the engine, in the order in which one would fix it."""
     model, build = manifest.role, sections(deployment)
     part = engine_config(deployment, model)
     checkpoint = checkpoints[model]
@@ -258,7 +265,7 @@ def _judge_mismatches(
 ) -> Iterator[Mismatch]:
     rule = deployment.acceptance.rule
     if rule != "judge":
-        # The plugin judges whatever is drafted: rule and engine must agree.
+        # The plugin judges every draft, so rule and engine must agree.
         if manifest.judge is not None and (manifest.threshold or 0.0) < 1.0:
             yield Mismatch(
                 "judge",

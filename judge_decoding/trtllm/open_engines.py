@@ -1,7 +1,7 @@
 """A deployment's TensorRT-LLM engines, each checked against its manifest before it is loaded.
 
-One process drives both (`open_trtllm_engines`), or every rank that mpirun has started holds its
-part of one (`load_rank`), and rank 0's loop asks the first of each group.
+Either one process drives both (`open_trtllm_engines`), or every rank that mpirun has started holds
+its part of one (`load_rank`), and rank 0's loop sends requests to the first rank of each group.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def load_rank(
 
 
 class Follower:
-    """A rank that the runtime alone talks to. It is asked nothing but to end."""
+    """A non-leading rank. Only the runtime talks to it; we only ask it to shut down."""
 
     def __init__(
         self, executor: Executor, deployment: Deployment, manifest: EngineManifest
@@ -85,12 +85,12 @@ class Follower:
         self._executor = executor
 
     def close(self) -> None:
-        """Returns when the group's first rank has closed the executor."""
+        """Wait until the group's first rank has closed the executor."""
         self._executor.close()
 
 
 EngineCheck: TypeAlias = Callable[[Acceptance, Sampling], None]
-"""UserError for what a target's engine cannot verify with."""
+"""Raises UserError for rules, thresholds and sampling that a target's engine does not support."""
 
 
 def engine_check(deployment: Deployment) -> EngineCheck:
@@ -100,7 +100,7 @@ def engine_check(deployment: Deployment) -> EngineCheck:
 
 
 def compiled_judge(deployment: Deployment, checkpoints: Checkpoints) -> Judge | None:
-    """The judge in the target's engine: a plugin is built in for rule judge alone."""
+    """The judge in the target's engine; None for other rules, which are built without a plugin."""
     return checkpoints.judge if deployment.acceptance.rule == "judge" else None
 
 
@@ -111,7 +111,7 @@ def _threshold(deployment: Deployment, manifest: EngineManifest) -> float:
 
 
 def load_drafter(deployment: Deployment, manifest: EngineManifest, *, rank: int = 0) -> TrtDrafter:
-    """`manifest` as `manifest.check_engine` returned it; `rank` as `open_executor` takes it."""
+    """Load the draft's engine, with `manifest` from `check_engine` and `open_executor`'s `rank`."""
     return TrtDrafter(
         open_executor(deployment, "draft", rank=rank), **_bounds(deployment, manifest)
     )
@@ -120,7 +120,7 @@ def load_drafter(deployment: Deployment, manifest: EngineManifest, *, rank: int 
 def load_target(
     deployment: Deployment, checkpoints: Checkpoints, manifest: EngineManifest, *, rank: int = 0
 ) -> TrtTarget:
-    """The same for the target, with the judge whose plugin its manifest names."""
+    """Load the target's engine, with the judge whose plugin its manifest names."""
     return TrtTarget(
         open_executor(deployment, "target", rank=rank),
         end_ids=checkpoints.target.config.end_ids,

@@ -1,9 +1,9 @@
-"""What requests may ask of a target engine that has one judge, with one threshold, compiled in.
+"""Which requests a target engine can serve that has a judge and its threshold compiled in.
 
-The plugin judges every draft it sees with the engine's threshold. A request may be stricter: the
-score and the mark of every edited row come back, so its run can be cut (`first_cut`). It cannot be
-laxer, and with a temperature not stricter either: what the cut leaves would not be the target's
-distribution.
+The plugin judges every draft with the engine's threshold. A request may be stricter: the engine
+returns each drafted token's score and whether its row was edited, so the run can be cut
+(`first_cut`). It cannot be laxer. With a temperature it cannot be stricter either, because a cut
+run would not follow the target's distribution.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from judge_decoding.errors import UserError
 
 
 def check_request(acceptance: Acceptance, sampling: Sampling, threshold: float) -> None:
-    """UserError where a target engine with the judge's `threshold` compiled in cannot serve."""
+    """UserError if a target engine with `threshold` compiled in cannot serve such a request."""
     rule = acceptance.rule
     if rule not in TRTLLM_RULES:
         raise UserError(f"rule {rule}: engine trtllm has only {', '.join(TRTLLM_RULES)}")
@@ -37,7 +37,7 @@ def check_request(acceptance: Acceptance, sampling: Sampling, threshold: float) 
 
 
 def first_cut(request: VerifyRequest, verdict: Verdict) -> int | None:
-    """Where a run must be cut because the request is stricter than the engine; None: nowhere."""
+    """Where to cut a run because its request is stricter than the engine; None: nowhere."""
     acceptance = request.acceptance
     limit = acceptance.threshold if acceptance.rule == "judge" else 1.0
     if limit is None:

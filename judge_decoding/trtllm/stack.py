@@ -1,4 +1,4 @@
-"""The pinned TensorRT-LLM stack: its versions, and what of it this machine has."""
+"""The pinned TensorRT-LLM stack: its versions, and those that this machine has."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SM = {"h100": 90, "h200": 90, "b200": 100}
 
 @dataclass(frozen=True)
 class Runtime:
-    """What an engine would be loaded into here."""
+    """The versions and the GPU that an engine would be loaded with on this machine."""
 
     tensorrt: str
     tensorrt_llm: str
@@ -29,7 +29,7 @@ class Runtime:
 
 
 def check_tensorrt_llm() -> str:
-    """The installed version; UserError unless it is 1.2.x. Does not import it (30 s)."""
+    """TensorRT-LLM's version; UserError unless it is 1.2.x. Does not import it (30 s)."""
     try:
         version = metadata.version("tensorrt_llm")
     except metadata.PackageNotFoundError:
@@ -47,7 +47,7 @@ def check_tensorrt_llm() -> str:
 
 
 def this_runtime() -> Runtime:
-    """UserError where TensorRT-LLM or a GPU is missing."""
+    """This machine's runtime. UserError if TensorRT-LLM or a GPU is missing."""
     version = check_tensorrt_llm()
     import torch
 
@@ -57,5 +57,5 @@ def this_runtime() -> Runtime:
             "(nvidia-smi must list it)"
         )
     major, minor = torch.cuda.get_device_capability()
-    tensorrt = importlib.import_module("tensorrt")  # by name: mypy has it nowhere
+    tensorrt = importlib.import_module("tensorrt")  # by name: mypy does not find it
     return Runtime(str(tensorrt.__version__), version, 10 * major + minor)

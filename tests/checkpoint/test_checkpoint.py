@@ -1,4 +1,4 @@
-"""A model folder as one value: what is read, when, and how often."""
+"""A model folder as one value: what is read, when, and how often it is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client's pure parts: tensors out, responses in, what is shown, what is refused."""
+"""The client's pure parts: request tensors, responses, what is shown, what is refused."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_a_response_with_everything() -> None:
 
 
 def test_a_response_with_text_alone() -> None:
-    """Ids come with every response; without their provenance they are of no use here."""
+    """Ids come with every response; without their provenance they are not used."""
     chunk, final = read_response(
         response(
             text_output=("BYTES", ["a"]),
@@ -260,7 +260,7 @@ def test_an_answer_is_the_sum_of_its_chunks() -> None:
 
 
 def pieces(*tokens: tuple[str, str], text: str | None = None) -> list[tuple[str | None, str]]:
-    """What a chunk of these (text, provenance) gives the painter."""
+    """What a chunk of these (text, provenance) pairs gives the painter."""
     made = [GeneratedToken(None, piece, origin, None) for piece, origin in tokens]
     whole = "".join(piece for piece, _ in tokens) if text is None else text
     return terminal.pieces(Chunk(whole, made, None, None, None, None))
@@ -281,7 +281,7 @@ def test_without_colour_every_run_stands_between_marks() -> None:
 
 
 def test_an_answer_goes_into_a_pipe_as_it_is() -> None:
-    """A Makefile lost its tabs: rich makes spaces of them."""
+    """Regression: rich turned tabs into spaces, so a Makefile lost them."""
     out = Console(file=io.StringIO(), width=20)
     painted = terminal.Painter(colour=False).paint(pieces(text="all:\n\techo hi" * 2))
     terminal.write(out, painted, end="")
@@ -387,7 +387,7 @@ def test_a_users_mistake_is_one_line(module: str, arguments: list[str], complain
 def test_a_conversation_keeps_only_the_turns_that_were_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A refused turn is told and forgotten; /new starts over; the end of input ends it."""
+    """A refused turn is reported and forgotten; /new starts over; end of input ends it."""
     typed = iter(["one", "", "too long", "two", "/new", "three"])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
     asked: list[list[str]] = []

@@ -1,4 +1,4 @@
-"""How clients reach a server: tokens, proxies; what they make of one that goes away."""
+"""How clients reach a server (tokens, proxies), and what they report when it goes away."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.triton_world import Trap
 def test_a_token_is_the_first_line_as_the_server_reads_it(
     monkeypatch: pytest.MonkeyPatch, token: str, how: str
 ) -> None:
-    """Kubernetes' secrets keep a file's newline, which gRPC refuses to send: every probe failed."""
+    """Regression: Kubernetes' secrets keep a file's newline, so all probes failed."""
     monkeypatch.delenv("JUDGE_TOKEN", raising=False)
     if how == "variable":
         monkeypatch.setenv("JUDGE_TOKEN", token)
@@ -42,7 +42,7 @@ def test_a_token_is_the_first_line_as_the_server_reads_it(
 @pytest.mark.parametrize("token", [None, "", "\n", "  "])
 def test_no_token_sends_none(monkeypatch: pytest.MonkeyPatch, token: str | None) -> None:
     monkeypatch.setenv("JUDGE_TOKEN", "of-the-environment")
-    assert Access(None, token).metadata("é") == []  # what is given counts, not the environment
+    assert Access(None, token).metadata("é") == []  # the argument wins over the environment
     monkeypatch.setenv("JUDGE_TOKEN", token or "")
     assert Access.from_environment().metadata("é") == []
 
@@ -68,7 +68,7 @@ def test_a_token_that_no_header_holds_is_one_line_without_it(
     ],
 )
 def test_a_server_that_shuts_down_is_like_one_that_has_gone(message: str) -> None:
-    """replicas.md: clients try again on UNAVAILABLE. It was an error like any refusal."""
+    """replicas.md: clients try again on UNAVAILABLE. Regression: it was reported as a refusal."""
     stopping = refusal(message)
     assert isinstance(stopping, ServerStopping)
     assert (stopping.status, str(stopping)) == ("UNAVAILABLE", message)
@@ -89,12 +89,12 @@ def test_what_may_run_still_is_cancelled_after_a_call_failed() -> None:
         for started in (True, False):
             assert cancel_time(Failed(name), started=started) == CONTROL_S
     assert cancel_time(Failed("UNAVAILABLE"), started=True) == REACH_S
-    assert cancel_time(Failed("UNAVAILABLE"), started=False) == 0  # nothing came of it
+    assert cancel_time(Failed("UNAVAILABLE"), started=False) == 0  # nothing has come of it yet
     assert cancel_time(Failed("UNIMPLEMENTED"), started=True) == 0
 
 
 class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Answers each call with the next of `messages`, an error ("": none)."""
+    """Answers each call with the next of `messages`, as an error; "" means no error."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -107,7 +107,7 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
 @pytest.fixture
 def inference() -> Iterator[tuple[Inference, str]]:
-    """A gRPC server of this process, and its HOST:PORT."""
+    """A gRPC server in this process, and its HOST:PORT."""
     servicer, server = Inference(), grpc.server(ThreadPoolExecutor(2))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -125,7 +125,7 @@ BUSY = (
 def test_a_cancellation_that_is_refused_for_now_is_sent_again(
     inference: tuple[Inference, str],
 ) -> None:
-    """Its answer was not read: whatever the server said, it counted as done."""
+    """Regression: its answer was not read, so it counted as done whatever the server said."""
     server, url = inference
     with JudgeClient(url) as client:
         server.messages = [BUSY, BUSY, "", "never asked for"]
@@ -173,7 +173,7 @@ class Metrics(BaseHTTPRequestHandler):
 def test_metrics_are_read_past_the_proxies_of_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With http_proxy set a busy server was not alive: Kubernetes would have restarted it."""
+    """Regression: with http_proxy a busy server seemed dead, and Kubernetes would restart it."""
     trap = Trap()
     for name, value in trap.variables.items():
         monkeypatch.setenv(name, value)

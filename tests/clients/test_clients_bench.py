@@ -1,4 +1,4 @@
-"""The server benchmark's and the soak's own arithmetic, and the in-process side for real."""
+"""The arithmetic of the server benchmark and the soak test, and a real in-process run."""
 
 from __future__ import annotations
 

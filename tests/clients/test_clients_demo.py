@@ -1,4 +1,4 @@
-"""`make demo` in small: a real server with ranks on the tiny pair, three prompts by three rules."""
+"""A small `make demo`: a real server with ranks on the tiny pair, three prompts by three rules."""
 
 from __future__ import annotations
 

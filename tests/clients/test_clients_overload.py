@@ -1,4 +1,4 @@
-"""The load scripts' own arithmetic, and what the client makes of a refusal."""
+"""The load scripts' arithmetic, and how the client reports a refusal."""
 
 from __future__ import annotations
 

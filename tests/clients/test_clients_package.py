@@ -31,7 +31,7 @@ MODULES = sorted(
 
 
 def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A Python in another folder that finds the client, and nothing else of this checkout."""
+    """A Python process in another folder that finds the client and nothing else from here."""
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
@@ -44,12 +44,12 @@ def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedP
 
 
 def barred(*names: str) -> str:
-    """Code after which these packages cannot be imported."""
+    """Code that makes imports of these packages fail."""
     return f"import sys\nfor name in {names!r}: sys.modules[name] = None\n"
 
 
 def test_the_client_needs_numpy_and_tritonclient_alone(tmp_path: Path) -> None:
-    """Everything but the commands imports without the library, its packages, rich and typer."""
+    """Everything except the commands imports without the library, its packages, rich and typer."""
     assert "judge_client.aio" in MODULES and "judge_client.commands.generate" in MODULES
     assert "soak" in {module.name for module in pkgutil.iter_modules(clients.load.__path__)}
     names = [name for name in MODULES if "commands" not in name]
@@ -131,7 +131,7 @@ def sigterm() -> Iterator[None]:
 
 @pytest.mark.parametrize("command", ["generate", "chat", "probe"])
 def test_a_command_runs_in_any_folder(tmp_path: Path, command: str) -> None:
-    """`python -m clients.generate` did not, outside the checkout."""
+    """Regression: `python -m clients.generate` did not run outside the checkout."""
     prompt = ["--prompt", "x"] if command == "generate" else []
     done = subprocess.run(
         [sys.executable, "-m", "judge_client", command, "-u", "127.0.0.1:1", *prompt],
@@ -178,7 +178,7 @@ def test_a_users_mistake_is_exit_code_2(
     capfd: pytest.CaptureFixture[str],
     sigterm: None,
 ) -> None:
-    """With the complaint as the last line, whatever was said before."""
+    """The complaint is the last line, whatever was printed before."""
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(f"clients.{module}", run_name="__main__", alter_sys=True)

@@ -1,6 +1,6 @@
-"""The clients against a real Triton server with tiny models, the loop in this process beside it.
+"""The clients against a real Triton server with tiny models, compared with the loop here.
 
-One server for the whole file. In float32 what it answers is exactly what the loop answers here.
+The whole file uses one server. In float32 its answers are exactly those of the loop here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.servers
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 120.0
 LONG = GenerateRequest("On and on", rule="none", max_tokens=7900, ignore_eos=True)
-"""Takes seconds: one token a round."""
+"""Takes seconds, with one token per round."""
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def client(running: server.ServerProcess) -> Iterator[JudgeClient]:
 
 
 def in_process(pipeline: Pipeline, request: GenerateRequest) -> Result:
-    """What the loop answers to the same request."""
+    """The loop's result for the same request."""
     tokenizer, text = pipeline.tokenizer, request.prompt
     assert isinstance(text, str)
     if request.messages is not None:
@@ -123,12 +123,12 @@ def in_process(pipeline: Pipeline, request: GenerateRequest) -> Result:
 
 
 def assert_same(answer: Answer, expected: Result) -> None:
-    """`answer` (with everything asked for) is the loop's, token by token."""
+    """`answer` (with all outputs asked for) equals the loop's, token by token."""
     assert [token.id for token in answer.tokens] == expected.token_ids
     assert [token.provenance for token in answer.tokens] == expected.provenance
     scores = [math.nan if s is None else s for s in expected.judge_scores]
     got = [math.nan if token.score is None else token.score for token in answer.tokens]
-    # Rounding differs with how many share a pass.
+    # Rounding depends on how many sequences share a pass.
     assert got == pytest.approx(scores, abs=1e-4, nan_ok=True)
     assert answer.text == expected.text
     assert "".join(token.text for token in answer.tokens) == expected.text
@@ -138,7 +138,7 @@ def assert_same(answer: Answer, expected: Result) -> None:
 
 
 def finished(running: server.ServerProcess, reason: str) -> int:
-    """Requests that ended for this reason so far, as the server counts them."""
+    """Requests that ended for this reason so far, as counted by the server."""
     text = read_page(running.metrics_url, fresh=True)
     name = "judge_decoding_request_success_total"
     found = re.search(rf'^{name}{{.*"{reason}".*}} (\S+)$', text, re.M)
@@ -222,7 +222,7 @@ def test_one_client_serves_many_threads(client: JudgeClient, pipeline: Pipeline)
 def test_sixteen_streams_of_one_event_loop(
     running: server.ServerProcess, pipeline: Pipeline
 ) -> None:
-    """Four times as many as there are slots; each is the loop's answer alone."""
+    """Four times as many as there are slots; each equals the loop's answer."""
     requests = [replace(REQUESTS[i % len(REQUESTS)], max_tokens=20 + i) for i in range(16)]
 
     async def stream(client: AsyncJudgeClient, request: GenerateRequest) -> Answer:
@@ -276,7 +276,7 @@ def test_a_time_out_cancels(running: server.ServerProcess, client: JudgeClient) 
 
 
 async def becomes(running: server.ServerProcess, count: int) -> None:
-    """So many requests run."""
+    """Waits until this many requests run."""
     while True:
         page = await asyncio.to_thread(read_metrics, running.metrics_url)
         if page["judge_decoding_num_requests_running"] == count:
@@ -304,7 +304,7 @@ def test_leaving_or_cancelling_a_task_cancels(running: server.ServerProcess) -> 
 
 
 def test_a_lost_connection_cancels_once_there_is_another(running: server.ServerProcess) -> None:
-    """Whether the server is there nobody knows: the answer ran to its end, for nobody."""
+    """Regression: after a lost connection the answer still ran to its end."""
     before = finished(running, "cancelled")
     with Proxy(int(running.url.rpartition(":")[2])) as proxy:
         with JudgeClient(proxy.url, timeout=WAIT_S) as client:
@@ -318,7 +318,7 @@ def test_a_lost_connection_cancels_once_there_is_another(running: server.ServerP
 
         async def leave() -> None:
             async with AsyncJudgeClient(proxy.url, timeout=WAIT_S) as client:
-                # A whole answer has no first response that would tell that it is being written.
+                # A whole answer has no first response that would show that it is being written.
                 whole = asyncio.create_task(client.generate(LONG))
                 await becomes(running, 1)
                 proxy.cut()
@@ -334,8 +334,8 @@ def test_a_lost_connection_cancels_once_there_is_another(running: server.ServerP
 def test_prompts_of_a_megabyte_stop_nobody(
     running: server.ServerProcess, client: JudgeClient
 ) -> None:
-    """Each was tokenized to its end before it was refused, and any number waited: requests, probes
-    and cancels of others took as long as all of them."""
+    """Regression: each was tokenized to its end before it was refused, and any number waited; other
+    clients' requests, probes and cancels took as long as all of them."""
     huge = GenerateRequest("'" * 999_000, max_tokens=4)
     too_long = "prompt: more than 8192 tokens do not fit the context of 8192 with an answer; "
     refusals: list[JudgeClientError] = []
@@ -406,7 +406,7 @@ def command(module: str, running: server.ServerProcess, *arguments: str) -> Any:
 def test_the_generate_command(
     running: server.ServerProcess, pipeline: Pipeline, how: list[str]
 ) -> None:
-    """Marks around every run, and the JSON that says the same."""
+    """Marks surround every run, and the JSON says the same."""
     asked = ["--prompt", "The sea", "--no-chat", "--max-tokens", "40", "--threshold", "0.1"]
     done = command("generate", running, *asked, "--json", *how)
     assert (done.returncode, done.stderr) == (0, "")
@@ -464,7 +464,7 @@ def test_ctrl_c_frees_the_slot(running: server.ServerProcess) -> None:
 
 
 class Terminal:
-    """A chat on a pseudo-terminal."""
+    """A chat client on a pseudo-terminal."""
 
     def __init__(self, running: server.ServerProcess, *arguments: str) -> None:
         ours, theirs = pty.openpty()
@@ -485,7 +485,7 @@ class Terminal:
         os.write(self._fd, f"{line}\n".encode())
 
     def wait_for(self, pattern: str) -> str:
-        """All that is shown up to the pattern's next place."""
+        """All that is shown up to the next match of the pattern."""
         while not (found := re.search(pattern, self.seen, re.S)):
             assert select.select([self._fd], [], [], WAIT_S)[0], f"no {pattern!r} in {self.seen!r}"
             try:
@@ -501,12 +501,12 @@ class Terminal:
 
 
 def visible(text: str) -> str:
-    """Without colours, and without what a terminal may change: all but plain characters."""
+    """The text without colours, keeping only characters that no terminal changes."""
     return re.sub(r"[^!-~]", "", re.sub(r"\x1b\[[0-9;]*m", "", text))
 
 
 def test_a_chat_on_a_terminal(running: server.ServerProcess, pipeline: Pipeline) -> None:
-    """Two turns in colour, an answer cut by Ctrl-C, a fresh start, /quit."""
+    """Two turns in colour, an answer stopped by Ctrl-C, a fresh start, /quit."""
     chat = Terminal(running, "--max-tokens", "12", "--rule", "strict")
     legend = chat.wait_for(r"\n> ")
     assert "\x1b[36mtarget" in legend
@@ -558,7 +558,7 @@ def test_every_kind_of_the_soaks_load(running: server.ServerProcess, kind: str) 
 
 
 def test_a_short_soak_leaves_nothing_behind(running: server.ServerProcess) -> None:
-    """How memory grows takes longer to tell."""
+    """Growth of memory takes longer to measure."""
     load = soak.SoakClients(running.url, RULES, Random(0))
     results = asyncio.run(soak.measure(running, load, clients=6, seconds=8.0))
     assert results["first_failures"] == []
@@ -571,7 +571,7 @@ def test_a_short_soak_leaves_nothing_behind(running: server.ServerProcess) -> No
 def test_an_overload_is_refused_or_answered_and_leaves_nothing(
     running: server.ServerProcess,
 ) -> None:
-    """4 slots and a queue of 64: of 120 at once some are refused, and all the others answered."""
+    """With 4 slots and a queue of 64, of 120 at once some are refused and all others answered."""
 
     async def burst() -> overload.OverloadClients:
         async with AsyncJudgeClient(running.url) as client:

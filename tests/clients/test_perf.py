@@ -1,6 +1,6 @@
 """Load tests: perf_analyzer's inputs and export, the figures, comparisons, and the tuned schedule.
 
-Everything here is arithmetic on hand-built cases; `test_perf_server.py` runs the program.
+All tests compute hand-built cases; `test_perf_server.py` runs the program.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ def test_an_export_without_what_is_needed(
 def test_a_cut_off_run_is_made_again_and_counts_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three times cut off, then whole; always cut off. The server's figures are the whole run's:
-    they were those of all attempts together, twice the tokens after one that was cut off."""
+    """Three times cut off, then whole; or always cut off. The server's figures are those of the
+    whole run. Regression: they were the sum over all attempts, so twice the tokens."""
     whole = json.dumps(export(FIRST))
 
     class Program:
@@ -375,7 +375,7 @@ def test_the_schedule_is_written_in_place(tmp_path: Path) -> None:
 
 
 def test_the_deployment_that_is_measured_is_the_same_but_for_its_schedule(tmp_path: Path) -> None:
-    """Written anywhere, it names the same files."""
+    """It names the same files, wherever it is written."""
     path, usual = tmp_path / "free.yaml", load_deployment(ROOT / "configs/demo.yaml")
     path.write_text(tune.without_schedule(usual, 5, 16))
     free = load_deployment(path)

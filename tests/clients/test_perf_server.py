@@ -1,4 +1,4 @@
-"""The real perf_analyzer against a real server with tiny models: `run` and `tune`, whole."""
+"""The real perf_analyzer against a real server with tiny models: `run` and `tune`."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_run_counts_what_the_server_counts(running: server.ServerProcess, tmp_
 
 
 def test_tuning_serves_without_the_schedule_and_writes_one(deployment: Path) -> None:
-    """At 2 sequences the deployment's own schedule would not draft at all."""
+    """At 2 sequences the deployment's own schedule would not draft."""
     before = yaml.safe_load(deployment.read_text())
     with deployment.open("a") as file:
         file.write("draft_len_schedule: {1: 3}\n")

@@ -1,4 +1,4 @@
-"""Two real servers behind a real nginx: whole streams, cancels that arrive, a replica that dies."""
+"""Two real servers behind a real nginx: whole streams, cancels that arrive, a dying replica."""
 
 from __future__ import annotations
 
@@ -118,12 +118,12 @@ def test_only_health_and_streams_pass(balancer: str) -> None:
 def test_a_killed_replica_loses_its_own_streams_and_no_other(
     replicas: list[Serving], balancer: str
 ) -> None:
-    """Last in this file: one replica is dead afterwards."""
+    """This is the last test of the file, since one replica is dead afterwards."""
     kept, lost = replicas
     text = answer(kept.url, PROMPTS[0])
     with JudgeClient(kept.url, timeout=180) as client:
         whole = client.generate(LONG).text
-    # Slow rounds (four at once on each), so that all run when the replica dies.
+    # Slow rounds (four at once on each server), so that all run when the replica dies.
     streams: list[Watched] = []
     running = [0.0, 0.0]
     while min(running) == 0:  # the balancer goes by the requests' ids, which are random

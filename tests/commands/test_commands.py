@@ -68,7 +68,7 @@ BENCH_ROW = {
 
 
 def write_judge(path: Path, target: Path, **changes: Any) -> None:
-    """A judge whose scores are all over [0, 1]."""
+    """A judge whose scores spread over [0, 1]."""
     metadata = {
         "feature": "pre_norm",
         "hidden_size": 64,
@@ -93,7 +93,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_draft
 
 
 def write_sharing_draft(folder: Path, source: Path) -> None:
-    """`source` with the target's embeddings and head instead of its own, and a short-list."""
+    """`source` with a short-list, and the target's embeddings and head instead of its own."""
     folder.mkdir()
     shared = ["model.embed_tokens.weight", "lm_head.weight"]
     tensors = load_file(source / "model.safetensors")
@@ -222,7 +222,7 @@ def test_chat_template_stop_strings_seed_and_draft_length(pair: Path) -> None:
 
 
 def test_a_draft_length_that_is_asked_for_counts_beside_a_schedule(pair: Path) -> None:
-    """Regression: the schedule bounded --max-draft-len without a word."""
+    """Regression: the schedule limited --max-draft-len silently."""
     write_deployment(pair / "scheduled.yaml", max_draft_len=3, draft_len_schedule={1: 2})
     arguments = ("--prompt", "Hi", "--rule", "synthetic", "--max-tokens", "40", "--json")
     for asked, drafted in (([], 2), (["--max-draft-len", "1"], 1), (["--max-draft-len", "6"], 6)):
@@ -233,7 +233,7 @@ def test_a_draft_length_that_is_asked_for_counts_beside_a_schedule(pair: Path) -
 def test_every_command_closes_what_it_loaded(
     pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Regression: only `eval` ended the ranks or executors in good order; also after an error."""
+    """Regression: only `eval` closed ranks and executors in order; an error must do so too."""
     closed: list[Pipeline] = []
     close = Pipeline.close
     monkeypatch.setattr(Pipeline, "close", lambda self: (closed.append(self), close(self)))
@@ -284,7 +284,7 @@ def test_chat_streams_coloured_text_and_survives_a_full_context(pair: Path) -> N
 
 
 def test_input_that_is_no_utf8_is_refused_in_one_line(pair: Path) -> None:
-    """Regression: Latin-1 became lone surrogates, which the tokenizer met with a TypeError."""
+    """Regression: Latin-1 became lone surrogates, on which the tokenizer raised a TypeError."""
     generate = ("generate", "--config", pair / "deployment.yaml")
     for chat in ("--chat", "--no-chat"):
         latin1 = run(*generate, chat, "--prompt", "caf\udce9")
@@ -312,7 +312,8 @@ def test_bench_compares_rules_and_peers(pair: Path, tmp_path: Path) -> None:
         assert set(row) == BENCH_ROW | (set() if name.startswith("hf") else RECORD)
         assert row["tokens_per_s"] > 0 and row["mean_acceptance_length"] >= 1
         assert (row["ms_propose"] is None) == name.startswith("hf")
-    # In float32 greedy, all lossless systems write the same tokens: the peers run the same models.
+    # In float32, all lossless systems write the same tokens greedily: the peers run the same
+    # models.
     lossless = {rows[name]["tokens"] for name in ("none", "strict", "hf", "hf-assisted")}
     assert len(lossless) == 1
     assert rows["hf"]["rounds"] == rows["none"]["rounds"] == rows["none"]["tokens"]
@@ -332,7 +333,7 @@ def test_bench_compares_rules_and_peers(pair: Path, tmp_path: Path) -> None:
     assert source["prompts"] == 3 and source["dtype"] == "float32" and source["threshold"] == 0.5
     assert source["versions"]["torch"] and source["threads"] >= 1 and source["date"]
     assert "tok/s" in result.stdout and "peak memory" in result.stdout
-    # Regression: they were said to leave out each answer's first round, which they count.
+    # Regression: it said that they leave out each answer's first round, which they count.
     assert "accepted length and rate count all rounds that drafted" in result.stdout
     for name in ("hf", "hf-assisted"):
         counted = rows[name]["tokens"] / rows[name]["rounds"]
@@ -496,7 +497,7 @@ def test_unknown_command_and_help() -> None:
 
 @pytest.mark.parametrize("good", [True, False])
 def test_as_a_process(pair: Path, good: bool) -> None:
-    """The real entry point: exit code and streams, with an output that cannot show every letter."""
+    """The real entry point: exit code and streams, and an output that cannot show every letter."""
     command = [
         sys.executable,
         "-c",

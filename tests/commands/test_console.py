@@ -1,4 +1,4 @@
-"""Text that is not ours, and progress of long work, on a terminal and in a log."""
+"""Text from outside, and the progress of long work, on a terminal and in a log."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Code(Tokenizer):
 
 
 def answer() -> Result:
-    """`aligned`, `judged`, `target`: one token each."""
+    """One token each: `aligned`, `judged`, `target`."""
     sources: list[Provenance] = ["aligned", "judged", "target"]
     return Result(
         Code().decode([0, 1, 2]), [0, 1, 2], "stop", sources, [None] * 3, AcceptanceRecord()
@@ -36,7 +36,7 @@ def answer() -> Result:
 
 
 def test_a_pipe_gets_an_answer_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    """Regression: tabs came out as spaces, which a Makefile does not survive."""
+    """Regression: tabs came out as spaces, which breaks a Makefile."""
     console.print_result(console.console(), answer(), Code())
     assert capsys.readouterr().out == "all:\n⟦\techo ⟧‹hi\r\n›\n"
 
@@ -65,7 +65,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_a_log_gets_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with reporting.progress("search") as step:
-        step(20, 100)  # an earlier run's, which tells nothing of this one's speed
+        step(20, 100)  # of an earlier run; it says nothing about this one's speed
         for done in (30, 40, 50):
             clock.now += 20
             step(done, 100, f"{done} labels")
@@ -77,7 +77,7 @@ def test_a_log_gets_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixt
 def test_nothing_is_estimated_before_anything_was_measured(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Regression: a benchmark that warmed up for 30 s said "1 of 10, 0 s left"."""
+    """Regression: a benchmark that had warmed up for 30 s said "1 of 10, 0 s left"."""
     with reporting.progress("answers") as step:
         clock.now += 31
         step(1, 10)

@@ -1,4 +1,4 @@
-"""Two Llama folders of one's own: no judge, no chat template, a short context, a minimal YAML."""
+"""A user's two Llama folders: no judge, no chat template, a short context, a minimal YAML."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MINIMAL = {
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """target/ and draft/, and own.yaml with nothing that has a default."""
+    """target/ and draft/, and own.yaml with only the keys that have no default."""
     folder = tmp_path_factory.mktemp("own")
     target = write_llama(folder / "target", max_position_embeddings=CONTEXT)
     write_tokenizer(target)
@@ -48,7 +48,7 @@ def run(*arguments: str | Path, stdin: str | None = None) -> Result:
 
 
 def refusal(*arguments: str | Path) -> str:
-    """The one line on stderr."""
+    """The single line on stderr."""
     result = run(*arguments)
     assert result.exit_code == 2 and not result.stdout, result.output
     assert result.stderr.count("\n") == 1
@@ -79,7 +79,7 @@ def test_the_context_is_the_models_own(pair: Path) -> None:
 
 
 def test_a_long_context_is_not_taken_whole(pair: Path) -> None:
-    """Memory is allocated for all of it: the models of today have 128k positions."""
+    """Memory is allocated for the whole context, and today's models have 128k positions."""
     config = json.loads((pair / "target" / "config.json").read_text())
     for name in ("target", "draft"):
         folder = pair / "long" / name
@@ -103,7 +103,7 @@ def test_bench_and_eval_take_raw_prompts(pair: Path, tmp_path: Path) -> None:
 
 
 def test_each_command_names_its_own_way_out(pair: Path, tmp_path: Path) -> None:
-    """Regression: all of them said "use --no-chat", which only `generate` has."""
+    """Regression: all of them said "use --no-chat", an option that only `generate` has."""
     config = write(pair, "unsaid", chat_template=None)
     folder = f"tokenizer: {pair / 'target'} has no chat template; "
     everywhere = "say `chat_template: none` in the deployment (a prompt is then raw text)\n"

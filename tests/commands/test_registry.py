@@ -1,4 +1,4 @@
-"""The commands that are loaded when they are called: as scripts, and below `judge-decoding`."""
+"""The commands that are imported only when called: as scripts, and below `judge-decoding`."""
 
 from __future__ import annotations
 

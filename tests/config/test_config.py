@@ -1,4 +1,4 @@
-"""Deployments: what is read, what is refused, in one clear line."""
+"""Deployments: what is read, and what is refused with one clear line."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_dtype_auto_is_what_the_cpu_is_fast_in(
         ("limits: {max_sequences: 0}", "limits.max_sequences"),
         ("draft_len_schedule: {0: 4}", "draft_len_schedule 0: 4"),
         (
-            "draft_len_schedule: {1: 9, 4: 2}",  # once cut to max_draft_len without a word
+            "draft_len_schedule: {1: 9, 4: 2}",  # regression: cut to max_draft_len silently
             r"draft_len_schedule 1: 9 must map .* to a draft length in 0\.\.8 \(max_draft_len\)",
         ),
         (
@@ -100,7 +100,7 @@ def test_mistakes_are_named(tmp_path: Path, change: str, message: str) -> None:
     ],
 )
 def test_a_key_that_is_given_twice_is_named(tmp_path: Path, more: str, key: str, line: int) -> None:
-    """Regression: the last one won without a word."""
+    """Regression: the last one won silently."""
     with pytest.raises(UserError, match=f"yaml line {line}: {key} is given twice; keep one"):
         load_deployment(write(tmp_path, BASE + more))
 
@@ -162,7 +162,7 @@ def test_the_default_acceptance_takes_a_requests_changes(tmp_path: Path) -> None
 
 
 def test_fly_is_refused_where_its_window_is_as_long_as_a_draft(tmp_path: Path) -> None:
-    """It can accept nothing there that `strict` does not: such a row stood in a table."""
+    """Such a rule accepts nothing that `strict` does not; a table had a row of it."""
     text = "max_draft_len: {}\nacceptance: {{rule: {}, fly_window: 3}}\n"
     message = r"fly_window = 3 .* max_draft_len = 3 in all; give a smaller window"
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""The shipped deployments: each loads without its models, and fits the GPUs it is for."""
+"""The shipped deployments: each loads without its models and fits its GPUs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ROOT = Path(__file__).parents[2]
 
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
 MEMORY = {"h100": 79 * GIB, "h200": 139 * GIB}
-"""What a driver reports of an H100 80GB and an H200."""
+"""Memory that the driver reports for an H100 80GB and an H200."""
 
 SHAPES: dict[str, tuple[int, int, int, int, int]] = {
-    # hidden, intermediate, layers, heads, head_dim; 8 KV heads and 128256 tokens in all of them
+    # hidden, intermediate, layers, heads, head_dim; all have 8 KV heads and 128256 tokens
     "llama-3.2-1b": (2048, 8192, 16, 32, 64),
     "llama-3.1-8b": (4096, 14336, 32, 32, 128),
     "llama-3.1-70b": (8192, 28672, 80, 64, 128),
@@ -99,7 +99,7 @@ def test_weights_fit_the_gpus(name: str, tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
-    """405B in bf16 on 8 H100: 98 GiB of weights on each rank."""
+    """405B in bf16 on 8 H100 puts 98 GiB of weights on each rank."""
     deployment = load_deployment(ROOT / "configs" / "llama-8b-405b-h100x8.yaml")
     assert deployment.trtllm is not None
     build = deployment.trtllm.model_dump() | {"target": {"quantization": "none"}}

@@ -21,7 +21,7 @@ V = 8
 
 
 def rows(*winners: int, margin: float = 5.0) -> torch.Tensor:
-    """Logits [len(winners), V] whose argmax is given."""
+    """Logits [len(winners), V] with the given argmax in each row."""
     logits = torch.zeros(len(winners), V)
     logits[torch.arange(len(winners)), torch.tensor(winners)] = margin
     return logits
@@ -142,7 +142,7 @@ def test_the_accepted_run_is_the_longest_true_prefix(ok: list[bool]) -> None:
 
 @pytest.mark.parametrize("rule", ["judge", "topk", "typical"])
 def test_no_override_where_the_answer_ends(rule: Any) -> None:
-    """A judged token where the target wants to end makes it run on; a judged end cuts it short."""
+    """A judged token where the target wants to end prolongs it; a judged end token shortens it."""
     flat = {"top_k": V, "typical_delta": 1.0, "typical_epsilon": 1e-6}
     logits = rows(7, 1, margin=0.1)
     common: Any = {"scores": [0.99], "rule": rule, **flat}
@@ -178,7 +178,7 @@ def test_typical_is_the_minimum_of_both_borders() -> None:
 
 @pytest.mark.parametrize(("epsilon", "delta"), [(0.9, 0.3), (0.9, 0.5), (0.2, 0.9), (0.1, 0.9)])
 def test_typical_borders_row_by_row(epsilon: float, delta: float) -> None:
-    """Either border decides, each row by its own entropy; what is on the border is refused."""
+    """Either bound decides, for each row by its own entropy; a token on the bound is refused."""
     p = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.25] * 4, [0.85, 0.05, 0.05, 0.05]])
     for draft in itertools.product(range(4), repeat=3):
         expected = []
@@ -213,7 +213,7 @@ def test_rejection_and_strict_ask_each_row_by_itself() -> None:
 
 
 def test_rejection_on_the_border_refuses() -> None:
-    """A uniform of exactly p(d) / q(d) is not below it."""
+    """A uniform of exactly p(d) / q(d) is not below the ratio."""
     p, q = torch.tensor([[0.25, 0.75]]), torch.tensor([[0.5, 0.5]])
     for u, expected in ((0.5, False), (0.5 - 1e-6, True)):
         got = rules.rejection(p, q, torch.tensor([0]), torch.tensor([u]))
@@ -222,7 +222,7 @@ def test_rejection_on_the_border_refuses() -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_kl_asks_each_row_by_itself(k: int) -> None:
-    """Rows that differ in everything: distance, confidence, p(d)."""
+    """The rows differ in distance, confidence and p(d)."""
     p = torch.tensor([[0.5, 0.5, 0.0], [0.95, 0.04, 0.01], [0.3, 0.3, 0.4], [0.2, 0.4, 0.4]])[:k]
     q = torch.tensor([[0.5, 0.4, 0.1], [0.9, 0.05, 0.05], [0.98, 0.01, 0.01], [0.2, 0.4, 0.4]])[:k]
     for draft in itertools.product(range(3), repeat=k):
@@ -245,7 +245,7 @@ def test_kl_on_a_short_list_asks_each_row_by_itself() -> None:
 
 
 def test_kl_on_its_borders() -> None:
-    """As sure as `confident` is not more; a distance of tau is not below it."""
+    """A confidence equal to `confident` is not above it; a distance of tau is not below it."""
     p = torch.tensor([[0.75, 0.25]])
     assert kl(p, p, [1], confident=0.75) == [True]
     assert kl(p, p, [1], confident=0.75 - 1e-6) == [False]
@@ -261,7 +261,7 @@ def kl(
     tau: float = 0.3,
     confident: float = 0.9,
 ) -> list[bool]:
-    """Rule `kl` where nothing is filtered."""
+    """Rule `kl` without filters."""
     ids = None if support is None else torch.tensor(support)
     return rules.kl(p, p, q, torch.tensor(draft), ids, tau, confident).tolist()
 
@@ -280,16 +280,16 @@ def test_kl_ignores_ids_that_a_short_list_cannot_write() -> None:
     p = torch.tensor([[0.5, 0.3, 0.2]])
     q = torch.tensor([[0.625, 0.375, 0.0]])
     assert kl(p, q, [1], support=[0, 1], tau=1e-4) == [True]
-    assert kl(p, q, [1]) == [False]  # the third id is no shortcoming of the list: q is far away
+    assert kl(p, q, [1]) == [False]  # the third id is not missing from the list; q is far away
 
 
 def test_kl_refuses_what_the_target_cannot_write() -> None:
-    """Regression: with a q of few ids, p renormalised on them was 0 or 1, at no distance at all."""
+    """Regression: with a q of few ids, the renormalised p was 0 or 1 there, with no distance."""
     one_hot = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
     assert kl(torch.tensor([[1e-6, 0.5, 0.5, 0.0]]), one_hot, [0]) == [False]
     disjoint = torch.tensor([[0.0, 0.5, 0.5, 0.0]]), torch.tensor([[0.6, 0.0, 0.0, 0.4]])
     assert kl(*disjoint, [0]) == [False]
-    # Close as they are, p(d) is 0.
+    # They are close, but p(d) is 0.
     p, q = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.45, 0.45, 0.1]])
     assert kl(p, q, [2]) == [False]
     assert kl(p, q, [1]) == [True]
@@ -301,7 +301,7 @@ def test_kl_refuses_where_the_target_has_nothing_on_the_short_list() -> None:
 
 
 def test_kl_takes_what_underflowed_for_little() -> None:
-    """At low temperatures q is 0 for ids that p gives 1e-30: no infinite distance."""
+    """At low temperatures q is 0 for ids with p = 1e-30; the distance must stay finite."""
     p, q = torch.tensor([[0.5, 0.5, 1e-30]]), torch.tensor([[0.5, 0.5, 0.0]])
     assert kl(p, q, [1], tau=1e-4) == [True]
 
@@ -310,13 +310,12 @@ TOP_2 = Sampling(temperature=1.0, top_k=2)
 
 
 def test_kl_compares_the_models_and_not_their_filters() -> None:
-    """Regression: two close models' top 2 are {0, 1} and {0, 2}, p was taken on {0} alone, and 2
-    was accepted. On both top 2 as they are, the distance would be infinite and
-    1 refused."""
+    """Regression: two close models have the top two {0, 1} and {0, 2}; p was taken on {0} only, and
+    2 was accepted. On the two top twos themselves the distance would be infinite, and 1 refused."""
     target = torch.tensor([[2.0, 1.0, 0.9, *[-5.0] * 5]] * 2)  # 0.58, 0.21, 0.19; of two 0.73, 0.27
     close = torch.tensor([[1.6, 1.3, 1.4, *[-5.0] * 5]])
     q = probabilities(close, TOP_2.unfiltered)
-    # `confident`: the target's own 0.58 counts.
+    # The target's own 0.58 counts for `confident`.
     common: Any = {"rule": "kl", "sampling": TOP_2, "kl_confident": 0.65}
     got = [verdict(target, [1], probs=q, seed=seed, **common) for seed in range(20)]
     assert [one.accepted for one in got] == [1] * 20
@@ -341,7 +340,7 @@ def test_kl_compares_the_models_and_not_their_filters() -> None:
 def test_what_the_target_cannot_write_is_never_accepted(
     seed: int, spread: float, sampling: Sampling, filtered: bool, listed: bool, rule: str
 ) -> None:
-    """However lenient the rule, under any filter, on a short-list or not."""
+    """However lenient the rule is, with any filter, and with or without a short-list."""
     torch.manual_seed(seed)
     logits = spread * torch.randn(2, V)
     ids = torch.tensor([0, 2, 3, 7]) if listed else torch.arange(V)
@@ -362,7 +361,7 @@ def test_what_the_target_cannot_write_is_never_accepted(
         )
         assert p[token] > 0 or got.accepted == 0
         if rule != "rejection" and p[token] > 1e-6:
-            assert got.accepted == 1  # the rule was lenient indeed
+            assert got.accepted == 1  # the rule was indeed lenient
 
 
 def test_fly_needs_doubt_and_a_full_window_of_matches() -> None:
@@ -377,7 +376,7 @@ def test_fly_needs_doubt_and_a_full_window_of_matches() -> None:
 
 
 def test_protected_ends_are_taken_back_one_by_one() -> None:
-    """8 and 9 end an answer: neither where the target wants one nor where the draft has one."""
+    """8 and 9 end an answer. Neither is judged, whether the target or the draft wants it."""
     choice, draft = torch.tensor([1, 8, 2, 3, 9]), torch.tensor([5, 6, 9, 7, 8])
     ok = torch.tensor([True, True, True, False, True])
     got = rules.protect_end(ok, choice, draft, [8, 9])
@@ -391,7 +390,7 @@ def test_synthetic_forces_the_asked_mean(mean: float, uniform: float, expected: 
 
 
 def test_fly_asks_the_three_best_tokens_and_those_that_follow() -> None:
-    """Every token of a row, with a window that must not run backwards."""
+    """The window looks at every token of a row, and must not run backwards."""
     flat = torch.full((5, V), 1 / V)
     match = torch.tensor([True, True, False, True, True])
     assert rules.fly(flat, match, 0.3, 1).tolist() == [True, False, True, True, False]
@@ -399,7 +398,7 @@ def test_fly_asks_the_three_best_tokens_and_those_that_follow() -> None:
 
 
 def test_fly_measures_doubt_by_three_tokens() -> None:
-    """0.5, 0.49, 0.01: the third hardly counts; 0.4, 0.3, 0.3: the entropy of two is 0.68 nats."""
+    """For 0.5, 0.49, 0.01 the third hardly counts; for 0.4, 0.3, 0.3 two give only 0.68 nats."""
     match = torch.tensor([False, True])
     entropy = -sum(x * math.log(x) for x in (0.4, 0.3, 0.3))  # 1.089
     for p, border, doubt in (
@@ -415,9 +414,9 @@ def test_fly_measures_doubt_by_three_tokens() -> None:
         assert rules.fly(rows_of_p, match, border, 1).tolist() == [doubt, False], (p, border)
 
 
-# ---- verdicts under greedy sampling: every row's own distribution counts ----
+# ---- verdicts with greedy sampling: every row's own distribution counts ----
 
-# At temperature 1: unsure between 0 and 1; sure of 2; unsure of three; the bonus 3.
+# Rows at temperature 1: unsure between 0 and 1; sure of 2; unsure of three; the bonus 3.
 GREEDY = torch.tensor(
     [
         [0.46, 0.44, 0.06, 0.04],
@@ -450,12 +449,12 @@ def test_typical_under_greedy_sampling(draft: list[int], expected: tuple[Any, ..
     ],
 )
 def test_kl_under_greedy_sampling(draft: list[int], expected: tuple[Any, ...]) -> None:
-    """A draft of the target's own distributions, row by row: at no distance."""
+    """A draft with the target's own distributions, row by row, has no distance."""
     assert verdict(GREEDY, draft, probs=GREEDY[:3].exp(), rule="kl") == expected
 
 
 def test_kl_under_greedy_sampling_compares_row_by_row() -> None:
-    """The draft's third row is the target's first: too far from the target's third."""
+    """The draft's third row is the target's first, which is too far from the target's third."""
     q = GREEDY[[0, 1, 0]].exp()
     far = sum(p * math.log(p / d) for p, d in zip(*GREEDY[[2, 0]].exp().tolist(), strict=True))
     common: Any = {"probs": q, "rule": "kl"}
@@ -482,7 +481,7 @@ def test_a_window_of_one_ends_with_the_draft() -> None:
     assert verdict(GREEDY[[0, 2, 1, 3]], [0, 1, 2], **common) == (3, [False, True, False], [], 3)
 
 
-# ---- verdicts under sampling: each token by its own row ----
+# ---- verdicts with sampling: each token by its own row ----
 
 
 def one_hot(*tokens: int) -> torch.Tensor:
@@ -490,7 +489,7 @@ def one_hot(*tokens: int) -> torch.Tensor:
 
 
 def test_the_correction_comes_from_the_refused_tokens_own_row() -> None:
-    """Rows that leave one choice: 1 is accepted, 5 refused, and 2 is all that p has there."""
+    """Each row leaves one choice: 1 is accepted, 5 is refused, and p has only 2 in that row."""
     logits = one_hot(1, 2, 3, 4) * 200
     common: Any = {"rule": "rejection", "sampling": Sampling(1.0)}
     got = verdict(logits, [1, 5, 3], probs=one_hot(1, 5, 3), **common)
@@ -508,7 +507,7 @@ def test_the_bonus_comes_from_the_row_after_the_last_drafted_token() -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_rejection_step_by_step(seed: int) -> None:
-    """The algorithm once more: k uniforms, one a token; then one draw of the residual, or of p."""
+    """The algorithm again: k uniforms, one per token, then one draw from the residual or from p."""
     k = 3
     noise = torch.Generator().manual_seed(1000 + seed)
     logits = torch.randn(k + 1, V, generator=noise)
@@ -541,7 +540,7 @@ def test_a_rule_that_draws_says_what_it_misses() -> None:
 
 
 def test_a_short_list_is_spread_over_the_vocabulary() -> None:
-    """Tokens off the list have q = 0: the residual holds all of p there."""
+    """Tokens off the list have q = 0, so the residual keeps all of their p."""
     logits = one_hot(6, 1) * 200
     ids = torch.tensor([2, 5])
     got = verdict(
@@ -565,7 +564,7 @@ def test_a_short_list_is_spread_over_the_vocabulary() -> None:
 
 
 def test_synthetic_takes_the_mean_without_the_bonus() -> None:
-    """A length of 3 is exactly two drafted tokens and the target's own."""
+    """A length of 3 means exactly two drafted tokens and the target's own."""
     got = verdict(rows(1, 2, 3, 4), [5, 2, 6], rule="synthetic", synthetic_length=3.0)
     assert got == (2, [True, False], [], 3)
 
@@ -582,7 +581,7 @@ def test_residual_is_the_normalised_positive_part() -> None:
 
 @pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.6, top_k=5), Sampling(1.3, 0, 0.8)])
 def test_rejection_writes_the_targets_own_distribution(sampling: Sampling) -> None:
-    """Chi-square of the first emitted token against p, the draft drawing from another q."""
+    """Chi-square test of the first emitted token against p, with a draft that draws from q."""
     runs = 20_000
     logits = P.log().unsqueeze(0).repeat(2, 1)
     p = probabilities(logits[0], sampling)
@@ -602,7 +601,7 @@ def test_rejection_writes_the_targets_own_distribution(sampling: Sampling) -> No
 
 
 def test_the_chi_square_test_can_fail() -> None:
-    """Accepting everything writes q: the test above must notice."""
+    """Accepting everything writes q, which the test above must notice."""
     generator = torch.Generator().manual_seed(1)
     drafts = torch.multinomial(Q.repeat(20_000, 1), 1, generator=generator)[:, 0]
     counts = torch.bincount(drafts, minlength=V)

@@ -1,4 +1,4 @@
-"""The loop on tiny models: strict is the target, stops inside accepted runs, schedules, records."""
+"""The loop on tiny models: strict equals the target, stops in accepted runs, schedules, records."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def own(decoder: SpeculativeDecoder, prompt: Sequence[int], tokens: int = 64) ->
 
 @pytest.mark.parametrize("k", range(1, 9))
 def test_strict_is_the_targets_own_greedy_output(decoder: SpeculativeDecoder, k: int) -> None:
-    """fp32, every draft length, 30 prompts x 64 tokens, single and in batches of 8."""
+    """In fp32, for every draft length: 30 prompts x 64 tokens, single and in batches of 8."""
     reference = decoder.generate([request(p, "none") for p in prompts(30)])
     batched = decoder.generate([request(p, max_draft_len=k) for p in prompts(30)])
     single = [decoder.generate([request(p, max_draft_len=k)])[0] for p in prompts(30)[:6]]
     assert [r.token_ids for r in batched] == [r.token_ids for r in reference]
     assert [r.token_ids for r in single] == [r.token_ids for r in reference[:6]]
     assert all(len(r.token_ids) == 64 for r in batched)
-    # The comparison means something only if runs of different lengths were accepted.
+    # The comparison is meaningful only if runs of different lengths were accepted.
     total = AcceptanceRecord()
     for r in batched:
         total.merge(r.record)
@@ -93,7 +93,7 @@ def test_caches_hold_the_emitted_text_after_every_round(decoder: SpeculativeDeco
 
 @pytest.mark.parametrize("engine", ["target", "drafter"])
 def test_the_deep_check_reads_both_caches(decoder: SpeculativeDecoder, engine: str) -> None:
-    """One wrong value, in a position that the loop believes in, of either model."""
+    """One wrong value of either model, at a position that the loop relies on."""
     number = decoder.add(request(prompts(1)[0]))
     for _ in range(3):
         decoder.step()
@@ -107,7 +107,7 @@ def test_the_deep_check_reads_both_caches(decoder: SpeculativeDecoder, engine: s
 
 @pytest.mark.parametrize("engine", ["target", "drafter"])
 def test_the_check_reads_what_both_caches_hold(decoder: SpeculativeDecoder, engine: str) -> None:
-    """A token that the loop did not emit; and a sequence that only the engine knows."""
+    """A token that the loop did not emit, and a sequence that only the engine knows."""
     number = decoder.add(request(prompts(1)[0]))
     decoder.step()
     damaged = getattr(decoder, engine)
@@ -123,7 +123,7 @@ def test_the_check_reads_what_both_caches_hold(decoder: SpeculativeDecoder, engi
 def test_the_clock_adds_up_what_engines_and_loop_take(
     decoder: SpeculativeDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By hand: whoever reads the time moves it by 1 s; the engines say what they took."""
+    """By hand: every reading of the clock adds 1 s, and the engines report their own times."""
     target, drafter = decoder.target, decoder.drafter
     assert drafter is not None
     clock = itertools.count()
@@ -142,7 +142,7 @@ def test_the_clock_adds_up_what_engines_and_loop_take(
         decoder.step()
         monkeypatch.undo()
         monkeypatch.setattr(decoder.engines, "run_round", run_round)
-        # Started, prefilled, ran, ended: three steps of 1 s; of the second 0.25 s proposed.
+        # Started, prefilled, ran, ended: three steps of 1 s; 0.25 s of the second was drafting.
         assert decoder.clock == LoopClock(
             rounds, 3.0 * rounds, 1.25 * rounds, 0.75 * rounds, 48.0 * rounds, 64.0 * rounds
         )
@@ -211,7 +211,7 @@ def test_merged_records_are_one_of_all_their_rounds() -> None:
 
 
 def emitted(ids: Sequence[int], context: int = 99, **fields: object) -> Answer:
-    """An answer to one prompt token that was given `ids` until it ended; 9 is the end token."""
+    """An answer to a one-token prompt that got `ids` until it ended; 9 is the end token."""
     answer = Answer(request([1], **fields), None, frozenset({9}), context, [1])  # type: ignore[arg-type]
     for i in ids:
         if answer.finish_reason is None:
@@ -328,7 +328,7 @@ def test_sampling_repeats_with_the_seed_and_differs_without(decoder: Speculative
 def test_an_end_token_inside_an_accepted_run_ends_it(
     decoder: SpeculativeDecoder, position: int
 ) -> None:
-    """Nothing after the end token leaks, wherever in a run it falls, for several end ids."""
+    """Nothing after the end token leaks, wherever it falls in a run, for several end ids."""
     p = prompts(1)[0]
     text = own(decoder, p, 40)
     end = text[position]
@@ -359,11 +359,11 @@ def test_a_stop_string_ends_the_text_before_it(decoder: SpeculativeDecoder, at: 
 
 def test_a_stop_string_in_text_that_only_the_end_brings_counts(tiny_target: Path) -> None:
     """Regression: the last token brings the rest of a stop string and half a character, so its text
-    was held back; at the token limit all of it was shown, reason `length`."""
+    was held back. At the token limit all of it was shown, with reason `length`."""
     tokenizer = Tokenizer(tiny_target)
 
     class Joined(Tokenizer):
-        """The tiny tokenizer with a token 256 for the bytes of "b" and of half an "é"."""
+        """The tiny tokenizer with token 256 for the bytes of "b" and half of an "é"."""
 
         def decode(self, ids: Sequence[int]) -> str:
             half = [*tokenizer.encode("b"), tokenizer.encode("é")[0]]
@@ -404,7 +404,7 @@ def test_the_schedule_shrinks_drafts_with_load_and_zero_costs_nothing(
 
 
 def test_the_schedule_and_a_request_bound_each_other(decoder: SpeculativeDecoder) -> None:
-    """In whatever order the schedule is written."""
+    """The smaller of both counts, whatever the order of the schedule."""
     decoder.draft_len_schedule = {3: 1, 1: 4}
     for asked, drafted in ((None, 4), (3, 3), (9, 4), (0, -1)):
         result = decoder.generate([request([5, 9], tokens=12, max_draft_len=asked)])[0]
@@ -414,7 +414,7 @@ def test_the_schedule_and_a_request_bound_each_other(decoder: SpeculativeDecoder
 def test_the_same_seed_draws_otherwise_under_load_only_with_a_schedule(
     decoder: SpeculativeDecoder,
 ) -> None:
-    """What docs/architecture.md says of seeds: they hold for one draft length."""
+    """As docs/architecture.md says: a seed's draws are the same only for one draft length."""
     mine = request(prompts(1)[0], "rejection", 40, sampling=Sampling(1.0, seed=1))
     rest = [request(p, "none", 60) for p in prompts(3)]
     alone = decoder.generate([mine])[0].token_ids
@@ -428,8 +428,8 @@ def test_the_same_seed_draws_otherwise_under_load_only_with_a_schedule(
 def test_a_filter_holds_under_rules_that_ask_the_target(
     decoder: SpeculativeDecoder, monkeypatch: pytest.MonkeyPatch, rule: str
 ) -> None:
-    """Regression: `kl` accepted tokens that the target's top 2 leave out, 10 of 38 in the demo. It
-    compares the models' own distributions, so the draft draws from its own unfiltered one."""
+    """Regression: `kl` accepted tokens outside the target's top two, 10 of 38 in the demo. It
+    compares the models' own distributions, so the draft draws from its unfiltered one."""
     sampling = Sampling(1.0, top_k=2, seed=1)
     decide, drafter = torch_engine.decide, decoder.drafter
     assert drafter is not None
@@ -456,7 +456,7 @@ def test_a_filter_holds_under_rules_that_ask_the_target(
 
 
 def test_drafting_resumes_after_a_pause_and_stays_exact(decoder: SpeculativeDecoder) -> None:
-    """The draft's cache falls behind while the schedule says 0, and must catch up."""
+    """The draft's cache falls behind while the schedule says 0, and must then catch up."""
     texts = prompts(3)
     alone = [own(decoder, p, 50) for p in texts]
     decoder.draft_len_schedule = {1: 4}
@@ -518,7 +518,7 @@ def test_joining_prompts_share_one_chunk_a_round_and_take_turns(
     generator = torch.Generator().manual_seed(3)
     texts = [torch.randint(1, 256, (n,), generator=generator).tolist() for n in (100, 100, 100, 3)]
     alone = [own(decoder, p, 20) for p in texts]
-    read: list[int] = []  # prompt tokens, a round
+    read: list[int] = []  # prompt tokens per round
     target = decoder.target
     prefill, verify = target.prefill, target.verify
 
@@ -536,7 +536,7 @@ def test_joining_prompts_share_one_chunk_a_round_and_take_turns(
     monkeypatch.setattr(target, "verify", count_verify)
     numbers = [decoder.add(request(p, tokens=20)) for p in texts]
     length = {number: len(p) for number, p in zip(numbers, texts, strict=True)}
-    first: dict[int, int] = {}  # the round of a sequence's first tokens
+    first: dict[int, int] = {}  # sequence -> round of its first tokens
     got: dict[int, list[int]] = {}
     while decoder.num_active:
         read.append(0)
@@ -547,10 +547,10 @@ def test_joining_prompts_share_one_chunk_a_round_and_take_turns(
             first.setdefault(update.sequence, len(read))
             got.setdefault(update.sequence, []).extend(t.id for t in update.tokens)
         if len(read) < 10:
-            assert runner in {update.sequence for update in updates}  # held up, never left out
+            assert runner in {update.sequence for update in updates}  # delayed, but never left out
     assert sum(read) == 303
     assert first[numbers[3]] == 4  # one turn of each long one before it
-    assert max(first[n] for n in numbers) == 19  # 303 tokens, 16 a round
+    assert max(first[n] for n in numbers) == 19  # 303 tokens, 16 per round
     assert [got[n] for n in numbers] == alone
 
 

@@ -1,8 +1,8 @@
-"""Rejection sampling writes the target's own distribution: several tokens a round, counted jointly.
+"""Rejection sampling writes the target's own distribution: tokens of a round counted jointly.
 
-Chi-square on every text of a few tokens over a vocabulary of three, where every row depends on the
-token before it. Seeds are fixed, so that a test always gives the same p-value. All demand more than
-1e-3; a correct implementation falls below that with one choice of seeds in a thousand.
+The chi-square test covers every text of a few tokens over a vocabulary of three, where every row
+depends on the token before it. Seeds are fixed, so a test always gives the same p-value. All demand
+more than 1e-3; a correct implementation falls below that for one choice of seeds in a thousand.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Text = tuple[int, ...]
 
 
 def random_logits(seed: int) -> torch.Tensor:
-    """[V, V], a row for each token before."""
+    """Logits [V, V], one row for each previous token."""
     return 1.2 * torch.randn(V, V, generator=torch.Generator().manual_seed(seed))
 
 
@@ -54,7 +54,7 @@ TARGET, DRAFT = random_logits(1), random_logits(2)
 
 
 def p_value(texts: Iterable[Text], chances: dict[Text, float]) -> float:
-    """Of the texts under the chances; those that are expected less than five times count as one."""
+    """p-value of the texts; those that are expected less than five times count as one."""
     counts = Counter(texts)
     total = counts.total()
     assert not [text for text in counts if chances[text] == 0]
@@ -67,7 +67,7 @@ def p_value(texts: Iterable[Text], chances: dict[Text, float]) -> float:
 
 
 def chances(length: int, sampling: Sampling) -> dict[Text, float]:
-    """Of every text of TARGET's after token 0."""
+    """Probability of every text of TARGET after token 0."""
     p = probabilities(TARGET, sampling).double()
     return {
         text: float(p[[0, *text[:-1]], text].prod())
@@ -76,7 +76,7 @@ def chances(length: int, sampling: Sampling) -> dict[Text, float]:
 
 
 def written(k: int, sampling: Sampling, length: int = 3, runs: int = 1500) -> list[Text]:
-    """Texts of `length` tokens after token 0, k drafted in each round."""
+    """Texts of `length` tokens after token 0, with k tokens drafted per round."""
     q = probabilities(DRAFT, sampling)
     drafts, generator = random.Random(3), torch.Generator().manual_seed(4)
     texts = []
@@ -102,7 +102,7 @@ def test_a_verdict_keeps_the_targets_joint_distribution(k: int, sampling: Sampli
 
 
 def test_one_uniform_for_all_tokens_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every token alone would have its own distribution still: only the joint one shows it."""
+    """Each token alone would still have its distribution; only the joint one shows the error."""
     rejection = rules.rejection
     monkeypatch.setattr(
         verdict.rules, "rejection", lambda p, q, d, u: rejection(p, q, d, u[:1].expand(len(u)))
@@ -119,13 +119,13 @@ PROMPT = [1, 2]
 
 @dataclass(frozen=True)
 class Pair:
-    """Folders of a tiny Llama over three tokens, and of a draft that agrees with it in part."""
+    """Folders of a tiny Llama over three tokens, and of a draft that partly agrees with it."""
 
     target: Path
     draft: Path
 
     def chances(self, sampling: Sampling) -> dict[Text, float]:
-        """Of every text after PROMPT, by transformers' own logits."""
+        """Probability of every text after PROMPT, by transformers' own logits."""
         from transformers import LlamaForCausalLM
 
         texts = list(itertools.product(range(V), repeat=LENGTH))
@@ -155,7 +155,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def generated(pair: Pair, sampling: Sampling, runs: int = 1200) -> list[Text]:
-    """One text for each seed, two tokens drafted in each round."""
+    """One text per seed, with two tokens drafted per round."""
     draft, target = Checkpoint(pair.draft), Checkpoint(pair.target)
     decoder = SpeculativeDecoder(
         Engines(load_drafter(draft, target=target, **LIMITS), load_target(target, **LIMITS))
@@ -187,7 +187,7 @@ def test_a_draft_with_the_targets_own_draws_would_be_noticed(
 
 @pytest.mark.slow
 def test_ranks_keep_the_targets_joint_distribution(pair: Pair, tmp_path: Path) -> None:
-    """Draft and target in processes of their own, the target in two parts."""
+    """Draft and target run in their own processes, the target in two parts."""
     sampling = {"temperature": FILTERED.temperature, "top_p": FILTERED.top_p}
     common: dict[str, Any] = {
         "prompt": PROMPT,

@@ -1,4 +1,4 @@
-"""Temperature and filters, exactly."""
+"""Temperature and filters, computed exactly."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_greedy_takes_the_first_of_equals_in_any_dtype() -> None:
 
 
 def test_greedy_on_another_device_is_the_same_function() -> None:
-    """Without values (`meta`): the shape and the type of what a GPU would give."""
+    """On `meta`, which has no values: shape and dtype are those that a GPU would give."""
     got = greedy(torch.zeros(3, 5, device="meta"))
     assert (got.shape, got.dtype, got.device.type) == ((3,), torch.int64, "meta")
 
@@ -70,7 +70,7 @@ def test_top_p_stops_where_the_mass_is_reached_exactly() -> None:
 
 
 def test_every_row_has_its_own_filters() -> None:
-    """As each row alone, whatever the shape around it."""
+    """As if each row stood alone, whatever the shape of the batch."""
     logits = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(2))
     for sampling in (Sampling(), Sampling(0.7), Sampling(0.7, 4), Sampling(0.7, 0, 0.6)):
         got = probabilities(logits, sampling)

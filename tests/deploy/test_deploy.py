@@ -1,7 +1,7 @@
 """The deployment files agree with the library, and the scripts start what they say.
 
-`scontrol`, `srun` and `python3` are RECORDING FAKES here: no node, no container. Rank 0 for real:
-tests/serving/test_serve_rank.py.
+`scontrol`, `srun` and `python3` are RECORDING FAKES here: no node, no container. A real rank 0 is
+in tests/serving/test_serve_rank.py.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def test_a_rank_is_what_its_number_says(bin: Path, variable: str) -> None:
 
 
 def test_serve_starts_one_rank_where_tensorrt_llm_spawns_the_others(bin: Path) -> None:
-    """And all of them where it does not."""
+    """Where it does not spawn them, all ranks are started."""
     ranks = {}
     for name in ("llama-8b-70b-h100x2", "llama-8b-405b-bf16-h100x16"):
         config = ROOT / "configs" / f"{name}.yaml"
@@ -148,7 +148,7 @@ def test_scripts_are_executable() -> None:
 
 
 def documented() -> list[list[str]]:
-    """The commands of docs/h100.md that are ours, one list of words each."""
+    """The commands of docs/h100.md that are ours, as lists of words."""
     text = (ROOT / "docs" / "h100.md").read_text()
     blocks = "\n".join(re.findall(r"```\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
     lines = [shlex.split(line, comments=True) for line in blocks.splitlines()]

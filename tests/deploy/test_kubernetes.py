@@ -1,4 +1,4 @@
-"""The Kubernetes manifest against Kubernetes' own schema; its probes against a real server."""
+"""The Kubernetes manifest, checked by Kubernetes' own schema; its probes on a real server."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_parts_fit_each_other(objects: dict[str, Any], container: dict[str, 
     pod = spec["template"]["spec"]
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
-    # Draining, its two margins (judge_decoding.serving.launcher), and something to spare.
+    # Draining, its two margins (judge_decoding.serving.launcher), and some spare time.
     assert pod["terminationGracePeriodSeconds"] >= server.drain_s + 2 * 15 + 10
     assert objects["PodDisruptionBudget"]["spec"]["maxUnavailable"] < spec["replicas"]
 
@@ -94,7 +94,7 @@ def test_a_probe_has_time_to_say_what_it_found(container: dict[str, Any], probe:
 def server(
     tiny_target: Path, tiny_draft: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Serving]:
-    """One slot and no queue: a single request makes it busy."""
+    """A server with one slot and no queue, so that a single request makes it busy."""
     document = {
         "name": "tiny",
         "dtype": "float32",
@@ -112,7 +112,7 @@ def server(
 
 
 def probe(server: Serving, container: dict[str, Any], name: str) -> tuple[int, str]:
-    """The manifest's own command, at this server's addresses; in the time it gives."""
+    """Runs the manifest's own command, with this server's addresses, within the time it gives."""
     found = container[name]
     words = [sys.executable, *found["exec"]["command"][1:]]
     words[words.index("-u") + 1] = server.url
@@ -131,10 +131,10 @@ def probe(server: Serving, container: dict[str, Any], name: str) -> tuple[int, s
 def test_probes_of_a_server_that_is_well_busy_and_hanging(
     server: Serving, container: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In this order: the server does not survive it."""
+    """In this order, since the server does not survive the last state."""
     code, said = probe(server, container, "readinessProbe")
     assert code == 0 and said.startswith("ready: a round in ")
-    # As a secret has it that was made of a file; so the manifest gives it to the container.
+    # A secret made from a file has this newline, and the manifest gives it to the container.
     monkeypatch.setenv("JUDGE_TOKEN", "0123456789abcdef\n")
     assert probe(server, container, "livenessProbe")[0] == 0
 
@@ -154,7 +154,7 @@ def test_probes_of_a_server_that_is_well_busy_and_hanging(
     os.kill(core, signal.SIGSTOP)
     for name in ("readinessProbe", "livenessProbe"):
         code, said = probe(server, container, name)
-        # The probe's own limit, or Triton's word for a stub that does not answer its question.
+        # The probe's own limit, or Triton's message about a stub that does not answer.
         assert code == 1 and re.search("no answer within|is not healthy", said), said
 
     os.kill(server.processes()["tritonserver"], signal.SIGKILL)

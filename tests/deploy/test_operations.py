@@ -1,4 +1,4 @@
-"""The dashboard, the alerts and their page name metrics that exist, in PromQL that parses."""
+"""The dashboard, the alerts and their page name existing metrics, in PromQL that parses."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ ALERTS = FOLDER / "alerts.yaml"
 DASHBOARD = json.loads((FOLDER / "grafana.json").read_text())
 RULES = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
 SCRAPED = {"job", "instance"}
-"""Labels that Prometheus itself gives to all that it reads."""
+"""Labels that Prometheus itself adds to everything it reads."""
 RECORDED = {rule["record"] for rule in RULES if "record" in rule}
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """(where, PromQL), the dashboard's variables filled in."""
+    """(where, PromQL), with the dashboard's variables filled in."""
     for rule in RULES:
         yield rule.get("alert") or rule["record"], rule["expr"]
     for panel in DASHBOARD["panels"]:
@@ -69,7 +69,7 @@ def test_the_five_alarms_of_an_operator_are_there() -> None:
     alerts = {rule["alert"] for rule in RULES if "alert" in rule}
     wanted = {"AcceptanceCollapsed", "JudgedShareJumped", "RankSilent", "QueueGrows"}
     assert wanted | {"RequestErrors"} <= alerts
-    # That there are several servers is not the deployment's business.
+    # The number of servers is not part of the deployment.
     for name, expression in expressions():
         if "timestamp_seconds" in expression and "absent" not in expression:
             assert re.search(r"by \([^)]*\binstance\b", expression), name

@@ -33,7 +33,7 @@ JUDGE = Acceptance("judge", threshold=0.5)
 
 
 class Listener:
-    """What the log wraps: notes what it is told."""
+    """The listener that the log wraps; it records what it is told."""
 
     def __init__(self) -> None:
         self.told: list[Any] = []
@@ -49,7 +49,7 @@ class Listener:
 
 
 def decoded(ids: list[int], origins: str = "", reason: Any = "length") -> Decoded:
-    """`origins`: a, j or t a token; all the target's where nothing is said."""
+    """`origins` has a, j or t per token; without it all tokens are the target's."""
     names = {"a": "aligned", "j": "judged", "t": "target"}
     provenance: Any = [names[o] for o in origins or "t" * len(ids)]
     return Decoded("", ids, reason, provenance, [None] * len(ids), AcceptanceRecord())
@@ -117,7 +117,7 @@ def test_the_log_passes_everything_on(tmp_path: Path) -> None:
     watched.updated(Update(0, [], "", None), None)
     watched.failed("broken")
     assert watched.is_cancelled() and len(listener.told) == 2
-    assert list(tmp_path.iterdir()) == []  # only ends are written
+    assert list(tmp_path.iterdir()) == []  # only ends of answers are written
 
 
 def test_the_share_is_a_share_and_the_size_is_bounded(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def audited(ours: list[int], standard: list[int], origins: str = "", at: float =
         ([1, 2, 3], "ajt", [1, 2, 3], None, 1.0, False),
         ([1, 2, 3], "ajt", [1, 9, 3], 1, 1 / 3, True),
         ([1, 2, 3], "ajt", [9, 2, 3], 0, 0.0, False),
-        ([1, 2], "aj", [1, 2, 3, 4], 2, 0.5, False),  # ours ended: no token of it differs
+        ([1, 2], "aj", [1, 2, 3, 4], 2, 0.5, False),  # ours ended, but none of its tokens differs
         ([1, 2, 3, 4], "aajj", [1, 2], 2, 0.5, True),
     ],
 )
@@ -283,7 +283,7 @@ def document(result: Result) -> dict[str, Any]:
 
 
 def test_served_requests_are_logged_and_audited(folder: Path) -> None:
-    """A real server writes the log; the audit asks it again, and a process of its own agrees."""
+    """A real server writes the log; the audit asks it again, and so does another process."""
     config, log = folder / "deployment.yaml", folder / "audit.jsonl"
     with Serving(config, folder) as server:
         wait_for(log.exists, "the warm-up's line")  # written once its answer is through
@@ -308,7 +308,7 @@ def test_served_requests_are_logged_and_audited(folder: Path) -> None:
     total = live["total"]
     assert (live["audited"], total["requests"]) == (4, 4)
     assert total["tokens"] == sum(map(len, answers))
-    # In float32 answers part where the judge overrode the target, and nowhere else.
+    # In float32, answers differ only from where the judge overrode the target.
     assert total["diverged_elsewhere"] == 0 and total["diverged_at_judged"] >= 1
     assert total["identical"] + total["diverged_at_judged"] == 4
     assert total["judged_tokens"] == sum(one.provenance.count("judged") for one in logged)
@@ -335,7 +335,7 @@ def test_an_audit_of_the_standard_rule_finds_nothing(folder: Path, tmp_path: Pat
 
 
 def test_too_many_changed_answers_are_an_exit_code(folder: Path, tmp_path: Path) -> None:
-    """Answers that nobody would give: all of them change, by `exact`."""
+    """The log has answers that no model would give, so all of them change by `exact`."""
     path = tmp_path / "audit.jsonl"
     path.write_text("".join(f"{line(token_ids=[66], max_tokens=1)}\n" for _ in range(12)))
     common = ("--config", folder / "deployment.yaml", "--log", path, "--parser", "exact")

@@ -83,7 +83,7 @@ def own_text(pipeline: Pipeline, prompt: str) -> str:
 
 @pytest.fixture(scope="module")
 def items(pipeline: Pipeline) -> list[Item]:
-    """Ten that the target alone answers rightly, two that it does not, two that nothing checks."""
+    """Ten that the target alone answers correctly, two not, two that nothing checks."""
     found = []
     for n in range(12):
         prompt = f"Question {n}"
@@ -142,7 +142,7 @@ def test_the_target_strict_and_a_judge_at_one_are_the_same(found: Evaluation) ->
     texts = [[result.text for result in a.results] for a in found.answers]
     assert texts[0] == texts[1] == texts[3] != texts[2]
     assert strict.right == never.right == none.right
-    # Every rule drafts the deployment's length, whatever its schedule says of three at a time.
+    # Every rule drafts the deployment's length, even if its schedule says less for three at a time.
     assert len(strict.results[0].record.acceptance_histogram) == 5
 
 
@@ -177,7 +177,7 @@ def test_the_report_counts_what_happened(pipeline: Pipeline, found: Evaluation) 
         result.provenance.count("judged") for result in found.answers[2].results
     )
     assert strict["judged_tokens"] == 0 and lenient["lost"] > 0
-    # The target's own text is the likeliest that greedy decoding finds here; drafts read worse.
+    # The target's own text is the likeliest that greedy decoding finds; drafts read worse.
     assert none["loglikelihood"] > draft["loglikelihood"]
     assert document["items"]["group"][:3] == ["g0", "g0", "g1"]
     assert document["provenance"]["groups"] == 8 and document["provenance"]["batch"] == 3
@@ -194,7 +194,7 @@ def test_overrides_are_counted_by_what_became_of_the_answer(
         "tokens_in_wrong": sum(j for j, ok in zip(judged, right, strict=True) if not ok),
         "changed": sum(j > 0 for j in judged),
         "changed_right": sum(ok and j > 0 for j, ok in zip(judged, right, strict=True)),
-        # Parser `exact` reads all of the text: no token comes after the answer, and none before it.
+        # Parser `exact` reads the whole text, so no token comes after or before the answer.
         "single": 0,
         "single_still_right": 0,
         "single_after_answer": 0,
@@ -203,24 +203,24 @@ def test_overrides_are_counted_by_what_became_of_the_answer(
 
 
 SAYS = "It is Paris, of course"
-"""A byte is a token to the tiny tokenizer."""
+"""To the tiny tokenizer a byte is a token."""
 
 
 @pytest.mark.parametrize(
     ("judged", "alone", "counted"),
     [
-        ("Par", True, {"single": 1, "single_still_right": 1}),  # as the answer begins
-        ("is,", True, {"single": 1, "single_still_right": 1}),  # in it: "Paris" or "Parma"
+        ("Par", True, {"single": 1, "single_still_right": 1}),  # at the start of the answer
+        ("is,", True, {"single": 1, "single_still_right": 1}),  # within it: "Paris" or "Parma"
         (",", True, {"single_after_answer": 1}),
         ("course", True, {"single_after_answer": 1}),
-        ("course", False, {}),  # the target alone had it wrong
+        ("course", False, {}),  # the target alone was wrong
     ],
 )
 def test_a_token_after_the_answer_says_nothing_of_overrides(
     tiny_target: Path, judged: str, alone: bool, counted: dict[str, int]
 ) -> None:
-    """The bug: "still right" counted tokens that came when the answer had been given, and could not
-    change it: 80 of 126 on `court`."""
+    """Regression: "still right" counted tokens that came after the answer and could not change it:
+    80 of 126 on `court`."""
     tokenizer = Tokenizer(tiny_target)
     ids = tokenizer.encode(SAYS, special=False)
     assert len(ids) == len(SAYS)
@@ -234,7 +234,7 @@ def test_a_token_after_the_answer_says_nothing_of_overrides(
     assert {name: found[name] for name in names if found[name]} == counted
     wrong = overrides(tokenizer, [first], [result], [False], [alone])
     assert wrong["single_still_right"] == 0 and wrong["single"] == found["single"]
-    # Where a later answer counts, it is not known which token made the difference.
+    # If a later answer counts, it is unknown which token made the difference.
     exact = Item(**capital, answer=SAYS, parser="exact")
     assert not any(overrides(tokenizer, [exact], [result], [True], [alone])[name] for name in names)
 
@@ -242,7 +242,7 @@ def test_a_token_after_the_answer_says_nothing_of_overrides(
 def test_the_log_likelihood_is_the_targets_own(
     pipeline: Pipeline, found: Evaluation, tiny_target: Path
 ) -> None:
-    """Against transformers, on the open items."""
+    """Compared with transformers, on the open items."""
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(tiny_target).float().eval()
@@ -374,7 +374,7 @@ def test_settings_are_the_rules_own_parameters(pipeline: Pipeline) -> None:
     assert (values[0].typical_epsilon, values[0].typical_delta) == (0.3, 1.0)
     assert (values[1].top_k, values[2].kl_tau, values[3].fly_entropy) == (2, 0.1, 0.5)
     assert values[4].threshold == 0.8
-    # Without a value a rule runs as deployed, and is named by what that is.
+    # Without a value a rule runs as deployed, and its name has the deployed value.
     assert [s.name for s in systems_of(pipeline, ["judge", "topk"])][1:] == ["judge 0.5", "topk 3"]
 
 

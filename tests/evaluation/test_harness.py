@@ -64,7 +64,7 @@ def model(config: Path) -> LoopModel:
 
 
 class Instance:
-    """What the harness hands over."""
+    """What the harness passes to a model."""
 
     def __init__(self, *args: Any) -> None:
         self.args = args
@@ -144,7 +144,7 @@ def harness(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_harness_runs_local_tasks(config: Path, model: LoopModel, tmp_path: Path) -> None:
-    """Answers made from the loop's own: all right but the last."""
+    """The answers are the loop's own, so all but the last are right."""
     texts = [own(model, q, Acceptance("judge", threshold=0.2), 12, "e").text for q in QUESTIONS]
     best = [0 if score(model, q, " yes") > score(model, q, " no") else 1 for q in QUESTIONS]
     items = [

@@ -1,4 +1,4 @@
-"""Intervals, the gate and the Pareto front on hand-built cases."""
+"""Intervals, the gate and the Pareto front, on hand-built cases."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 
 
 def paired(lost: int, won: int, same: int) -> Paired:
-    """Groups of one item each; what is the same is right both times."""
+    """Groups of one item each; `same` items are right both times."""
     right = [False] * lost + [True] * won + [True] * same
     alone = [True] * lost + [False] * won + [True] * same
     return Paired(right, alone, [str(n) for n in range(lost + won + same)])
@@ -47,7 +47,7 @@ def test_the_paired_difference_is_exact() -> None:
 
 
 def test_the_bootstrap_is_that_of_its_seed() -> None:
-    """Drawn by hand, with NumPy's documented generator."""
+    """Drawn by hand with NumPy's documented generator."""
     one = paired(2, 1, 2)
     gaps = np.array([-1.0, -1.0, 1.0, 0.0, 0.0])
     drawn = np.random.default_rng(5).integers(0, 5, (4000, 5))
@@ -65,7 +65,7 @@ def test_the_bootstrap_in_blocks_is_the_bootstrap_at_once(monkeypatch: pytest.Mo
 
 
 def test_items_of_a_group_are_drawn_together() -> None:
-    """Two groups that say opposite things: only three means can come."""
+    """Two groups that say opposite things can give only three means."""
     values, groups = np.array([1.0, 1.0, 1.0, 0.0]), ["a", "a", "a", "b"]
     assert set(bootstrap_means(values, groups).round(6)) == {0.0, 0.75, 1.0}
 
@@ -103,7 +103,7 @@ def test_wilson_holds_its_share(share: float, count: int) -> None:
 
 @given(st.integers(0, 40), st.integers(1, 2000), st.floats(0.5, 0.99))
 def test_the_share_bound_is_clopper_and_pearsons(lost: int, count: int, confidence: float) -> None:
-    """The share of which so few are lost with a chance of 1 - confidence; fractions lie between."""
+    """The share for which so few losses have probability 1 - confidence; fractions interpolate."""
     lost = min(lost, count)
     bound = share_bound(lost, count, confidence)
     if lost == count:
@@ -115,7 +115,7 @@ def test_the_share_bound_is_clopper_and_pearsons(lost: int, count: int, confiden
 
 @pytest.mark.parametrize(("lost", "won", "count"), [(4, 0, 300), (12, 5, 600), (3, 3, 150)])
 def test_the_difference_bound_is_where_the_score_is_z(lost: int, won: int, count: int) -> None:
-    """The restricted likelihood is maximised here on a grid, not by the formula."""
+    """Here the restricted likelihood is maximised on a grid, not by the formula."""
     bound = difference_bound(lost, won, count)
     share = np.linspace(1e-7, 1 - bound, 2_000_001)[1:-1]
     same = np.clip(1 - 2 * share - bound, 1e-300, None)
@@ -127,17 +127,17 @@ def test_the_difference_bound_is_where_the_score_is_z(lost: int, won: int, count
 
 
 def test_without_a_difference_the_difference_bound_is_wilsons() -> None:
-    """Where nothing is won it is that of a share."""
+    """If nothing is won, the bound is that of a share."""
     for lost in (0, 1, 7):
         high = wilson(lost / 300, 300, 0.9)[1]
         assert difference_bound(lost, 0, 300) == pytest.approx(high, abs=1e-9)
     assert difference_bound(3, 40, 300) == pytest.approx(
         0, abs=1e-9
-    )  # at least what was seen: none
+    )  # at least what was seen, which is none
 
 
 def test_a_gate_cannot_pass_on_few_items() -> None:
-    """Zero of n lost says the loss is below 1 point only from 299 groups on."""
+    """Zero losses in n prove a loss below 1 point only from 299 groups on."""
     assert (groups_needed(0.01), groups_needed(0.02)) == (299, 149)
     assert loss_bound(paired(0, 0, 298)) > 0.01 >= loss_bound(paired(0, 0, 299))
     grouped = Paired([True] * 1000, [True] * 1000, ["same"] * 1000)
@@ -149,8 +149,8 @@ def test_a_gate_cannot_pass_on_few_items() -> None:
     [(299, 0.01), (300, 0.01), (600, 0.01), (149, 0.02), (174, 0.02), (300, 0.02)],
 )
 def test_a_rule_that_loses_the_budget_passes_one_time_in_twenty(groups: int, budget: float) -> None:
-    """The bug: by the bootstrap alone it passed with a chance of 0.20 (300 groups, 1 point), 0.15
-    (600) and 0.14 (174, 2 points). Exact, where answers are only lost."""
+    """Regression: by the bootstrap alone it passed with probability 0.20 (300 groups, 1 point),
+    0.15 (600) and 0.14 (174, 2 points). The bound is exact if answers are only lost."""
 
     def passes(lost: int) -> bool:
         return loss_bound(paired(lost, 0, groups - lost)) <= budget
@@ -163,9 +163,9 @@ def test_a_rule_that_loses_the_budget_passes_one_time_in_twenty(groups: int, bud
 @pytest.mark.parametrize("budget", [0.01, 0.02])
 @pytest.mark.parametrize("won", [0.005, 0.01, 0.03, 0.04])
 def test_nor_does_one_that_wins_other_answers(groups: int, budget: float, won: float) -> None:
-    """A bound of the net loss as of a plain share passed such a rule with a chance of up to 0.11
-    (300 groups, 1 point lost in truth, half a point won). Exact but for Tango's own overshoot, and
-    without the bootstrap, which can only refuse more."""
+    """A bound of the net loss, taken as a plain share, passed such a rule with probability up to
+    0.11 (300 groups, a true loss of 1 point, half a point won). The bound is exact except for
+    Tango's own overshoot, and without the bootstrap, which can only refuse more."""
     chance = 0.0
     for lost in range(60):
         for gained in range(60):
@@ -181,7 +181,7 @@ def test_nor_does_one_that_wins_other_answers(groups: int, budget: float, won: f
 
 
 def test_items_that_a_group_loses_together_are_one() -> None:
-    """Four items a group, lost and won with their group: worth as much as one item a group."""
+    """Four items per group, lost and won together, are worth as much as one item per group."""
     one = paired(12, 5, 283)
     four = Paired(*(list(np.repeat(x, 4)) for x in (one.right, one.alone, one.groups)))
     assert four.design_effect == pytest.approx(4) and one.design_effect == pytest.approx(1)
@@ -191,7 +191,7 @@ def test_items_that_a_group_loses_together_are_one() -> None:
 
 
 def test_what_few_differences_say_of_a_group_is_little() -> None:
-    """Groups of one item and of four: where nothing differs the items of a group may be all one."""
+    """Groups of one and of four items: without differences a group's items may all be one."""
     groups = [str(n) for n in range(100)] + [f"four {n // 4}" for n in range(100)]
     assert worth(groups) == pytest.approx(200**2 / (100 + 25 * 16)) == 80
     none = Paired([True] * 200, [True] * 200, groups)
@@ -203,8 +203,8 @@ def test_what_few_differences_say_of_a_group_is_little() -> None:
 
 
 def test_large_groups_may_lose_alone() -> None:
-    """The bug: every group weighed the same, and a rule that loses whole groups of `court`'s
-    largest, two points in truth, passed where it lost none of these: one time in five."""
+    """Regression: all groups had the same weight, and a rule that loses whole groups of `court`'s
+    largest, truly two points, passed one time in five, when it lost none of these."""
     one = calibrated("eval_court_calibrate.json")["none"]
     sizes = np.unique(np.array(one.groups), return_counts=True)[1]
     large = int((sizes >= 6).sum())
@@ -214,7 +214,7 @@ def test_large_groups_may_lose_alone() -> None:
 
 
 def test_the_bootstrap_counts_where_groups_are_few_and_of_unlike_size() -> None:
-    """FEW_GROUPS: all that was won is in one group. A resample without it has losses alone, and
+    """FEW_GROUPS: all wins are in one group. A resample without that group has only losses, which
     the score's variance does not know."""
     expected = float(np.quantile(-FEW_GROUPS.resampled(resamples=RESAMPLES), 0.95))
     assert loss_bound(FEW_GROUPS) == expected == pytest.approx(0.355, abs=0.005)
@@ -233,7 +233,7 @@ FEW_GROUPS = Paired(
     [n >= 10 for n in range(20)] + [True] * 30,
     ["large"] * 20 + [str(n) for n in range(30)],
 )
-"""Where the bootstrap's bound is the largest of the three."""
+"""Cases in which the bootstrap's bound is the largest of the three."""
 
 
 @pytest.mark.parametrize(("confidence", "bound"), [(0.8, 8 / 31), (0.9, 10 / 31), (0.95, 11 / 31)])
@@ -244,7 +244,7 @@ def test_the_bootstraps_bound_is_of_its_confidence(confidence: float, bound: flo
 
 
 def test_the_gate_asks_for_all_its_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The quantile is often the same with fewer: what is asked for is looked at."""
+    """The quantile is often the same with fewer resamples, so the requested number is checked."""
     asked: list[tuple[int, int]] = []
     resampled = Paired.resampled
 
@@ -262,7 +262,8 @@ def test_the_gate_asks_for_all_its_resamples(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])
 def test_every_part_of_the_bound_has_the_asked_confidence(confidence: float) -> None:
-    """Of single items without a difference the bound is a share's; of few lost ones the score's."""
+    """Without differences between single items the bound is a share's; with few losses the
+    score's."""
     same, lost = paired(0, 0, 200), paired(3, 0, 197)
     assert loss_bound(same, confidence) == max(
         share_bound(0, 200, confidence), difference_bound(0, 0, 200, confidence)
@@ -321,7 +322,7 @@ def test_the_share_bound_refuses_what_is_no_share(lost: float, count: float) -> 
 
 
 def test_wilson_at_another_confidence_is_the_scores_root() -> None:
-    """|share - p| = z sqrt(p (1 - p) / n) at both ends."""
+    """|share - p| = z sqrt(p (1 - p) / n) holds at both ends."""
     for confidence in (0.8, 0.99):
         z = stats.norm.ppf((1 + confidence) / 2)
         for end in wilson(0.3, 50, confidence):
@@ -330,8 +331,8 @@ def test_wilson_at_another_confidence_is_the_scores_root() -> None:
 
 
 def test_the_seed_decides_nothing() -> None:
-    """The bug: of 4,000 resamples, the bootstrap's bound for the judge at 0.76 was below two points
-    for three seeds of ten, where in the long run it is 2.02."""
+    """Regression: with 4,000 resamples, the bootstrap's bound for the judge at 0.76 was below two
+    points for three seeds of ten, although in the long run it is 2.02."""
     one = calibrated("eval_court_calibrate.json")["judge 0.76"]
     bounds = [np.quantile(-one.resampled(seed=s, resamples=RESAMPLES), 0.95) for s in range(4)]
     assert min(bounds) > 0.02 and max(bounds) - min(bounds) < 0.0004

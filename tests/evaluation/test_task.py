@@ -1,4 +1,4 @@
-"""Task files and their parsers: what a text says, what is refused, what the shipped tasks hold."""
+"""Task files and their parsers: the answers they find, what is refused, what the tasks hold."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def item(**changes: Any) -> Item:
         ("from 5-3", "3"),  # a hyphen, not a minus
         ("-0.0", "0"),
         ("none at all", None),
-        # A list's commas are no thousands': 1,2,3 was read as 123.
+        # Regression: a list's commas were read as thousands separators, 1,2,3 as 123.
         ("1,2,3", "3"),
         ("between 3,4", "4"),
         ("3,000, 4", "4"),
@@ -55,7 +55,7 @@ def test_numbers_are_compared_by_value() -> None:
         ("A", "A"),
         ("Answer: B. No, wait. The answer is C", "C"),
         ("BAD", None),
-        # "A" was taken for the article, and the next letter for the answer.
+        # Regression: "A" was taken for the article, and the next letter for the answer.
         ("The answer is A because B is too large.", "A"),
         ("The ANSWER IS A and not C.", "A"),
         ("Answer: A is right, B is wrong.", "A"),
@@ -147,7 +147,7 @@ DOUBLE = item(parser="python", answer=None, tests="assert f(2) == 4\nassert f(0)
         ("def f(x): return 2 * x", True),
         ("```\nf = 1\n```\nor better\n```py\nf = lambda x: x * 2\n```", True),
         ("def f(x): return 4", False),
-        ("exit(0)", False),  # ended, but not by passing
+        ("exit(0)", False),  # it ended, but not by passing
         ("import os; os._exit(0)", False),
         ("def f(x): return", False),
         ("def f(x: return", False),
@@ -165,7 +165,7 @@ def test_python_code_is_bounded_and_opted_into(tmp_path: Path) -> None:
     assert not run_code.runs_through("x = bytearray(2**31)")
     probe = tmp_path / "probe"
     child = f"import subprocess; subprocess.Popen(['sh', '-c', 'sleep 2; touch {probe}'])"
-    assert run_code.runs_through(child)  # and what it started ends with it
+    assert run_code.runs_through(child)  # and what it has started ends with it
     assert not run_code.runs_through("open('big', 'wb').write(bytes(2**25))")
     assert not probe.exists()
 

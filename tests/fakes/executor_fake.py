@@ -1,9 +1,10 @@
-"""A RECORDING FAKE of `tensorrt_llm.bindings.executor`: not TensorRT-LLM, no proof that it runs.
+"""A RECORDING FAKE of `tensorrt_llm.bindings.executor`. It is not TensorRT-LLM and proves nothing
+about it.
 
 Built from signatures in NVIDIA/TensorRT-LLM near v1.2.1 (cpp/tensorrt_llm/nanobind/executor/*.cpp):
-a keyword that does not exist there is a TypeError here. Behind it a `Model` stands for an engine,
-and `Executor` emulates what the stock runtime does with a request (greedy and draft-logits
-acceptance of external drafts) and what the judge's plugin does to the target's logits.
+a keyword that does not exist there is a TypeError here. A `Model` stands for an engine, and
+`Executor` emulates what the stock runtime does with a request (greedy and draft-logits acceptance
+of external drafts) and what the judge's plugin does to the target's logits.
 """
 
 from __future__ import annotations
@@ -153,8 +154,8 @@ class Response:
 
 
 class Model:
-    """What stands for an engine. `logits(text)` -> [V] after `text`; `score(text)`: the judge of
-    its last token. A subclass may answer `rows` at once instead."""
+    """Stands for an engine. `logits(text)` -> [V] after `text`; `score(text)` -> the judge's score
+    of its last token. A subclass may instead define `rows`, which returns both."""
 
     vocab_size = 64
     padded_vocab_size = 64
@@ -174,7 +175,7 @@ class Model:
 
 
 class Executor:
-    """Answers at once; what a test wants otherwise is in `hang`, `fail` and `plugin`.
+    """Answers at once; tests change that with `hang`, `fail` and `plugin`.
 
     plugin  threshold, end_ids and max_draft_len of the judge in the engine; None: no judge
     hang    request numbers that are never answered; fail: number -> error message
@@ -259,7 +260,8 @@ class Executor:
     def _verify(self, request: Request, draft: ExternalDraftTokensConfig) -> Result:
         drafted, sampling = list(draft.tokens), request.sampling_config
         assert request.max_tokens == len(drafted) + 1
-        # microBatchScheduler.cpp: chunks cut drafts short, and without them a text must fit a pass.
+        # microBatchScheduler.cpp: chunks cut drafts short; without chunks a text must fit in a
+        # pass.
         assert not self.config.enable_chunked_context
         assert len(request.input_token_ids) + len(drafted) <= self.config.max_num_tokens
         logits, scores = self.model.rows(list(request.input_token_ids), drafted)
@@ -285,7 +287,7 @@ class Executor:
             tokens.append(token)
         else:
             tokens.append(_draw(_probabilities(logits[-1], sampling), generator))
-        # 3. The additional output, of the requests that ask for it.
+        # 3. The additional output, for requests that ask for it.
         result = Result([tokens])
         for output in request.output_config.additional_model_outputs or []:
             assert output in (self.config.additional_model_outputs or [])
@@ -317,7 +319,7 @@ def _generator(sampling: SamplingConfig) -> torch.Generator:
 
 
 def _probabilities(logits: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
-    """With neither filter the runtime is greedy; top_k 1 is too."""
+    """Without top_k and top_p the runtime is greedy, as with top_k 1."""
     if sampling.top_k == 1 or (not sampling.top_k and not sampling.top_p):
         return torch.nn.functional.one_hot(logits.argmax(), len(logits)).float()
     assert not sampling.top_k, "the emulation has no top-k filter"

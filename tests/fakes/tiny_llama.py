@@ -9,7 +9,7 @@ from tests.fakes import executor_fake as fake
 
 
 class TinyLlama(fake.Model):
-    """Read as verification reads it; greedy only (one-hot logits)."""
+    """Reads text as verification does; greedy only (one-hot logits)."""
 
     vocab_size = padded_vocab_size = 256
 

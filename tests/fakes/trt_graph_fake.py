@@ -1,11 +1,12 @@
-"""A RECORDING FAKE of what judge_llama.py uses of `tensorrt` and `tensorrt_llm`. It builds nothing.
+"""A RECORDING FAKE of the parts of `tensorrt` and `tensorrt_llm` that judge_llama.py uses.
+It builds nothing.
 
 TensorRT-LLM cannot be installed where these tests run. The fake has the documented signatures and
 the order of calls of TensorRT-LLM 1.2.1 (NVIDIA/TensorRT-LLM: models/modeling_utils.py @01ea6d79
 DecoderModelForCausalLM.forward, models/llama/model.py LLaMAModel.forward, module.py Module,
 functional.py cast, gather_last_token_logits and _create_tensor; TensorRT 10's Python API for V3
-plugins), and records the network as text, so that a test can say exactly what is wired to what.
-What it cannot show: that the real builder takes the result (docs/h100.md, "Not executed").
+plugins), and records the network as text, so that a test can assert how everything is connected.
+It cannot show that the real builder takes the result (docs/h100.md, "Not executed").
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ VERSION = "1.2.1"
 
 @dataclass
 class Network:
-    """Layers in the order of their making, as `out = op(inputs)`, and the outputs' types."""
+    """Layers in the order of creation, as `out = op(inputs)`, and the outputs' types."""
 
     layers: list[str] = field(default_factory=list)
     outputs: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -117,7 +118,7 @@ class LLaMAModel(Module):
 
 
 class LLaMAForCausalLM(Module):
-    """models/modeling_utils.py DecoderModelForCausalLM.forward, PP and CP left out."""
+    """models/modeling_utils.py DecoderModelForCausalLM.forward, without PP and CP."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -169,7 +170,7 @@ def default_trtnet() -> Network:
 
 
 def cast(input: Tensor, dtype: str) -> Tensor:
-    """functional.py: nothing where the type is that one already."""
+    """functional.py: no layer if the tensor already has that type."""
     return input if input.dtype == dtype else current().add("cast", input, dtype=dtype)
 
 
@@ -207,7 +208,7 @@ class _Creator:
 
 
 class _Registry:
-    """Empty until a library was loaded."""
+    """The plugin registry, empty until a library is loaded."""
 
     def __init__(self) -> None:
         self.creators: dict[tuple[str, str, str], _Creator] = {}
@@ -217,7 +218,7 @@ class _Registry:
         return self.creators.get((type, version, plugin_namespace))
 
     def load_library(self, plugin_path: str) -> None:
-        """Of a library that has not registered itself; the fake knows one by its name."""
+        """Registers a library that has not registered itself; the fake knows one by its name."""
         self.handed.append(plugin_path)
         if plugin_path.endswith("unlinked.so"):
             self.creators["JudgeAccept", "1", "judge"] = _Creator("JudgeAccept/1")
@@ -233,7 +234,7 @@ class Graph:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *, version: str = VERSION) -> Graph:
-    """Put the fake modules in the place of the real ones, and load no library."""
+    """Replace the real modules by the fake ones; no library is loaded."""
     global _network
     import ctypes
     import sys

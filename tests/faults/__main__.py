@@ -34,7 +34,7 @@ def main() -> int:
         if not options.only
         or any(only == fault.group or only in fault.name for only in options.only)
     ]
-    source = collect()  # before the files are written, which are the project's own
+    source = collect()  # before the files are written, which belong to the project
     results: dict[str, dict[str, object]] = {}
     if options.json and options.json.exists():
         results = {r["name"]: r for r in json.loads(options.json.read_text())["results"]}
@@ -50,7 +50,7 @@ def main() -> int:
                 continue
             results[fault.name] = {"group": fault.group, "name": fault.name} | outcome
             print(f"{time.monotonic() - began:6.1f} s  {fault.name}: {outcome}", file=sys.stderr)
-            if options.json:  # after each: a run may be cut short
+            if options.json:  # after each fault, since a run may be interrupted
                 options.json.write_text(document(results, source))
     text = document(results, source)
     if options.table:

@@ -31,12 +31,12 @@ SHORT = GenerateRequest("A short answer, please", max_tokens=24, ignore_eos=True
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a fault did.
+    """The result of a fault.
 
-    client   what a client that was streaming sees, or the one whose fault it is
-    seconds  from the fault to that
-    server   what becomes of the server
-    left     processes, shared memory, folders and slots that should not be there; "nothing"
+    client   what a streaming client sees, or the client that causes the fault
+    seconds  from the fault until then
+    server   what happens to the server
+    left     processes, shared memory, folders and slots that should not remain; or "nothing"
     """
 
     client: str
@@ -47,10 +47,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Fault:
-    """`inject` does it, asserts what must hold, and says what happened.
+    """A fault; `inject` causes it, asserts what must hold, and returns the outcome.
 
-    quick   part of the test suite; all of them are in the table
-    leaves  something may be left, since whoever would clean up is dead
+    quick   it is part of the test suite; all faults are in the table
+    leaves  something may remain, since the process that would clean up is dead
     """
 
     group: str
@@ -66,7 +66,7 @@ class Fault:
 
 
 class Launched(Serving):
-    """A server whose log, temporary folder, ready file or command line is out of the ordinary."""
+    """A server with an unusual log, temporary folder, ready file or command line."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Launched(Serving):
         ready_file: Path | None = None,
         prefix: Sequence[str] = (),
     ) -> None:
-        """prefix  words before the command"""
+        """prefix  words to put before the command"""
         self.ports = ports or free_ports(3)
         self.log = log or folder / "log"
         self.temporary = temporary or folder / "tmp"
@@ -119,7 +119,7 @@ class Bench:
         self._stack.close()
 
     def document(self, *, ranks: int = 1, **changes: Any) -> dict[str, Any]:
-        """A deployment of the tiny pair; `ranks` of the target, 0: one process."""
+        """A deployment of the tiny pair; `ranks` of the target, 0 for a single process."""
         document: dict[str, Any] = {
             "name": "tiny",
             "dtype": "float32",
@@ -145,7 +145,7 @@ class Bench:
         return folder
 
     def start(self, document: dict[str, Any], **options: Any) -> Serving:
-        """A server that is starting; see `Launched`."""
+        """Starts a server without waiting; see `Launched`."""
         folder = self.place()
         config = folder / "deployment.yaml"
         config.write_text(yaml.safe_dump(document))
@@ -153,7 +153,7 @@ class Bench:
 
     @contextmanager
     def server(self, **changes: Any) -> Iterator[Serving]:
-        """A server of its own, ready; see `document`."""
+        """A ready server of its own; see `document`."""
         with self.start(self.document(**changes)) as server:
             yield server
 
@@ -166,7 +166,7 @@ class Bench:
         return self._shared
 
     def unharmed(self) -> str:
-        """The shared server answers as it did at first, and every slot is free again: `left`."""
+        """Checks that the shared server answers as at first and has all slots free. -> `left`"""
         server = self.shared
         assert answer(server) == self._known
         wait_for(lambda: slots(server) == 0, "the slots to be free")
@@ -180,14 +180,14 @@ def answer(server: Serving) -> str:
 
 
 def slots(server: Serving) -> float:
-    """Sequences in the loop and requests in the queue, now."""
+    """Number of sequences in the loop and requests in the queue, now."""
     values = parse_metrics(server.metrics())
     names = ("num_requests_running", "num_requests_waiting")
     return sum(values[f"judge_decoding_{name}"] for name in names)
 
 
 class Watched(threading.Thread):
-    """A client's stream in a thread of its own, noted to its end."""
+    """A client's stream in its own thread, recorded to its end."""
 
     def __init__(
         self, url: str, request: GenerateRequest = LONG, *, timeout: float | None = PATIENCE_S
@@ -202,7 +202,7 @@ class Watched(threading.Thread):
 
     def run(self) -> None:
         try:
-            # Its own clean-up may wait for a server that is gone: note the time before it.
+            # Its own clean-up may wait for a server that is gone, so note the time first.
             with JudgeClient(self.url, timeout=self.timeout) as client:
                 for chunk in client.stream(self.request):
                     self.answer.add(chunk)
@@ -214,13 +214,13 @@ class Watched(threading.Thread):
             self._first.set()
 
     def running(self) -> Watched:
-        """Once the first text is there; it must not be the last."""
+        """Waits for the first text, which must not be the last; returns itself."""
         assert self._first.wait(PATIENCE_S)
         assert self.error is None and self.answer.finish_reason is None, self.error
         return self
 
     def seen(self) -> str:
-        """What the client saw, once it is over."""
+        """What the client saw, once it has ended."""
         self.join(PATIENCE_S + 60)
         assert not self.is_alive()
         if self.error is None:
@@ -231,7 +231,7 @@ class Watched(threading.Thread):
 
 
 def shorten(text: str, width: int = 110) -> str:
-    """One line without what differs from run to run."""
+    """One line, without what differs between runs."""
     text = " ".join(text.split()).replace("|", "/").replace("`", "'")
     for prefix in ("/tmp/", str(Path.home())):
         while (at := text.find(prefix)) >= 0:
@@ -243,14 +243,14 @@ def shorten(text: str, width: int = 110) -> str:
 
 
 def said(server: Serving) -> str:
-    """The launcher's last word."""
+    """The launcher's last message."""
     lines = [x for x in server.output.splitlines() if x.startswith("judge-decoding: ")]
     assert lines, server.output
     return lines[-1].removeprefix("judge-decoding: ")
 
 
 class Remains:
-    """What a server uses now, to be looked for once it has ended."""
+    """What a server uses now, to be checked once it has ended."""
 
     def __init__(self, server: Serving) -> None:
         self.server = server
@@ -264,7 +264,7 @@ class Remains:
                         self.shm.add(path)
 
     def left(self, *, limit_s: float = 20.0) -> str:
-        """After the server's end; processes get a moment to be gone."""
+        """What remains after the server's end; processes get a moment to end."""
         end = time.monotonic() + limit_s
         while (alive := self._alive()) and time.monotonic() < end:
             time.sleep(0.05)
@@ -294,6 +294,6 @@ class Remains:
 
 
 def ended(server: Serving, code: int) -> str:
-    """The server has stopped with that exit code: what the table says of it."""
+    """Asserts that the server has stopped with that exit code; returns the table's text."""
     assert server.wait() == code, server.output
     return f"stops, exit {code}: `{shorten(said(server))}`"

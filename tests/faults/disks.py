@@ -1,6 +1,6 @@
-"""Full disks: under the log, the run folder, the ready file, and a /dev/shm that is too small.
+"""Full disks that hold the log, the run folder or the ready file, and a /dev/shm that is too small.
 
-The full disks are small tmpfs mounts (root); /dev/full stands in for one from the start.
+The full disks are small tmpfs mounts (this needs root); /dev/full is one that is always full.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def small_disk(folder: Path, kib: int) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> None:
-    """To the last byte."""
+    """Fill a file system to the last byte."""
     with (folder / "filler").open("wb", buffering=0) as file, suppress(OSError):
         while True:
             file.write(b"\0" * 1024)
@@ -50,7 +50,7 @@ def log_full_from_the_start(bench: Bench) -> Outcome:
 
 
 def log_fills_up(bench: Bench) -> Outcome:
-    """While it serves; then a rank dies."""
+    """The disk fills up while the server runs; then a rank dies."""
     folder = bench.place()
     with (
         small_disk(folder / "disk", 256) as disk,
@@ -70,7 +70,7 @@ def log_fills_up(bench: Bench) -> Outcome:
 
 
 def run_folder_full_from_the_start(bench: Bench) -> Outcome:
-    """Python then takes the next folder for temporary files that can be written."""
+    """Python then uses the next folder for temporary files that is writable."""
     folder = bench.place()
     began = time.monotonic()
     with small_disk(folder / "disk", 64) as disk, ExitStack() as stack:
@@ -86,7 +86,7 @@ def run_folder_full_from_the_start(bench: Bench) -> Outcome:
 
 
 def run_folder_fills_up(bench: Bench) -> Outcome:
-    """Then a rank dies, and the notes of who was first cannot be written."""
+    """Then a rank dies, and the notes of which process died first cannot be written."""
     folder = bench.place()
     with (
         small_disk(folder / "disk", 1024) as disk,
@@ -119,7 +119,7 @@ def ready_file_cannot_be_written(bench: Bench) -> Outcome:
 
 
 def shm_too_small(bench: Bench) -> Outcome:
-    """/dev/shm of 2 MB, in a mount namespace of its own."""
+    """/dev/shm has 2 MB, in its own mount namespace."""
     script = 'mount -t tmpfs -o size=2m tmpfs /dev/shm && exec "$@"'
     prefix = ["unshare", "--mount", "sh", "-c", script, "serve"]
     document = bench.document()

@@ -1,4 +1,4 @@
-"""Damaged or wrong files: configuration, models, tokenizers, judges. Each is refused in a line."""
+"""Damaged or wrong files: configuration, models, tokenizers, judges. One line refuses each."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tests.faults.bench import Bench, Fault, Launched, Outcome, Remains, shorten
 
 Document = dict[str, Any]
 Damage = Callable[[Bench, Path, Document], Document | bytes]
-"""(bench, an empty folder, a sound document) -> what goes into the deployment file."""
+"""(bench, an empty folder, a sound document) -> the content of the deployment file."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A fault of a file: `message` is what must be said (a regular expression).
+    """A fault of a file; `message` is a regular expression for what must be said.
 
-    code  2: before anything was started
+    code  exit code; 2 means before anything was started
     """
 
     name: str
@@ -42,7 +42,7 @@ class File:
 
 
 def refused_by_serve(file: File, bench: Bench) -> Outcome:
-    """What `judge-decoding serve` does."""
+    """The outcome with `judge-decoding serve`."""
     config = damaged(file, bench)
     began = time.monotonic()
     server = Launched(config, config.parent)
@@ -63,7 +63,7 @@ def refused_by_serve(file: File, bench: Bench) -> Outcome:
 
 
 def refused_by_loader(file: File, bench: Bench) -> str:
-    """The same without a server: the message of the UserError."""
+    """The UserError's message from loading without a server."""
     try:
         load_pipeline(load_deployment(damaged(file, bench)))
     except UserError as error:
@@ -95,7 +95,7 @@ def changed(**changes: Any) -> Damage:
 
 
 def target(edit: Callable[[Path], None]) -> Damage:
-    """A copy of the target, edited; the judge is left out."""
+    """The target is an edited copy; the judge is left out."""
 
     def damage(bench: Bench, folder: Path, document: Document) -> Document:
         copy = shutil.copytree(bench.target, folder / "target")
@@ -116,7 +116,7 @@ def draft(edit: Callable[[Path], None]) -> Damage:
 
 
 def judge(make: Callable[[Bench, Path], None]) -> Damage:
-    """A judge file, made anew."""
+    """The judge file is a new one."""
 
     def damage(bench: Bench, folder: Path, document: Document) -> Document:
         path = folder / "judge.safetensors"
@@ -127,7 +127,7 @@ def judge(make: Callable[[Bench, Path], None]) -> Damage:
 
 
 def weights(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
-    """Tensors of a folder, edited in place."""
+    """Edits the tensors of a folder in place."""
 
     def change(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
@@ -158,7 +158,7 @@ def overwritten(name: str, data: bytes) -> Callable[[Path], None]:
 
 
 def judge_edited(**edits: Any) -> Callable[[Bench, Path], None]:
-    """The sound judge with another `weight` (a function of the present one) or metadata."""
+    """The sound judge with a changed `weight` (a function of the present one) or metadata."""
 
     def make(bench: Bench, path: Path) -> None:
         tensors = load_file(bench.judge)
@@ -207,7 +207,7 @@ def small_vocabulary(folder: Path) -> None:
 
 
 def large_tokenizer(folder: Path) -> None:
-    """With more tokens than the model has rows."""
+    """The tokenizer has more tokens than the model has rows."""
     raw_file = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = raw_file["model"]["vocab"]
     vocabulary |= {f"word{i}": 256 + i for i in range(100)}
@@ -288,7 +288,7 @@ FILES = [
 ]
 
 QUICK = {"config: YAML with a syntax error", "target: weights cut short"}
-"""Of them, those that the suite starts a server for; all go through the loader."""
+"""The faults for which the suite starts a server; all faults go through the loader."""
 GROUP = "files"
 FAULTS = [
     Fault(GROUP, file.name, partial(refused_by_serve, file), quick=file.name in QUICK)

@@ -1,4 +1,4 @@
-"""Clients that die, stop, vanish or send garbage: nobody else may notice."""
+"""Clients that die, stop, vanish or send garbage; no other client may notice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Proxy:
-    """TCP between a client and the server, until it is told to misbehave."""
+    """A TCP proxy between a client and the server, until a test makes it misbehave."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -53,7 +53,7 @@ class Proxy:
                     threading.Thread(target=self._pass, args=way, daemon=True).start()
 
     def _pass(self, source: socket.socket, to: socket.socket, to_client: bool) -> None:
-        with suppress(OSError, ValueError):  # cut: a closed socket has no descriptor
+        with suppress(OSError, ValueError):  # when cut, a closed socket has no descriptor
             while True:
                 while self.stalled or not select.select([source], [], [], 0.05)[0]:
                     time.sleep(0.01 if self.stalled else 0)
@@ -67,8 +67,8 @@ class Proxy:
             to.shutdown(socket.SHUT_WR)
 
     def cut(self) -> None:
-        """Reset every connection there is, both ways; not the one that a client makes anew as it
-        sees the first of them go."""
+        """Reset all present connections in both directions. A connection that the client opens when
+        it sees the first of them go is not reset."""
         pairs = list(self._pairs)
         del self._pairs[: len(pairs)]
         for pair in pairs:
@@ -80,7 +80,7 @@ class Proxy:
 
 
 def client_process(server: Serving, out: Path) -> subprocess.Popen[bytes]:
-    """`python -m clients.generate` in the middle of its stream."""
+    """Starts `python -m clients.generate`; returns in the middle of its stream."""
     with out.open("wb") as file:
         process = subprocess.Popen(
             [
@@ -108,7 +108,7 @@ def client_killed(bench: Bench) -> Outcome:
 
 
 def client_paused(bench: Bench) -> Outcome:
-    """Another client is served meanwhile; the paused one gets all of its answer later."""
+    """Another client is served meanwhile; the paused one gets its whole answer later."""
     server, out = bench.shared, bench.place() / "out"
     process = client_process(server, out)
     process.send_signal(signal.SIGSTOP)
@@ -143,7 +143,7 @@ def connection_cut(bench: Bench) -> Outcome:
 
 
 def connection_silent(bench: Bench) -> Outcome:
-    """Not a byte passes any more, and nobody says so: only the client's own limit helps."""
+    """No byte passes any more and no error is reported: only the client's own limit helps."""
     server = bench.shared
     with Proxy(server.ports[1]) as proxy:
         stream = Watched(proxy.url, timeout=3).running()
@@ -163,7 +163,7 @@ def slow_reader(bench: Bench) -> Outcome:
         began = time.monotonic()
         stream = Watched(proxy.url, GenerateRequest(LONG.prompt, max_tokens=200, ignore_eos=True))
         stream.running()
-        answer(server)  # at full speed, beside it
+        answer(server)  # at full speed, at the same time
         assert stream.is_alive()
         seen = stream.seen()
         assert stream.error is None
@@ -171,7 +171,7 @@ def slow_reader(bench: Bench) -> Outcome:
 
 
 def http_dropped(bench: Bench) -> Outcome:
-    """HTTP server-sent events, reset in their middle."""
+    """HTTP server-sent events are reset in the middle."""
     server = bench.shared
     body = json.dumps({"text_input": LONG.prompt, "max_tokens": 900, "stream": True}).encode()
     head = "POST /v2/models/ensemble/generate_stream HTTP/1.1\r\nHost: a\r\n"
@@ -187,7 +187,7 @@ def http_dropped(bench: Bench) -> Outcome:
 
 
 def garbage(bench: Bench) -> Outcome:
-    """Random bytes, a TLS greeting and HTTP/1 on every port."""
+    """Every port gets random bytes, a TLS greeting and HTTP/1."""
     server, chance = bench.shared, random.Random(1)
     tls = bytes.fromhex("16030100a5010000a10303") + chance.randbytes(160)
     pieces = [chance.randbytes(4096), tls, b"GET / HTTP/1.1\r\n\r\n", b"\0" * 70000]
@@ -206,7 +206,7 @@ def garbage(bench: Bench) -> Outcome:
 
 
 def half_requests(bench: Bench) -> Outcome:
-    """300 connections that say nothing, or half of a request, and stay; others are served."""
+    """300 connections send nothing or half a request and stay open; other clients are served."""
     server = bench.shared
     began = time.monotonic()
     with ExitStack() as stack:
@@ -221,7 +221,7 @@ def half_requests(bench: Bench) -> Outcome:
 
 
 def reconnecting(bench: Bench) -> Outcome:
-    """A hundred clients that connect, ask and leave in the first round."""
+    """A hundred clients connect, ask and leave in the first round."""
     server = bench.shared
     began = time.monotonic()
     for _ in range(100):
@@ -234,7 +234,7 @@ def reconnecting(bench: Bench) -> Outcome:
 
 
 def thousand_cancels(bench: Bench) -> Outcome:
-    """Cancels of requests that never were, and of one that runs, many times."""
+    """Many cancels arrive, for requests that never existed and for one that runs."""
     server = bench.shared
     began = time.monotonic()
     stream = Watched(server.url).running()

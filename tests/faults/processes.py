@@ -1,4 +1,4 @@
-"""Ranks, stubs, server, launcher: killed, paused, slowed; at the start, in a round, at the end."""
+"""Ranks, stubs, server and launcher killed, paused or slowed: at the start, later, at the end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pid_of(server: Serving, role: str) -> int:
 
 
 def killed(role: str, number: signal.Signals, bench: Bench, *, ranks: int = 1) -> Outcome:
-    """In the middle of a stream."""
+    """The process is killed in the middle of a stream."""
     with bench.server(ranks=ranks) as server:
         remains, stream = Remains(server), Watched(server.url).running()
         pid = pid_of(server, role)
@@ -73,7 +73,7 @@ def paused_too_long(role: str, bench: Bench, *, ranks: int = 1) -> Outcome:
 
 
 def paused_for_ever(role: str, bench: Bench) -> Outcome:
-    """Nothing times this process: the client's own limit ends its wait, a probe finds it."""
+    """No time-out covers this process: the client's own limit ends its wait, a probe finds it."""
     with bench.server() as server:
         remains, stream = Remains(server), Watched(server.url, timeout=5).running()
         os.kill(pid_of(server, role), signal.SIGSTOP)
@@ -92,7 +92,7 @@ def paused_for_ever(role: str, bench: Bench) -> Outcome:
 
 
 def paused_a_while(role: str, bench: Bench) -> Outcome:
-    """Two seconds: longer than a round, shorter than the time-out."""
+    """Two seconds are longer than a round and shorter than the time-out."""
     server = bench.shared
     pid = pid_of(server, role)
     stream = Watched(server.url).running()
@@ -108,7 +108,7 @@ def paused_a_while(role: str, bench: Bench) -> Outcome:
 
 @contextmanager
 def braked(pid: int) -> Iterator[None]:
-    """The process runs for 5 ms of every 50."""
+    """The process runs for only 5 ms of every 50."""
     over = threading.Event()
 
     def brake() -> None:
@@ -138,7 +138,7 @@ def slowed(role: str, bench: Bench) -> Outcome:
 
 
 def whole(server: Serving) -> str:
-    """The long answer, undisturbed."""
+    """The long answer without a fault."""
     with JudgeClient(server.url, timeout=300) as client:
         return client.generate(LONG).text
 
@@ -168,7 +168,7 @@ def paused_at_the_start(bench: Bench) -> Outcome:
     document["ranks"]["startup_timeout_s"] = 25
     server = bench.start(document)
     try:
-        while TARGET not in roles(server):  # at once: the tiny model is loaded in some 20 ms
+        while TARGET not in roles(server):  # at once: the tiny model loads in some 20 ms
             assert server.process.poll() is None, server.output
         os.kill(server.processes()[TARGET], signal.SIGSTOP)
         began = time.monotonic()
@@ -198,7 +198,7 @@ def killed_while_draining(bench: Bench) -> Outcome:
 
 
 def restarted(bench: Bench) -> Outcome:
-    """On the same ports, right after a rank was killed: it serves again, with the same text."""
+    """Started on the same ports right after a rank was killed, it serves the same text again."""
     with bench.server() as server:
         text = answer(server)
         os.kill(pid_of(server, TARGET), signal.SIGKILL)

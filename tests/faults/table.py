@@ -1,4 +1,4 @@
-"""The table of faults, from the JSON document of the runs."""
+"""Makes the table of faults from the JSON document of the runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SECTIONS = {
     "Configuration": ("files", "config: "),
     "Models and judges": ("files", "(?!config: )"),
 }
-"""Title -> the group of its faults, and a pattern that their names begin with."""
+"""Title -> the group of its faults, and a pattern for the start of their names."""
 COLUMNS = {"name": "fault", "client": "the client sees", "server": "the server"}
 SOON = 5.0
 LOST = "UNAVAILABLE: no server answers there (Stream removed (Socket closed))"
@@ -38,7 +38,7 @@ commit {{commit}}{{changes}}, {{day}}.
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The page. A column whose cells are all the same becomes a sentence above its table."""
+    """The page. A column whose cells are all equal becomes a sentence above its table."""
     source = document["provenance"]
     changes = " with local changes" if source["git_dirty"] else ""
     page = HEAD.format(
@@ -63,10 +63,10 @@ def section(title: str, rows: list[dict[str, str]]) -> str:
 
 
 def cells(result: dict[str, Any]) -> dict[str, str]:
-    """One row's text by column, without what the page's head says of all rows."""
+    """One row's text by column, without what the head of the page says for all rows."""
     server = re.sub(r" \(pid \d+\)", "", result["server"].replace(ALWAYS, ""))
     server = re.sub(r"^(stops|does not start), (exit 1: )?", "", server)
-    # The runs cut long messages off: within their common end, or within a reason in brackets.
+    # The runs truncate long messages: within their common end, or within a reason in brackets.
     server = re.sub(r"; e[a-z ]*\.\.\.`$", "`", server)
     server = re.sub(r"Error while deserializing header: |\.\.\./deployment\.yaml: ", "", server)
     server = re.sub(r";?\.\.\.`$|( \([^()]*)\.\.\.`$", "...`", server)

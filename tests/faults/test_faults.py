@@ -1,4 +1,4 @@
-"""The part of the faults (`tests/faults`) that fits into the suite; all are in the table."""
+"""The faults that are quick enough for the suite (`tests/faults`); all are in the table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.mark.parametrize("fault", QUICK, ids=lambda fault: fault.name)
 def test_a_fault(bench: Bench, fault: Fault) -> None:
-    """Each asserts for itself what the client sees and what the server does."""
+    """Each fault asserts what the client sees and what the server does."""
     outcome = fault.run(bench)
     assert outcome.client and outcome.server
 

@@ -1,4 +1,4 @@
-"""The requests of the golden answers: every rule, every way to end, several draft lengths."""
+"""The requests of the golden answers: every rule, every end of an answer, several draft lengths."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUESTIONS = [
     "Omar has 17 pens. Monday: he trades 3. Tuesday: he buys 6. Wednesday: he donates 4. "
     "What is the number of pens now?",
 ]
-"""Of the controlled task."""
+"""Questions of the controlled task."""
 TALK = json.dumps(
     [
         {"role": "user", "content": QUESTIONS[0]},
@@ -41,7 +41,7 @@ def _warm(temperature: float, seed: int, **changes: Any) -> Values:
 
 
 def _ends(rule: str) -> list[Values]:
-    """Every way to end an answer, under one rule."""
+    """Requests that end an answer in every way, for one rule."""
     return [
         {"acceptance_rule": rule, "max_tokens": 1},
         {"acceptance_rule": rule, "max_tokens": 7},
@@ -148,8 +148,8 @@ DEMO: list[Values] = [
 
 
 def groups() -> list[Values]:
-    """The groups without answers. `ways`: alone (one by one), together (eight at a time, in
-    process), served (by Triton and MPI ranks, with the deployment file as it is)."""
+    """The groups without answers. `ways` are alone (one by one), together (eight at a time, in this
+    process) and served (by Triton and MPI ranks, with the unchanged deployment file)."""
     controlled = "configs/controlled.yaml"
     parameters = {
         "rule": "typical",
@@ -186,9 +186,10 @@ def groups() -> list[Values]:
 
 
 def _asked(table: list[Values]) -> list[Values]:
-    """Each with the next question, as a chat of up to 120 tokens where it says nothing else.
+    """Requests with the next question each, as a chat of up to 120 tokens unless they say
+    otherwise.
 
-    `text_input` is the server's one input that is not optional."""
+    `text_input` is the server's only required input."""
     return [
         ({"text_input": ""} if "messages" in values else {"text_input": question, "chat": True})
         | {"max_tokens": 120}

@@ -1,11 +1,11 @@
-"""Make `answers.json`: what the requests of `asked.py` are answered with.
+"""Makes `answers.json`: the answers to the requests of `asked.py`.
 
     python -m tests.golden.make
 
-The file was made with the code of commit 9a2b22c. Make it again only where answers change on
-purpose. Nothing is written unless all answers are independent of the machine: another CPU, number
-of threads or batch sums products of matrices in another order. Therefore all requests are answered
-in several variants (`VARIANTS`), one by one and eight at a time:
+The file was made with the code of commit 9a2b22c. Make it again only if answers change on purpose.
+Nothing is written unless all answers are independent of the machine: another CPU, number of
+threads or batch sums products of matrices in another order. Therefore all requests are answered in
+several variants (`VARIANTS`), one by one and eight at a time:
 
 - with one thread and with two;
 - without AVX: PyTorch, oneDNN and MKL use their kernels for the oldest CPUs;
@@ -52,14 +52,14 @@ VARIANTS: dict[str, tuple[dict[str, str], int]] = {
     "noise 1": ({THREADS: "1"}, 1),
     "noise 2": ({THREADS: "1"}, 2),
 }
-"""Name -> environment, seed of the weights' noise; with seed 0 the weights stay as they are."""
+"""Name -> (environment, seed of the weights' noise); seed 0 leaves the weights unchanged."""
 
 
 def main() -> None:
     with ThreadPoolExecutor() as pool:
         found = pool.map(_in_a_process, VARIANTS.values())
         answers = dict(zip(VARIANTS, found, strict=True))
-    # Of the first variant, by the group's first way: all others must be the same.
+    # Answers of the first variant, by the group's first way; all others must be the same.
     expected = {name: next(iter(ways.values())) for name, ways in answers["one thread"].items()}
     changing = [
         f"{variant}, {name}, {way}, number {number}: {', '.join(fields)}"
@@ -102,7 +102,7 @@ def one_variant(seed: int) -> dict[str, dict[str, list[Any]]]:
 
 @contextmanager
 def _noisy(deployment: Deployment, seed: int) -> Iterator[Deployment]:
-    """The deployment with noise on its weights, and its judge made to fit; seed 0: unchanged."""
+    """The deployment with noise on its weights and a fitting judge; seed 0 leaves it unchanged."""
     if not seed:
         yield deployment
         return

@@ -30,9 +30,9 @@ from judge_decoding.pipeline import Pipeline, load_pipeline
 ROOT = Path(__file__).resolve().parents[2]
 ANSWERS = Path(__file__).parent / "answers.json"
 AT_ONCE = 8
-"""Sequences that decode at the same time, in process and served, where not one by one."""
+"""Sequences that decode at the same time, in this process and on the server."""
 SCORE_TOLERANCE = 5e-4
-"""A judge's score on another CPU may differ from the rounded one by so much."""
+"""A judge's score on another CPU may differ from the rounded one by this much."""
 
 Values = dict[str, Any]
 
@@ -76,8 +76,8 @@ def request_of(pipeline: Pipeline, asked: Values) -> Request:
 
 
 def in_process(deployment: Deployment, asked: list[Values], at_once: int) -> list[Values]:
-    """Answers by one pipeline in this process. With `at_once` above 1 a request joins the others
-    when one of them has ended."""
+    """Answers by one pipeline in this process. With `at_once` above 1, a request joins the others
+    as soon as one of them has ended."""
     limits = deployment.limits.model_dump() | {"max_sequences": at_once}
     pipeline = load_pipeline(deployment.override(limits=limits))
     results = pipeline.decoder.generate([request_of(pipeline, values) for values in asked])

@@ -1,4 +1,4 @@
-"""The answers of an earlier version, token for token: in process, batched, and served."""
+"""The answers of an earlier version, compared token by token: in process, batched, and served."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def slow(name: str, way: str = "") -> list[pytest.MarkDecorator]:
 
 
 def cases(*ways: str) -> list[Any]:
-    """(group's name, way) of every group that is answered in one of these ways."""
+    """(group's name, way) for every group that is answered in one of these ways."""
     return [
         pytest.param(name, way, marks=slow(name, way), id=f"{name}-{way}")
         for name, group in GROUPS.items()
@@ -64,7 +64,7 @@ def test_in_process(name: str, way: str) -> None:
 
 @pytest.mark.servers
 def test_served(tmp_path: Path) -> None:
-    """One server, its models in two MPI ranks, eight requests at a time."""
+    """One server with its models in two MPI ranks answers eight requests at a time."""
     wanted = [group for group in GROUPS.values() if "served" in group["ways"]]
     assert {(group["config"], len(group["settings"])) for group in wanted} == {
         ("configs/controlled.yaml", 0)
@@ -86,7 +86,7 @@ def test_prompts_are_the_same_tokens(name: str) -> None:
 
 
 def test_the_file_has_the_requests_of_its_generator() -> None:
-    made = json.loads(json.dumps(groups()))  # JSON has no keys but strings
+    made = json.loads(json.dumps(groups()))  # JSON keys are strings
     assert made == [group | {"requests": asked(group)} for group in GROUPS.values()]
 
 

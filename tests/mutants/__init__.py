@@ -6,7 +6,7 @@ python -m tests.mutants --only sampling --count 0    one module, every mutant th
 operators.py     the changes, on the syntax tree
 runner.py        a warm process that forks for each mutant
 modules.yaml     which tests belong to which module
-equivalent.yaml  mutants that change nothing that can be observed, each with the reason
+equivalent.yaml  mutants that change nothing observable, each with the reason
 
-The sample follows from the seed. A mutant that outruns its time limit counts as noticed.
+The sample follows from the seed. A mutant that exceeds its time limit counts as noticed.
 """

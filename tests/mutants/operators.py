@@ -30,9 +30,9 @@ OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
 }
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
 GUARDS = {"strict", "frozen"}
-"""Keywords that only catch programming errors: nothing else changes without them."""
+"""Keywords that only catch programming errors; without them nothing else changes."""
 SKIPPED = (ast.Assert, ast.Import, ast.ImportFrom, ast.JoinedStr)
-"""What messages say is not a matter of one token."""
+"""Messages are not mutated."""
 SHOWN = (ast.expr, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Return)
 
 
@@ -49,7 +49,7 @@ class Mutant:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What equivalent.yaml names it by: line numbers move too often."""
+        """The mutant's name in equivalent.yaml; line numbers change too often to be part of it."""
         return self.path, self.text, self.change
 
 
@@ -63,7 +63,7 @@ def mutants(path: str, source: str) -> list[Mutant]:
 
 
 def mutated(source: str, number: int) -> ast.Module:
-    """The tree with that one change."""
+    """The tree with that one change applied."""
     tree = ast.parse(source)
     for i, _ in enumerate(_changes(tree)):
         if i == number:
@@ -72,7 +72,7 @@ def mutated(source: str, number: int) -> ast.Module:
 
 
 def _changes(tree: ast.AST) -> Iterator[tuple[Any, str]]:
-    """(node, "before -> after") while the change is in the tree; it is undone on the next step."""
+    """Yields (node, "before -> after") while the change is in the tree; the next step undoes it."""
     for node, shown in _code(tree, tree):
         before = ast.unparse(shown)
         for owner, field, value in _alternatives(node):
@@ -83,8 +83,8 @@ def _changes(tree: ast.AST) -> Iterator[tuple[Any, str]]:
 
 
 def _code(node: ast.AST, parent: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
-    """(node, what to show of it) of the statements and expressions that run, without annotations
-    and decorators. A number alone says little: what it stands in is shown."""
+    """Yields (node, the node to show for it) of statements and expressions that run, without
+    annotations and decorators. For a number the surrounding expression is shown."""
     if isinstance(node, SKIPPED) or ast.unparse(node).startswith("if TYPE_CHECKING"):
         return
     if isinstance(node, ast.keyword) and node.arg in GUARDS:
@@ -111,7 +111,7 @@ def _negative(node: ast.AST) -> bool:
 
 
 def _alternatives(node: ast.AST) -> Iterator[tuple[ast.AST, str, Any]]:
-    """(owner, field, new value): each is one mutant."""
+    """Yields (owner, field, new value); each is one mutant."""
     match node:
         case ast.Compare(ops=ops):
             for i, op in enumerate(ops):

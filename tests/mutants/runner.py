@@ -1,4 +1,4 @@
-"""Runs tests against mutants: one warm process, forked for each."""
+"""Runs tests against mutants, with one warm process that forks for each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Outcome = Literal["noticed", "survived", "timeout"]
 
 @dataclass(frozen=True)
 class Task:
-    """A mutant, or a whole module as it is (None), and the tests to run."""
+    """A mutant, or None for the unchanged module, and the tests to run."""
 
     mutant: Mutant | None
     tests: tuple[str, ...]
@@ -40,7 +40,7 @@ class Task:
 
 
 def warm_up() -> None:
-    """Import what the tests need, so that every fork has it; nothing of the project itself."""
+    """Import what the tests need, but nothing of the project, so that every fork has it."""
     for name in WARM:
         importlib.import_module(name)
     assert not any(name.split(".")[0] == "judge_decoding" for name in sys.modules)
@@ -49,7 +49,7 @@ def warm_up() -> None:
 
 
 def run(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Outcome, float]]:
-    """(task, outcome, seconds) in the order in which they end."""
+    """Yields (task, outcome, seconds) in the order in which the tasks end."""
     waiting, running = list(tasks)[::-1], dict[int, tuple[Task, float]]()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         try:
@@ -73,7 +73,7 @@ def run(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Outcome, fl
 
 
 def _kill(group: int, *, reap: bool) -> None:
-    """A fork and the processes that its tests started."""
+    """Kill a fork and the processes that its tests started."""
     with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
     if reap:
@@ -88,7 +88,7 @@ def _fork(task: Task, folder: str) -> int:
     try:
         os.setsid()
         code = _test(task, Path(tempfile.mkdtemp(dir=folder)))
-    finally:  # whatever happened: this process must not go on as its parent
+    finally:  # whatever happened, this process must not continue as its parent
         os._exit(code)
 
 

@@ -38,13 +38,13 @@ LLAMA = shipped("configs/llama-8b-70b-h100x2.yaml")
 def test_published_speeds_without_speculation(
     shape: str, gpu: str, tp: int, weight_bytes: int, published: float
 ) -> None:
-    """Batch 1, one set of constants for all; sources and what is not reproduced: planning.md."""
+    """Batch 1 with one set of constants; planning.md has sources and what is not reproduced."""
     ours = 1 / pass_time(Placed(SHAPES[shape], GPUS[gpu], tp, weight_bytes)).total
     assert ours == pytest.approx(published, rel=0.2)
 
 
 def test_nothing_is_faster_than_memory() -> None:
-    """70B in FP8 on one H200: 68 tok/s at the whole of its bandwidth."""
+    """70B in FP8 on one H200: 68 tok/s even at its full bandwidth."""
     model = Placed(SHAPES["llama-3.1-70b"], GPUS["h200"], 1, 1)
     roof = GPUS["h200"].bandwidth / model.streamed_bytes
     assert roof == pytest.approx(68, rel=0.01)
@@ -52,12 +52,12 @@ def test_nothing_is_faster_than_memory() -> None:
 
 
 SMALL = ModelShape(layers=2, hidden=8, intermediate=16, heads=4, kv_heads=2, head_dim=2, vocab=32)
-"""Parameters of a layer: 2 * 8 * 2 * (4 + 2) + 3 * 8 * 16 = 192 + 384; of the head: 256."""
+"""Parameters per layer: 2 * 8 * 2 * (4 + 2) + 3 * 8 * 16 = 192 + 384; of the head: 256."""
 SLOW = Gpu(memory=1e6, bandwidth=1000.0, bf16=1000.0, fp8=2000.0, nvlink=500.0)
 
 
 def test_a_pass_by_hand_that_is_bound_by_arithmetic() -> None:
-    """3 tokens of each of 5 texts, on one GPU: bf16, every term."""
+    """3 tokens of each of 5 texts on one GPU in bf16, with every term."""
     one = pass_time(Placed(SMALL, SLOW), rows=3, sequences=5, context=7)
     weights = (2 * 576 + 256) * 2
     cache = 5 * 7 * (2 * 2 * 2 * 2 * 2)  # keys and values, layers, heads, their size, bytes
@@ -70,7 +70,7 @@ def test_a_pass_by_hand_that_is_bound_by_arithmetic() -> None:
 
 
 def test_a_pass_by_hand_on_two_gpus_in_fp8() -> None:
-    """Half of the arithmetic at the FP8 rate; two all-reduces a layer send all rows in bf16."""
+    """Half of the arithmetic at the FP8 rate; two all-reduces per layer send all rows in bf16."""
     model = Placed(SMALL, SLOW, tp=2, weight_bytes=1, kv_element_bytes=1)
     two = pass_time(model, rows=3, sequences=5, context=7)
     assert model.streamed_bytes == (2 * 576 + 256 * 2) / 2
@@ -88,7 +88,7 @@ def test_a_pass_by_hand_on_two_gpus_in_fp8() -> None:
 
 
 def test_four_gpus_send_one_and_a_half_messages() -> None:
-    """A ring of n ranks: 2 (n - 1) / n. Two KV heads on four ranks are copies."""
+    """A ring of n ranks sends 2 (n - 1) / n messages. Two KV heads on four ranks are copied."""
     model = Placed(SMALL, SLOW, tp=4)
     four = pass_time(model)
     assert four.allreduce == pytest.approx(2 * 2 * (10e-6 + 1.5 * 8 * 2 / 400.0))
@@ -113,7 +113,7 @@ def test_a_pass_is_bound_by_its_largest_term(
 
 
 def test_the_judges_time_by_hand() -> None:
-    """9 rows of float32 logits, read and written, 9 hidden states in bf16; two kernels."""
+    """9 rows of float32 logits read and written, 9 bf16 hidden states read, two kernels."""
     expected = 9 * (2 * 4 * 32 + 2 * 8) / 800.0 + 2 * 10e-6
     assert judge_time(Placed(SMALL, SLOW), 9) == pytest.approx(expected)
 
@@ -212,8 +212,8 @@ def planned(
 
 
 def test_memory_by_hand(tmp_path: Path) -> None:
-    """8B in bf16: 16.06 GB on GPU 0; 70B in FP8 over two: 68.45 GB of layers and a head of 2.10
-    in halves, and an embedding of 2.10 on each."""
+    """8B in bf16: 16.06 GB on GPU 0. 70B in FP8 over two GPUs: 68.45 GB of layers and a head of
+    2.10 in halves, and an embedding of 2.10 on each."""
     memory = planned(tmp_path).memory()
     assert set(memory) == {"draft", "target"}
     assert memory["draft"].weights["draft"] / 1e9 == pytest.approx(16.06, abs=0.01)
@@ -228,7 +228,7 @@ def test_memory_by_hand(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_says_by_how_much(tmp_path: Path) -> None:
-    """70B in bf16 on two H100: 69.5 GB + 2.1 of weights leave 8.4 less what a pass needs."""
+    """70B in bf16 on two H100: 69.5 + 2.1 GB of weights leave 8.4 GB less what a pass needs."""
     bf16 = {"trtllm": {"target": {"quantization": "none"}}}
     fits = planned(tmp_path, **bf16).memory()["target"]
     assert fits.fits
@@ -296,7 +296,7 @@ def test_all_reduces_cost_more_on_more_gpus_and_most_across_nodes() -> None:
 
 
 def test_gpus_of_two_nodes_are_counted_by_their_numbers(tmp_path: Path) -> None:
-    """4 to 11 lie on two nodes of 8, which the size of the group does not say."""
+    """GPUs 4 to 11 lie on two nodes of 8, which the size of the group does not show."""
     judge = AssumedAcceptance("", 5.0, 25)
     trtllm = {"mode": "leader", "target": {"quantization": "fp8"}}
     one, two = (
@@ -313,7 +313,7 @@ def test_gpus_of_two_nodes_are_counted_by_their_numbers(tmp_path: Path) -> None:
 
 
 def test_whole_texts_count_against_a_pass(tmp_path: Path) -> None:
-    """Of 1,024 tokens and 25 drafted ones 7 fit 8,192, so 16 need three passes of 6."""
+    """With 1,024 tokens and 25 drafted ones, 7 fit in 8,192, so 16 need three passes of 6."""
     five, limits = AssumedAcceptance("", 5.0, 25), {"limits": {"max_sequences": 16}}
     plan = planned(tmp_path, sequences=16, **limits)
     r = plan.round(five, 25)
@@ -324,7 +324,7 @@ def test_whole_texts_count_against_a_pass(tmp_path: Path) -> None:
     assert (wide.passes, six.passes) == (1, 1)
     assert r.verify_s == 3 * r.verify.total == 3 * six.verify.total
     assert r.propose == pytest.approx(wide.propose * 27 / 25)
-    assert planned(tmp_path, context=8192).passes(25) == 1  # one always goes
+    assert planned(tmp_path, context=8192).passes(25) == 1  # a pass always takes one
 
 
 def test_the_schedule_says_the_configured_draft_length(tmp_path: Path) -> None:

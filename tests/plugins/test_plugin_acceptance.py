@@ -1,5 +1,5 @@
-"""End to end without TensorRT-LLM: the stock runtime's packing and acceptance (emulated in NumPy
-from its public sources) around the judge kernel's own source, run on the CPU."""
+"""End to end without TensorRT-LLM: the stock runtime's packing and acceptance, emulated in NumPy
+from its public sources, with the judge kernel's own source, run on the CPU."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def library() -> ctypes.CDLL:
 
 
 def choices(*ids: int) -> np.ndarray:
-    """Rows [n, V] whose greedy choices are `ids`."""
+    """Rows [n, V] with `ids` as their greedy choices."""
     rows = np.zeros((len(ids), V), dtype=np.float32)
     rows[np.arange(len(ids)), ids] = 4.0
     return rows
 
 
 class Step:
-    """One engine step: every row's greedy choice and whether the judge likes its own token."""
+    """One engine step: every row's greedy choice, and whether the judge accepts its own token."""
 
     def __init__(self, *requests: EngineRequest) -> None:
         self.batch: Batch = pack(requests)
@@ -67,7 +67,7 @@ class Step:
         return edited
 
 
-# ---- the emulator alone: the stock rule ----
+# ---- the emulator without the kernel: the stock rule ----
 
 
 def test_token_mode_accepts_the_longest_matching_prefix() -> None:
@@ -113,7 +113,7 @@ def test_packing_orders_chunks_prompts_and_generation() -> None:
 
 @needs_gxx
 def test_judged_tokens_are_accepted_by_the_stock_rule(library: ctypes.CDLL) -> None:
-    """Row r's own choice is r + 1; the drafts are others. The judge likes the first two."""
+    """Row r's own choice is r + 1, and the drafts differ. The judge accepts the first two."""
     step = Step(EngineRequest((5, 6), (20, 21, 22))).likes(1, 2)
     stock = decode(step.logits, step.batch)
     assert stock == [Accepted([1], 0, False)]
@@ -150,8 +150,8 @@ def test_draft_logits_mode_accepts_judged_tokens(library: ctypes.CDLL, dtype: ty
 
 @needs_gxx
 def test_a_later_veto_still_works(library: ctypes.CDLL) -> None:
-    """Bad words and guided decoding mask after the engine: the judged token is refused, and the
-    order of all others is the target's."""
+    """Bad words and guided decoding mask logits after the engine: the judged token is then refused,
+    and the order of all others is the target's."""
     step = Step(EngineRequest((5,), (20,))).likes(1)
     assert accept(step.run(library), [20], vetoed=[20]) == Accepted([1], 0, False)
 
@@ -168,8 +168,8 @@ def test_the_end_of_an_answer_is_the_targets(library: ctypes.CDLL) -> None:
 
 @needs_gxx
 def test_a_mixed_batch(library: ctypes.CDLL) -> None:
-    """Unfinished chunk, long prompt with drafts, two 1-token chunks after KV reuse (the first with
-    drafts), a plain prompt and two generation requests; the judge likes every token."""
+    """An unfinished chunk, a long prompt with drafts, two 1-token chunks after KV reuse (the first
+    with drafts), a plain prompt and two generation requests; the judge accepts every token."""
     step = Step(
         EngineRequest((30, 31, 32), last_chunk=False),
         EngineRequest((30, 31, 32, 33), (40, 41)),
@@ -194,7 +194,7 @@ def test_a_mixed_batch(library: ctypes.CDLL) -> None:
 
 def request_parts() -> st.SearchStrategy[EngineRequest]:
     prompt = st.lists(st.integers(0, V - 1), min_size=1, max_size=4).map(tuple)
-    draft = st.lists(st.integers(0, V + 5), max_size=5).map(tuple)  # some beyond the vocabulary
+    draft = st.lists(st.integers(0, V + 5), max_size=5).map(tuple)  # some are beyond the vocabulary
     return st.one_of(
         st.builds(EngineRequest, prompt, draft),
         st.builds(EngineRequest, prompt, last_chunk=st.just(False)),
@@ -217,8 +217,8 @@ def request_parts() -> st.SearchStrategy[EngineRequest]:
 def test_what_the_runtime_accepts_is_the_standard_rule_or_the_judge(
     library: ctypes.CDLL, parts: list[EngineRequest], threshold: float, seed: int
 ) -> None:
-    """The whole contract, stated without rows or positions: over each request, accept the longest
-    prefix of drafts that are the target's choice or liked by the judge; then the target's own."""
+    """The whole contract, stated without rows or positions: for each request, accept the longest
+    prefix of drafts that are the target's choice or accepted by the judge, then its own."""
     rng = np.random.default_rng(seed)
     step = Step(*parts)
     own = rng.integers(0, V, len(step.logits))

@@ -1,5 +1,4 @@
-"""bench_gpu.py as far as it runs without a GPU: its command line, and its float64 check against the
-kernel's CPU build."""
+"""bench_gpu.py without a GPU: its command line, and its float64 check of the CPU kernel."""
 
 from __future__ import annotations
 
@@ -70,7 +69,7 @@ def test_the_check_sees_a_wrong_element_and_a_wrong_score(monkeypatch: pytest.Mo
 
 @needs_gxx
 def test_the_torch_version_makes_the_same_edit() -> None:
-    """What the benchmark times next to the kernel must do the same work."""
+    """The version that the benchmark times next to the kernel must do the same work."""
     case = host_case()
     case.launch()
     own = case.edited.clone()

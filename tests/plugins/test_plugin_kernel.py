@@ -38,8 +38,8 @@ def generation(prompt_length: int) -> EngineRequest:
 
 
 def convert(hidden: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """float32 -> (what the kernel gets, what the reference gets): the same values."""
-    if kind == "bfloat16":  # truncated: any bfloat16 value will do
+    """float32 -> (the kernel's input, the reference's input), with the same values."""
+    if kind == "bfloat16":  # truncated, since any bfloat16 value will do
         bits = (hidden.view(np.uint32) >> 16).astype(np.uint16)
         return bits, (bits.astype(np.uint32) << 16).view(np.float32)
     raw = hidden.astype(HIDDEN[kind])
@@ -55,7 +55,7 @@ def both(
     kind: str = "float32",
     threads: int = 32,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Run kernel and reference, compare bit by bit, return the kernel's outputs."""
+    """Run kernel and reference, compare their outputs bit by bit, and return the kernel's."""
     raw, values = convert(hidden, kind)
     indices = (batch.input_ids, batch.last_token_ids, batch.context_lengths)
     expected, expected_scores = judge_accept(logits, values, *indices, plugin)
@@ -91,7 +91,7 @@ def edits(edited: np.ndarray, logits: np.ndarray) -> set[tuple[int, int]]:
 
 
 def test_the_worked_batch_of_the_readme(library: ctypes.CDLL) -> None:
-    """Every row is next to the one before, and only three of them are draft rows."""
+    """Every row is next to the previous one, and only three of them are draft rows."""
     batch = batch_of(
         EngineRequest((11, 12), (21, 22)),
         EngineRequest((13,), (23,)),
@@ -113,7 +113,7 @@ def test_the_worked_batch_of_the_readme(library: ctypes.CDLL) -> None:
 
 
 def test_one_token_chunks_after_kv_reuse_are_no_drafts(library: ctypes.CDLL) -> None:
-    """The next request's only row is at +1: adjacency alone would judge it."""
+    """The next request's only row is at +1, so adjacency alone would judge it."""
     batch = batch_of(*(verify(1) for _ in range(5)), generation(7), generation(1))
     logits, hidden = example(batch)
     edited, scores = both(library, batch, logits, hidden, plugin_of())
@@ -143,7 +143,7 @@ def test_drafts_of_different_lengths_and_unfinished_chunks(library: ctypes.CDLL)
 
 
 def test_generation_requests_whose_lengths_look_like_segments(library: ctypes.CDLL) -> None:
-    """context_lengths of the generation phase are prompt lengths: they must not be summed."""
+    """context_lengths of the generation phase are prompt lengths, which must not be summed."""
     batch = batch_of(verify(2, 20), generation(3), generation(2), generation(5000))
     logits, hidden = example(batch)
     edited, _ = both(library, batch, logits, hidden, plugin_of())
@@ -187,14 +187,15 @@ def test_a_row_with_nan_or_infinity_on_top_is_left_to_the_runtime(
     batch = batch_of(verify(1, 20, 21))
     logits, hidden = example(batch)
     logits[0, 17] = bad
-    logits[1, 17] = -np.inf  # masked ids are ordinary
+    logits[1, 17] = -np.inf  # masked ids are ordinary values
     edited, _ = both(library, batch, logits, hidden, plugin_of())
     np.testing.assert_array_equal(edited[0], logits[0])
     assert edited[1, 21] == 102.0
 
 
 def test_the_end_id_rule(library: ctypes.CDLL) -> None:
-    """No override where the target ends (row 1 chooses id 1), nor of a drafted end id (20)."""
+    """The judge overrides neither where the target ends (row 1 chooses id 1), nor with an end id
+    (20)."""
     batch = batch_of(verify(1, 20, 21, 22))
     logits, hidden = example(batch)
     protecting, _ = both(library, batch, logits, hidden, plugin_of(end_ids=(1, 20)))
@@ -231,7 +232,7 @@ def test_raised_logits_start_from_zero_and_stay_in_range(library: ctypes.CDLL) -
     half = logits.astype(np.float16)
     edited, _ = both(library, batch, half, hidden, plugin_of(boost=1e6))
     assert edited[0, 20] == 65504.0
-    half[0, 0] = 65504.0  # nothing lies above: no edit rather than a tie
+    half[0, 0] = 65504.0  # nothing is larger, so no edit rather than a tie
     edited, _ = both(library, batch, half, hidden, plugin_of())
     assert edits(edited, half) == set()
 
@@ -356,7 +357,7 @@ def test_kernel_equals_reference(
     rng = np.random.default_rng(seed)
     batch = pack(parts)
     rows = len(batch.last_token_ids)
-    # Few distinct values, so that ties are common; no two rows alike; some drafts are the choice.
+    # Few distinct values, so that ties are common; no rows are alike; some drafts are the choice.
     logits = rng.integers(-20, 20, (rows, columns)) + rng.integers(-99, 99, (rows, 1))
     logits = logits.astype(logits_type)
     for row in range(rows - 1):
@@ -385,7 +386,7 @@ def test_kernel_equals_reference(
         library.judge_accept_host_order(0)
     changed = (edited != logits).sum(1)
     assert changed.max() <= 1
-    for rows_of in batch.rows:  # the bonus row, and the only row of a request without drafts
+    for rows_of in batch.rows:  # the bonus row, or the only row of a request without drafts
         assert changed[rows_of.stop - 1] == 0
 
 
@@ -415,7 +416,7 @@ def test_score_bits_do_not_depend_on_launch_or_alignment(
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_logits_at_any_address(library: ctypes.CDLL, dtype: type) -> None:
-    """Vector and scalar copies: V around multiples of the vector and chunk sizes, any start."""
+    """Vector and scalar copies: V near multiples of the vector and chunk sizes, any start."""
     batch = batch_of(verify(1, 3))
     chunk = 32 * 4 * 16 // np.dtype(dtype).itemsize  # 32 threads, 4 loads of 16 bytes
     _, hidden = example(batch)
@@ -429,7 +430,7 @@ def test_logits_at_any_address(library: ctypes.CDLL, dtype: type) -> None:
 
 
 def test_output_and_input_aligned_differently(library: ctypes.CDLL) -> None:
-    """The scalar path: no 16-byte vector fits both."""
+    """The scalar path, since no 16-byte vector fits both."""
     batch = batch_of(verify(1, 20))
     logits, hidden = example(batch, columns=1201)
     plugin = plugin_of(vocab_size=1201, max_draft_len=0)
@@ -452,8 +453,8 @@ def test_output_and_input_aligned_differently(library: ctypes.CDLL) -> None:
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_garbage_indices_are_survived(library: ctypes.CDLL, data: st.DataObject) -> None:
-    """A builder times plugins on buffers it never filled: no access outside, at most one edit a
-    row."""
+    """A builder times plugins on buffers that it never filled: no access outside, at most one edit
+    per row."""
     any_int = st.one_of(st.integers(-3, 12), st.integers(-(2**31), 2**31 - 1))
     draw = lambda n: np.array(data.draw(st.lists(any_int, min_size=n, max_size=n)), dtype=np.int32)  # noqa: E731
     rows, tokens, count = (data.draw(st.integers(1, n)) for n in (6, 10, 5))

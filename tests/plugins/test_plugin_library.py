@@ -1,5 +1,5 @@
 """The plugin as a deployment builds and loads it: nvcc for sm_90, CMake, TensorRT's own registry,
-the C++ harness. No GPU: nothing here launches a kernel on one."""
+the C++ harness. No kernel runs on a GPU here."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def ask_registry(
 
 
 def defined_symbols(library: Path) -> set[str]:
-    """Plain C names the library exports."""
+    """Plain C names that the library exports."""
     table = run(["nm", "-D", "--defined-only", str(library)]).stdout
     return set(re.findall(r"^\w+ T (\w+)$", table, re.M)) - {"_init", "_fini"}
 
@@ -124,8 +124,8 @@ def test_the_library_speaks_this_abi_and_refuses_bad_arguments_without_a_gpu() -
 
 
 def test_ptx_has_one_parameter_a_kernel_and_no_spills(tmp_path: Path) -> None:
-    """Two logits types; times three hidden types for the judge. Each takes the arguments' struct
-    and nothing hidden, so that the PTX can be launched by other hands."""
+    """Two logits types, times three hidden types for the judge. Each kernel takes only the struct
+    of arguments, so that the PTX can be launched by other programs."""
     ptx = tmp_path / "judge.ptx"
     source = str(HERE / "judge_accept.cu")
     run(["nvcc", "-std=c++17", "-O2", "-arch=compute_90", "-ptx", source, "-o", str(ptx)])
@@ -138,7 +138,7 @@ def test_ptx_has_one_parameter_a_kernel_and_no_spills(tmp_path: Path) -> None:
     for _, parameters in entries:
         assert parameters.count(".param") == 1
         assert f"[{size}]" in parameters
-    # Rounded separately: ptxas may not fuse what the dot product keeps apart.
+    # Rounded separately: ptxas must not fuse what the dot product keeps apart.
     assert "mul.rn.f32" in text and "add.rn.f32" in text
     cubin = str(tmp_path / "judge.cubin")
     done = run(["nvcc", "-arch=sm_90", "-Xptxas", "-v", "-cubin", str(ptx), "-o", cubin])
@@ -148,8 +148,8 @@ def test_ptx_has_one_parameter_a_kernel_and_no_spills(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
 def test_cmake_builds_what_ld_preload_registers(tmp_path: Path) -> None:
-    """Linked with a real TensorRT runtime (the lean one, in libnvinfer's place) and preloaded into
-    a process that has not loaded it: the creator is in the registry."""
+    """Linked with a real TensorRT runtime (the lean one instead of libnvinfer) and preloaded into a
+    process that has not loaded it: the creator is in the registry."""
     lean = lean_runtime(LEAN_VERSIONS[0])
     nvinfer = lean / "tensorrt_lean_libs" / "libnvinfer_lean.so.10"
     build = tmp_path / "build"
@@ -161,7 +161,7 @@ def test_cmake_builds_what_ld_preload_registers(tmp_path: Path) -> None:
     assert defined_symbols(library) >= EXPORTS
     answer, _ = ask_registry(lean, library, "preloaded", [GOOD], LD_PRELOAD=str(library))
     assert answer["count"] == 1 and answer["made"] == [True]
-    # Loading it once more neither fails nor registers it twice.
+    # Loading it again neither fails nor registers it twice.
     answer, _ = ask_registry(lean, library, "load_library", [GOOD], LD_PRELOAD=str(library))
     assert answer["count"] == 1 and answer["made"] == [True]
 
@@ -208,8 +208,8 @@ def test_the_registry_loads_it_and_the_creator_parses_fields(version: str) -> No
 
 
 def test_another_major_version_is_told_not_crashed() -> None:
-    """TensorRT 11's registry has another interface: preloaded there, a plugin compiled for 10 says
-    so and stays out."""
+    """TensorRT 11's registry has another interface. A plugin compiled for 10 that is preloaded
+    there reports this and does not register."""
     lean = lean_runtime(LEAN_VERSIONS[1])
     nvinfer = lean / "tensorrt_lean_libs" / "libnvinfer_lean.so.11"
     preload = f"{nvinfer}:{plugin_library()}"

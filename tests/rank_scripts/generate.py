@@ -1,4 +1,4 @@
-"""Rank 0 of a test: generate what a JSON file asks for, print the results as JSON.
+"""Rank 0 of a test: generates what a JSON file asks for, and prints the results as JSON.
 
 python -m tests.rank_scripts.generate DEPLOYMENT.yaml REQUESTS.json
 """
@@ -30,8 +30,8 @@ def make_request(fields: dict[str, Any]) -> Request:
 
 
 def run(pipeline: Pipeline, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Request i joins in round `join` (0), or the first after it with a free slot, and is cancelled
-    in round `cancel` (never). The caches are checked after every round."""
+    """Request i joins in round `join` (default 0), or the first later one with a free slot, and is
+    cancelled in round `cancel` (default never). The caches are checked after every round."""
     decoder = pipeline.decoder
     numbers: dict[int, int] = {}
     done: dict[int, dict[str, Any]] = {}
@@ -61,7 +61,7 @@ def run(pipeline: Pipeline, requests: list[dict[str, Any]]) -> list[dict[str, An
 
 
 def idle_cpu(pipeline: Pipeline, seconds: float) -> dict[int, float]:
-    """Share of a core that each rank uses while it has nothing to do."""
+    """Share of a core that each rank uses while it has no work."""
     assert pipeline.ranks is not None
     pids = pipeline.ranks.pids
     before = {rank: cpu_seconds(pid) for rank, pid in pids.items()}
@@ -70,7 +70,7 @@ def idle_cpu(pipeline: Pipeline, seconds: float) -> dict[int, float]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
+    """User and system time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -1,4 +1,4 @@
-"""A worker whose last target rank decides otherwise than its peers, as a broken CPU might."""
+"""A worker whose last target rank decides differently from its peers, as a broken CPU might."""
 
 from __future__ import annotations
 

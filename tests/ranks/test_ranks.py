@@ -1,4 +1,4 @@
-"""Real MPI ranks on tiny models: the same tokens as in one process, and an end that is no hang."""
+"""Real MPI ranks on tiny models: the same tokens as one process, and every failure ends the job."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TIMEOUT_S = 3
 
 
 class Models:
-    """Three key heads, so that two ranks hold 2 + 1, and 100 MLP columns: 50 + 50 or 34 + 33 + 33.
+    """Models with three key heads (2 + 1 on two ranks) and 100 MLP columns (50 + 50, 34 + 33 + 33).
 
     The draft covers a short-list of the vocabulary, as the demo's does.
     """
@@ -55,7 +55,7 @@ class Models:
         self.judge = write_judge(folder / "judge.safetensors", self.target, scale=0.02, seed=4)
 
     def deployment(self, draft_tp: int, target_tp: int, **changes: Any) -> Path:
-        """draft_tp 0: colocated."""
+        """draft_tp 0 means colocated."""
         path = self.folder / f"{draft_tp}-{target_tp}-{len(changes)}.yaml"
         ranks = {
             **({"draft": {"tp": draft_tp}} if draft_tp else {"colocate_draft": True}),
@@ -92,8 +92,8 @@ def prompt(length: int) -> list[int]:
     return torch.randint(1, 256, (length,), generator=generator).tolist()
 
 
-# Nine sequences over five slots: they join while others run, end at their own time, one is
-# cancelled; long prompts are read in chunks; every rule is among them.
+# Nine sequences over five slots: they join while others run and end at different times; one is
+# cancelled, long prompts are read in chunks, and every rule occurs.
 MIXED: list[dict[str, Any]] = [
     {"prompt": prompt(5), "tokens": 40, "acceptance": {"rule": "none"}},
     {"prompt": prompt(50), "tokens": 12, "join": 1},
@@ -131,7 +131,7 @@ def in_process(models: Models) -> list[dict[str, Any]]:
 def test_ranks_give_what_one_process_gives(
     models: Models, in_process: list[dict[str, Any]], draft_tp: int, target_tp: int
 ) -> None:
-    """Tokens, provenance, scores and records, caches checked after every round."""
+    """Tokens, provenance, scores and records are equal; caches are checked after every round."""
     config = models.deployment(draft_tp, target_tp)
     with World(config, draft_tp + target_tp, models.requests("mixed", MIXED)) as world:
         results = world.results()
@@ -141,7 +141,7 @@ def test_ranks_give_what_one_process_gives(
         assert got == wanted | {"scores": scores}
     assert results[0]["ids"] == results[2]["ids"]  # strict is the target's own
     assert results[3]["reason"] == "cancelled"
-    # The comparison means something only if drafts were accepted, refused and judged.
+    # The comparison is meaningful only if drafts were accepted, refused and judged.
     records = [r["record"] for r in results]
     assert sum(r["num_accepted_draft_tokens"] for r in records) > 50
     assert sum(r["num_draft_tokens"] - r["num_accepted_draft_tokens"] for r in records) > 20
@@ -150,7 +150,7 @@ def test_ranks_give_what_one_process_gives(
 
 @pytest.fixture
 def endless(models: Models) -> Path:
-    """One that never ends by itself."""
+    """A file with one request that is repeated without end."""
     return models.requests("endless", [{"prompt": prompt(5), "tokens": 100, "repeat": True}])
 
 
@@ -182,7 +182,7 @@ def test_a_rank_that_stalls_ends_the_job_by_name(
 
 
 def test_a_rank_that_cannot_load_says_why(models: Models, tmp_path: Path, endless: Path) -> None:
-    """The leader sees nothing wrong with the folder: only the rank needs this tensor."""
+    """The leader finds no error in the folder, since only the rank needs this tensor."""
     broken = shutil.copytree(models.draft, tmp_path / "draft")
     tensors = load_file(broken / "model.safetensors")
     del tensors["model.norm.weight"]
@@ -217,7 +217,7 @@ def test_a_rank_with_another_deployment_is_refused(models: Models, endless: Path
 
 def test_a_world_of_another_size_is_refused(models: Models, endless: Path) -> None:
     with World(models.deployment(1, 2), 2, endless) as world:
-        assert world.wait() != 0  # 2, or what mpiexec makes of the others' end
+        assert world.wait() != 0  # 2, or the code that mpiexec makes of the others' end
         world.ends_clean()
     assert re.search(
         r"the MPI world has 3 ranks, the deployment needs 4: 1 leader \+ 1 draft \+ 2 target; "
@@ -235,7 +235,7 @@ def test_a_leader_that_cannot_start_takes_the_ranks_along(models: Models, endles
 
 
 def test_idle_ranks_cost_almost_nothing(models: Models) -> None:
-    """The least of three spells: other tests' load makes a wake-up dearer, never cheaper."""
+    """The minimum of three periods, since other tests' load only makes a wake-up more expensive."""
     waiting = models.requests("idle", [{"prompt": prompt(3), "tokens": 4, "idle_s": 2.0}])
     with World(models.deployment(1, 1), 2, waiting) as world:
         spells = world.results()[0]["idle_cpu"]

@@ -1,4 +1,4 @@
-"""Messages between ranks: every one survives the wire, and nothing else does."""
+"""Messages between ranks: each one survives encoding, and nothing else is accepted."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ each_kind = pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__na
 
 
 def plain(value: Any) -> Any:
-    """Comparable: tensors as (dtype, shape, values)."""
+    """A comparable form: tensors as (dtype, shape, values)."""
     if isinstance(value, torch.Tensor):
         return str(value.dtype), tuple(value.shape), value.tolist()
     if isinstance(value, tuple | list):
@@ -130,7 +130,7 @@ def plain(value: Any) -> Any:
 
 
 def example_of(kind: type) -> m.Message:
-    """A message of this kind with something in every field."""
+    """A message of this kind with a value in every field."""
     some = [ProposeRequest(1, 2, [3], 4)], [VerifyRequest(1, 2, [3])]
     answers = [Proposal([3])], [Verdict(0, [], [], 7)]
     arguments: dict[type, tuple[Any, ...]] = {
@@ -158,7 +158,7 @@ def travelled(message: m.Message) -> Any:
 
 
 def fields_of(message: m.Message) -> list[Any]:
-    """The fields as they travel, for a test to change."""
+    """The encoded fields, for a test to change."""
     fields: list[Any] = msgspec.msgpack.decode(codec.encode(message)[HEADER:])
     return fields
 
@@ -188,7 +188,7 @@ def test_every_message_survives(kind: type, data: Any, call: int) -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**63 + 5, 2**200 + 3])
 def test_a_seed_of_any_size_keeps_its_draws(seed: int) -> None:
-    """An engine takes seeds modulo 2^63; so many bits must survive."""
+    """An engine takes seeds modulo 2^63, so that many bits must survive."""
     got = travelled(m.Propose([ProposeRequest(0, 0, [1], 1, Sampling(1.0, seed=seed))]))
     assert got.requests[0].sampling.seed == seed % 2**64
 

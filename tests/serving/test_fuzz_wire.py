@@ -1,8 +1,8 @@
-"""Five thousand bad and odd requests against a real server: none ends it, none keeps a slot.
+"""Five thousand bad and odd requests to a real server: none ends it, and none keeps a slot.
 
-A grammar makes requests that are almost right: known and unknown tensors, each with the wrong type,
-shape, length or value now and then, to all four models, over gRPC and HTTP. The seed is fixed, so
-a failure can be run again.
+A grammar makes requests that are almost right: known and unknown tensors, each sometimes with a
+wrong type, shape, length or value, to all four models, over gRPC and HTTP. The seed is fixed, so a
+failure can be reproduced.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ JSON_RIGHT: dict[str, list[Any]] = {
 
 
 class Grammar:
-    """Requests from a seeded source of chance."""
+    """Makes requests from a seeded random generator."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
@@ -118,7 +118,7 @@ class Grammar:
         names = list(needed)
         names += self.chance.sample(list(known), k=self.chance.randint(0, min(5, len(known))))
         if not self.one_in(6):
-            names = list(dict.fromkeys(names))  # else some come twice
+            names = list(dict.fromkeys(names))  # otherwise some names occur twice
         if self.one_in(8) and names:
             names.remove(self.chance.choice(names))
         if self.one_in(20):
@@ -181,7 +181,7 @@ class Grammar:
         if kind == "BYTES" or kind not in DTYPES:
             parts = [self._text(name) for _ in range(count)]
             sizes = [len(part) for part in parts]
-            if self.one_in(60) and sizes:  # lengths that lie
+            if self.one_in(60) and sizes:  # wrong lengths
                 sizes[0] = self.chance.choice([0, sizes[0] + 1, 2**31, 2**32 - 1])
             return b"".join(struct.pack("<I", n) + p for n, p in zip(sizes, parts, strict=True))
         dtype = DTYPES[kind]
@@ -214,7 +214,7 @@ class Grammar:
         return value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
 
     def body(self) -> bytes:
-        """Of an HTTP `generate`."""
+        """The body of an HTTP `generate`."""
         if self.one_in(6):
             return self.chance.choice(BODIES)
         if self.one_in(12):
@@ -260,7 +260,7 @@ def good(server: Serving) -> str:
 
 
 def unharmed(server: Serving, good: str) -> None:
-    """Every slot is free, the same processes run, and a good request is answered as before."""
+    """Every slot is free, the same processes run, and a good request gets the same answer."""
     assert server.process.poll() is None, server.output
     wait_for(
         lambda: server.metric("num_requests_running") + server.metric("num_requests_waiting") == 0,
@@ -271,7 +271,7 @@ def unharmed(server: Serving, good: str) -> None:
 
 
 async def send(stub: Any, message: Any, kinds: Counter[str]) -> None:
-    """One request; it must end, with responses or with an error, and not by the connection."""
+    """One request; it must end with responses or an error, and not by a lost connection."""
     said = "nothing"
     try:
         async for response in stub.ModelStreamInfer(iter([message]), timeout=ANSWER_S):
@@ -299,7 +299,7 @@ def test_grpc_requests_that_are_almost_right(server: Serving, good: str) -> None
 
     asyncio.run(run())
     assert kinds.total() == GRPC_CASES
-    # Both sides of the contract were met, often.
+    # Both sides of the contract occurred often.
     assert kinds["answer"] > GRPC_CASES / 20 and kinds["error"] > GRPC_CASES / 5, kinds
     unharmed(server, good)
     assert server.processes() == before
@@ -329,7 +329,7 @@ def test_http_bodies_that_are_almost_right(server: Serving, good: str) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         kinds = Counter(pool.map(post, chosen, bodies))
-    # Triton itself says 500 where a body is no JSON, or is of other types than the model's.
+    # Triton itself says 500 if a body is no JSON, or has types other than the model's.
     assert set(kinds) <= {200, 400, 404, 500, 501, 503}, kinds
     assert kinds[200] > HTTP_CASES / 20 and kinds[400] > HTTP_CASES / 20, kinds
     unharmed(server, good)

@@ -1,4 +1,4 @@
-"""What the server counts, exactly; and how it reaches an endpoint."""
+"""The exact values that the server counts, and how they reach an endpoint."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def test_a_round_is_counted_token_by_token() -> None:
             Update(0, tokens("aligned", "judged", "target"), "", None, 3, [0.9, 0.7, 0.05]),
             Update(1, tokens("judged", "judged", "judged", "target"), "", None, 3, [1.0, 0.8, 0.6]),
             Update(2, tokens("aligned"), "", "stop", 3, [0.1, 0.2, 0.3]),  # ended inside its run
-            Update(3, tokens("target"), "", None, 2, [0.0, 0.0]),  # nothing accepted
+            Update(3, tokens("target"), "", None, 2, [0.0, 0.0]),  # nothing was accepted
         ]
     )
-    metrics.count_round([Update(4, tokens("target"), "", None)])  # nothing drafted
+    metrics.count_round([Update(4, tokens("target"), "", None)])  # nothing was drafted
     metrics.count_round([])  # prompts alone
     prefix = "spec_decode_num_"
     assert value(metrics, "rounds_total") == 3
@@ -135,7 +135,7 @@ def test_buckets_count_what_is_at_most_their_bound(scores: list[float]) -> None:
 
 
 class Endpoint:
-    """Remembers the calls that it gets."""
+    """Records the calls that it gets."""
 
     def __init__(self) -> None:
         self.values: dict[tuple[str, tuple[str, ...]], float] = {}
@@ -170,7 +170,7 @@ def test_only_what_changed_is_published_and_the_endpoint_shows_the_sums() -> Non
     metrics, endpoint = Metrics(deployment()), Endpoint()
     publisher = Publisher(metrics, endpoint.series)
     publisher.publish()
-    assert set(endpoint.values) == {key for key, _ in metrics.samples()}  # zeros included
+    assert set(endpoint.values) == {key for key, _ in metrics.samples()}  # including zeros
     endpoint.calls.clear()
     metrics.count_round([Update(0, tokens("target"), "", None)])
     publisher.publish()
@@ -231,7 +231,7 @@ def test_a_full_queue_says_how_full_and_when_to_come_back() -> None:
     for one in entries:
         admission.add(one, slots=2)
     with pytest.raises(Busy, match=r"RESOURCE_EXHAUSTED: 3 requests .* try again in 2\.0 s"):
-        admission.add(queued(), slots=2)  # four before it, two at a time, 1 s each is a guess
+        admission.add(queued(), slots=2)  # four before it, two at a time, guessed at 1 s each
     for one in entries[:2]:
         one.started = 10.0
         admission.waiting.popleft()
@@ -240,7 +240,7 @@ def test_a_full_queue_says_how_full_and_when_to_come_back() -> None:
     admission.add(queued(), slots=2)
     with pytest.raises(Busy, match=r"try again in 8\.0 s"):
         admission.add(queued(), slots=2)  # 4 s each now
-    admission.forget(entries[1], now=10.0)  # an average that moves: 3.6 s
+    admission.forget(entries[1], now=10.0)  # a moving average: 3.6 s
     admission.add(queued(), slots=2)
     with pytest.raises(Busy, match=r"try again in 7\.2 s"):
         admission.add(queued(), slots=2)
@@ -253,6 +253,6 @@ def test_who_leaves_the_queue_leaves_the_others_in_order() -> None:
         admission.add(one, slots=1)
     assert admission.take_out(lambda one: one.deadline <= 2) == [entries[1], entries[3]]
     assert list(admission.waiting) == [entries[0], entries[2]]
-    for one in (entries[1], entries[3]):  # never started: no pace is learned from them
+    for one in (entries[1], entries[3]):  # never started, so they tell no pace
         admission.forget(one, now=100.0)
     assert admission.retry_after_s(slots=1) == 2.0

@@ -1,4 +1,4 @@
-"""The scheduler on tiny models: bounded, cancellable, drained, and honest when its engine fails."""
+"""The scheduler on tiny models: bounds, cancellation, draining, and failures of its engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMIT_S = 60.0
 
 
 class Owner:
-    """A listener that remembers; `hold` keeps the scheduler's thread inside the first update."""
+    """A listener that records; `hold` keeps the scheduler's thread inside the first update."""
 
     def __init__(self, hold: threading.Event | None = None) -> None:
         self.hold = hold
@@ -77,7 +77,7 @@ def decoder(tiny_target: Path, tiny_draft: Path) -> SpeculativeDecoder:
 
 
 class Run:
-    """A scheduler, and what it counted."""
+    """A scheduler, and what it has counted."""
 
     def __init__(self, load: Callable[[], SpeculativeDecoder], max_queue: int = 8) -> None:
         limits = {"max_sequences": 2, "max_context": 300}
@@ -169,7 +169,7 @@ def test_a_cancel_by_name_ends_what_runs_and_what_waits(run: Run) -> None:
         result = owner.wait().result
         assert result is not None and result.finish_reason == "cancelled"
     assert queued.ids == []
-    assert 0 < len(first.ids) <= 5  # the round it was cancelled in, and no other
+    assert 0 < len(first.ids) <= 5  # only the round in which it was cancelled
     assert other.wait().result is not None and len(other.ids) == 10
     run.scheduler.stop()
     assert run.seen.finished == {"cancelled": 3, "length": 1}
@@ -177,14 +177,14 @@ def test_a_cancel_by_name_ends_what_runs_and_what_waits(run: Run) -> None:
 
 
 def test_a_cancel_is_not_kept_for_a_request_to_come(run: Run) -> None:
-    """It was, until the next round: a retry under the same id ended without a token."""
+    """Regression: it was kept until the next round, and a retry under the same id gave no token."""
     hold = threading.Event()
     first, again, other = Owner(hold), Owner(), Owner()
     run.scheduler.cancel("a")
     run.scheduler.submit(request([1], 250), first, "a")
     assert first.started.wait(LIMIT_S)
     run.scheduler.cancel("a")
-    run.scheduler.cancel("b")  # nobody, so far
+    run.scheduler.cancel("b")  # no request has this id yet
     run.scheduler.submit(request([2], 10), again, "a")
     run.scheduler.submit(request([3], 10), other, "b")
     hold.set()
@@ -197,8 +197,8 @@ def test_a_cancel_is_not_kept_for_a_request_to_come(run: Run) -> None:
 
 
 def test_owners_who_left_the_queue_make_room(run: Run) -> None:
-    """They were asked once their turn came: until then the queue was full of nobody. Asking takes
-    time, so that those who wait are asked once a second."""
+    """Regression: owners were asked only at their turn, so requests of absent owners filled the
+    queue. Asking takes time, so those who wait are asked once per second."""
     hold = threading.Event()
     running, waiting = [Owner(hold), Owner(hold)], [Owner() for _ in range(8)]
     for owner in (*running, *waiting):
@@ -208,7 +208,7 @@ def test_owners_who_left_the_queue_make_room(run: Run) -> None:
         run.scheduler.submit(request([1], 9), Owner())
     for owner in waiting[:7]:
         owner.left = True
-    run.now = 1.0  # since they were asked the last time, before the first round
+    run.now = 1.0  # since they were last asked, before the first round
     hold.set()
     for owner in waiting[:7]:
         result = owner.wait().result
@@ -223,7 +223,7 @@ def test_owners_who_left_the_queue_make_room(run: Run) -> None:
 
 
 def test_owners_who_wait_are_asked_once_a_second(run: Run) -> None:
-    """Every question takes time, and owners may be many: they are not asked in every round."""
+    """Every question takes time and there may be many owners, so not every round asks them."""
 
     class Counted(Owner):
         questions = 0
@@ -233,7 +233,7 @@ def test_owners_who_wait_are_asked_once_a_second(run: Run) -> None:
             return super().is_cancelled()
 
     class Clocked(Owner):
-        """Gets one update in each round; each takes a quarter of a second on the run's clock."""
+        """Gets one update per round; each takes a quarter of a second on the run's clock."""
 
         rounds = 0
 
@@ -297,7 +297,7 @@ def test_a_scheduler_that_nobody_stops_does_not_keep_its_process(run: Run) -> No
 
 
 def test_a_request_that_comes_after_the_end_is_refused(decoder: SpeculativeDecoder) -> None:
-    """Nobody would ever answer it."""
+    """It would never be answered."""
     run = Run(lambda: decoder)
     run.scheduler.start()
     run.scheduler.stop()
@@ -309,7 +309,7 @@ def test_a_request_that_comes_after_the_end_is_refused(decoder: SpeculativeDecod
 
 
 def test_what_is_refused_before_it_is_submitted_counts_once(run: Run) -> None:
-    """Parameters that are no request's: the metric said nothing of them."""
+    """Regression: the metric did not count requests whose parameters are invalid."""
     with (
         pytest.raises(UserError, match="max_tokens"),
         run.scheduler.counting_refusals(),
@@ -397,7 +397,7 @@ def test_a_deadline_ends_what_runs_with_what_it_has(decoder: SpeculativeDecoder,
     hold.set()
     result = late.wait().result
     assert result is not None and result.finish_reason == "deadline"
-    assert 0 < len(late.ids) <= 5  # the round that it was in, and no other
+    assert 0 < len(late.ids) <= 5  # only the round that it was in
     assert other.wait().result is not None and len(other.ids) == 40
     run.scheduler.stop()
     assert run.seen.finished == {"deadline": 1, "length": 1}
@@ -451,7 +451,7 @@ def test_draining_finishes_what_runs_and_takes_in_nothing(decoder: SpeculativeDe
 
 
 def test_stopping_fails_what_still_runs(tiny_target: Path, tiny_draft: Path) -> None:
-    decoder = load(tiny_target, tiny_draft)  # its own: what is stopped stays in its slots
+    decoder = load(tiny_target, tiny_draft)  # a new one, since stopped requests stay in its slots
     run = Run(lambda: decoder)
     run.scheduler.start()
     hold = threading.Event()
@@ -499,7 +499,7 @@ def test_a_failing_engine_fails_every_request_and_the_scheduler(
 def test_a_request_whose_start_fails_is_told(
     tiny_target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was neither in the queue nor in the loop: its client waited for ever."""
+    """Regression: it was neither in the queue nor in the loop, and its client waited for ever."""
     decoder = SpeculativeDecoder(Engines(None, load_target(Checkpoint(tiny_target), **LIMITS)))
 
     def broken(request: Request) -> int:

@@ -1,4 +1,4 @@
-"""What docs/operations/security.md says of who may reach the server, and of what it reads."""
+"""The claims of docs/operations/security.md on who may reach the server and what it reads."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def document(target: Path, draft: Path, **server: object) -> dict[str, object]:
 
 
 class Guarded:
-    """A server with TLS and a token, its root certificate, and another root."""
+    """A server with TLS and a token, its root certificate, and another root certificate."""
 
     def __init__(self, serving: Serving, config: Path, ca: Path, other_ca: Path) -> None:
         self.serving, self.config, self.ca, self.other_ca = serving, config, ca, other_ca
-        # The certificate is for a name, as a real one is.
+        # The certificate is for a name, as real ones are.
         self.url = f"localhost:{serving.ports[1]}"
 
     def stub(self, ca: Path) -> service_pb2_grpc.GRPCInferenceServiceStub:
@@ -87,7 +87,7 @@ def guarded(
     config.write_text(
         yaml.safe_dump(document(tiny_target, tiny_draft, tls=tls, token_file="token"))
     )
-    trap = Trap()  # a proxy in the environment: no server got ready, or the proxy got the token
+    trap = Trap()  # regression: the proxy of the environment was used
     with Serving(config, folder, variables=trap.variables) as serving:
         yield Guarded(serving, config, folder / "ca.pem", folder / "other.pem")
         assert serving.stop() == 0, serving.output
@@ -166,7 +166,7 @@ ADMINISTRATION = [
 def test_administration_is_shut_for_everybody(
     guarded: Guarded, method: str, path: str, body: dict[str, object] | None
 ) -> None:
-    """Mapping memory of the host, unloading models, changing logs: not over the network."""
+    """Mapping host memory, unloading models and changing logs are not possible over the network."""
     data = None if body is None else json.dumps(body).encode()
     url = f"http://127.0.0.1:{guarded.serving.ports[0]}{path}"
     request = urllib.request.Request(url, data, {access.TOKEN: SECRET}, method=method)
@@ -191,7 +191,7 @@ def test_administration_over_grpc_is_shut_too(guarded: Guarded) -> None:
 
 
 def listening(port: int) -> set[str]:
-    """Addresses on which this host listens on `port`, of /proc/net/tcp and tcp6."""
+    """Addresses on which this host listens on `port`, from /proc/net/tcp and tcp6."""
     found = set()
     for name in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
@@ -213,7 +213,7 @@ def test_everything_listens_on_loopback_alone(guarded: Guarded) -> None:
 def test_prompts_in_shared_memory_are_no_other_users_business(guarded: Guarded) -> None:
     (folder,) = guarded.serving.temporary.glob("judge-decoding-*")
     regions = list(Path("/dev/shm").glob(f"{folder.name}*"))
-    assert len(regions) >= 3  # one a Python model
+    assert len(regions) >= 3  # one per Python model
     assert {stat.S_IMODE(one.stat().st_mode) & 0o077 for one in [folder, *regions]} == {0}
 
 
@@ -249,7 +249,7 @@ def test_a_missing_certificate_is_refused(tmp_path: Path) -> None:
         access.arguments(ServerConfig(tls=tls))
 
 
-# What the sources must not do -----------------------------------------------------------------
+# What the sources must not do ------------------------------------------------------------------
 
 UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "_pickle"}
 CALLS = {"eval", "exec", "compile"}
@@ -258,11 +258,11 @@ MPI_PICKLING = {
     *("send", "recv", "isend", "irecv", "ssend", "bsend", "sendrecv"),
     *("bcast", "gather", "scatter", "allgather", "alltoall", "reduce", "allreduce"),
 }
-"""mpi4py's lower-case methods, which pickle."""
+"""The lower-case methods of mpi4py, which pickle."""
 
 
 def findings(path: Path) -> list[str]:
-    """What in this file could run what it reads, one line each."""
+    """One line for each place in this file that could run what it reads."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = []
     for node in ast.walk(tree):
@@ -347,7 +347,7 @@ def test_a_chat_template_runs_in_a_sandbox(tiny_target: Path, tmp_path: Path) ->
 
 
 def test_no_input_names_a_file() -> None:
-    """Model paths come from the deployment file alone: no tensor of the wire contract is a path."""
+    """Model paths come only from the deployment file: no input tensor is a path."""
     text = (ROOT / "triton_repo" / "ensemble" / "config.pbtxt").read_text()
     inputs = re.findall(r'name: "(\w+)"', text.split("output [")[0])
     assert len(inputs) > 20
@@ -358,7 +358,7 @@ def test_no_input_names_a_file() -> None:
 
 PINS = ROOT / "deploy" / "constraints.txt"
 ELSEWHERE = re.compile(r"torch|triton|cuda-.*|nvidia-(?!pytriton).*")
-"""PyTorch and what it brings: a build for each platform, not in the file."""
+"""PyTorch and its dependencies: one build per platform, so they are not in the file."""
 
 
 def pins() -> dict[str, tuple[str, int]]:
@@ -371,7 +371,7 @@ def pins() -> dict[str, tuple[str, int]]:
 
 
 def test_what_the_project_asks_for_is_pinned_with_hashes() -> None:
-    """Its own requirements and those of the extra `serve`; pip itself says whether all is there."""
+    """The project's requirements and those of the extra `serve`; pip itself checks completeness."""
     pinned = pins()
     text = (ROOT / "pyproject.toml").read_text()
     served = [

@@ -1,4 +1,4 @@
-"""A real server with real MPI ranks: the same answers, a clean stop, and every way to die."""
+"""A real server with real MPI ranks: the same answers, a clean stop, and every way to fail."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_two_target_ranks_answer_as_one_process_and_sigterm_lets_a_stream_finish
     document: dict[str, object], tmp_path: Path
 ) -> None:
     config = write(tmp_path, document)
-    single = load_pipeline(load_deployment(config))  # not under mpiexec: one process
+    single = load_pipeline(load_deployment(config))  # not under mpiexec, so one process
     with Serving(config, tmp_path) as server:
         for prompt in PROMPTS:
             request = Request(single.tokenizer.encode(prompt), 48, ignore_end=True)
@@ -113,7 +113,7 @@ VICTIMS = [
 
 @pytest.fixture(scope="module")
 def ports() -> list[int]:
-    """The same for every run here: each start is a restart after a death."""
+    """The same ports for every run, so that each start is a restart after a death."""
     return free_ports(3)
 
 
@@ -169,7 +169,7 @@ def test_a_rank_that_hangs_ends_everything_and_is_named(
 def test_a_deployment_that_cannot_load_is_one_line_and_no_server(
     document: dict[str, object], tmp_path: Path, ranks: bool
 ) -> None:
-    """The message of the process that refused, not Triton's log."""
+    """The message comes from the process that refused, not from Triton's log."""
     changes = {"draft": {"model": str(tmp_path / "nowhere")}}
     kept = {name: value for name, value in document.items() if ranks or name != "ranks"}
     server = Serving(write(tmp_path, kept | changes), tmp_path)

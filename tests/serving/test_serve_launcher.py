@@ -1,4 +1,5 @@
-"""What `serve` would start, and how it knows who ended a job. Real ones: test_serve_faults."""
+"""What `serve` would start, and how it finds the cause of a job's end. Real runs:
+test_serve_faults."""
 
 from __future__ import annotations
 
@@ -136,7 +137,7 @@ exec sleep 100
 def test_the_ready_file_of_a_run_that_was_killed_is_removed_first(
     config: Path, tmp_path: Path
 ) -> None:
-    """A pod's volume outlives its containers: the start-up probe found it while models loaded.
+    """Regression: a pod's volume outlives its containers, and the start-up probe found an old file.
 
     `tritonserver` is a FAKE here, which looks for the file.
     """
@@ -170,7 +171,8 @@ def ports() -> list[str]:
 
 
 def test_rank_0_of_a_foreign_world_is_watched_as_any_server(config: Path, tmp_path: Path) -> None:
-    """deploy/rank.sh started Triton bare: an engine that failed left a server that said "ready".
+    """Regression: deploy/rank.sh started Triton directly, and after a failure the server stayed
+    ready.
 
     `tritonserver` is a FAKE here, which reports a failure in the run folder.
     """
@@ -195,7 +197,7 @@ def test_rank_0_of_a_foreign_world_is_watched_as_any_server(config: Path, tmp_pa
     assert done.returncode == 1
     assert done.stderr == "judge-decoding: engine: it failed; everything is stopped\n"
     first, mode = (tmp_path / "out").read_text().splitlines()
-    assert first == f"--model-repository={shipped('triton_repo')}"  # not an mpiexec line of its own
+    assert first == f"--model-repository={shipped('triton_repo')}"  # no nested mpiexec
     assert mode == "drwx------"
     assert not list(tmp_path.glob("judge-decoding-*"))
     done = subprocess.run([*RANK_0, "nowhere"], capture_output=True, text=True, check=False)
@@ -216,14 +218,14 @@ def test_rank_0_of_a_foreign_world_is_watched_as_any_server(config: Path, tmp_pa
 def test_the_warm_up_asks_for_drafts_where_one_request_gets_some(
     changes: dict[str, object], expected: bool
 ) -> None:
-    """A schedule without drafts for one sequence, as `perf tune` may write it, never got ready."""
+    """Regression: with a schedule that drafts nothing for one sequence, serving never got ready."""
     models = {"name": "x", "target": {"model": "t"}, "draft": {"model": "d"}}
     assert must_draft(Deployment.model_validate(models | changes)) is expected
 
 
 def test_the_launchers_own_calls_take_no_proxy(tmp_path: Path) -> None:
-    """With http_proxy set no server got ready, or the proxy was sent the token. The same on a real
-    server: tests/serving/test_security.py, tests/serving/test_triton_server.py."""
+    """Regression: with http_proxy set no server got ready, or the proxy got the token. The same
+    test on a real server: tests/serving/test_security.py, tests/serving/test_triton_server.py."""
     tls = {"certificate": tmp_path / "c", "key": tmp_path / "k", "ca": tmp_path / "a"}
     tls["ca"].write_text("")
     made: list[Any] = []
@@ -279,7 +281,7 @@ def test_without_a_gpu_the_server_does_not_complain_of_it(
     capfd: pytest.CaptureFixture[str],
     gpu: bool,
 ) -> None:
-    """An option keeps it from asking NVML, and the lines that are left are not passed on."""
+    """An option keeps Triton from asking NVML, and the remaining lines are not passed on."""
     (tmp_path / "nvidiactl").touch()
     devices = (str(tmp_path / ("nvidiactl" if gpu else "none")),)
     monkeypatch.setattr(triton, "GPU_DEVICES", devices)
@@ -330,7 +332,8 @@ sys.exit(launcher.serve(load_deployment(config), config))
 
 
 def test_a_stop_in_the_middle_of_the_start_cleans_up_as_well(config: Path, tmp_path: Path) -> None:
-    """The bug: before its handlers were there a SIGTERM left the run folder, and exit code -15."""
+    """Regression: a SIGTERM before the handlers were set left the run folder, with exit code
+    -15."""
     document = yaml.safe_load(config.read_text())
     http, grpc, metrics = free_ports(3)
     document["server"] = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics}
@@ -361,15 +364,15 @@ def test_a_watched_rank_writes_its_end_down_and_the_first_bad_one_counts(
             stderr=subprocess.DEVNULL,
             check=False,
         )
-        os.utime(tmp_path / f"{rank}.ended", (i, i))  # the clock of a file system is coarse
+        os.utime(tmp_path / f"{rank}.ended", (i, i))  # a file system's clock is coarse
     assert mpiexec.first_death(tmp_path) == (3, 137)
 
 
 def test_the_launcher_sees_gone_what_it_kills(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bug: it removed its folder while the shell of a killed rank still wrote there, and left
-    the folder behind. Here whatever is killed takes a while to die."""
+    """Regression: it removed its folder while the shell of a killed rank still wrote there, so the
+    folder stayed. Here every killed process takes a while to die."""
     launched = []
 
     def kill_later(pid: int, number: int) -> None:

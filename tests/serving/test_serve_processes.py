@@ -1,4 +1,4 @@
-"""Processes of a running server: who died first, and the shared memory that they leave."""
+"""Processes of a running server: which died first, and the shared memory that they leave."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from judge_decoding.serving.processes import Deaths
 
 
 def test_deaths_are_known_in_their_order_however_late_one_looks() -> None:
-    """The bug: where a model's death made the server abort, both were gone when the launcher
+    """Regression: if a model's death made the server abort, both were gone when the launcher
     looked, and it named the server."""
     children = [subprocess.Popen(["sleep", "60"]) for _ in range(4)]
     deaths = Deaths()
@@ -26,7 +26,7 @@ def test_deaths_are_known_in_their_order_however_late_one_looks() -> None:
     early.kill()
     early.wait()
     deaths.watch([child.pid for child in children])
-    assert deaths.ended() == [early.pid]  # not to be watched any more
+    assert deaths.ended() == [early.pid]  # it is no longer watched
     order = [others[2], others[0], others[1]]
     for child in order:
         child.kill()
@@ -40,7 +40,7 @@ def test_deaths_are_known_in_their_order_however_late_one_looks() -> None:
 def test_where_pidfds_are_forbidden_processes_are_looked_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An old container's rules: nobody has died because the launcher may not watch."""
+    """As under an old container's rules: unwatched processes count as alive."""
 
     def forbidden(pid: int) -> int:
         raise PermissionError
@@ -67,7 +67,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def files() -> Iterator[list[Path]]:
-    """Three as MPICH leaves them."""
+    """Three files as MPICH leaves them."""
     paths = [shared_memory.FOLDER / f"mpich_shm_{uuid.uuid4().hex}_0" for _ in range(3)]
     for path in paths:
         path.write_bytes(bytes(4096))
@@ -94,12 +94,12 @@ def test_shared_memory_of_a_killed_process_is_removed_and_no_other(files: list[P
 def test_a_rank_notes_its_shared_memory_itself(
     files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bug: a rank that failed as soon as MPI had started was gone before the launcher looked,
+    """Regression: a rank that failed right after MPI's start was gone before the launcher looked,
     and left megabytes behind: 13 times of 72 on a busy machine."""
     monkeypatch.setenv(run_folder.FOLDER_VARIABLE, str(tmp_path))
     run_folder.announce("rank 0")
     with files[0].open("r+b") as file, mmap.mmap(file.fileno(), 0):
         run_folder.announce("rank 1", pid=os.getpid())
-    (noted,) = run_folder.processes(tmp_path)  # one process, one note: the later
+    (noted,) = run_folder.processes(tmp_path)  # one process, one note: the later one
     assert noted.role == "rank 1"
     assert noted.segments == [str(files[0])]

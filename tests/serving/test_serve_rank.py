@@ -1,4 +1,4 @@
-"""deploy/rank.sh with a real server: rank 0 of a world that the launcher did not start."""
+"""deploy/rank.sh with a real server: rank 0 of a world that the launcher has not started."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ SpeculativeDecoder.step = failing
 metrics = runpy.run_path(str(shipped("triton_repo/judge_decoding/1/metrics.py")))
 MetricsEndpoint = metrics["MetricsEndpoint"]
 """
-"""A metrics.py for the core model, which looks for its modules in the working folder first: with it
-the engine fails when told to."""
+"""A metrics.py for the core model, which looks for modules in the working folder first. With it the
+engine fails on request."""
 
 
 class Rank:
-    """Rank 0's process, or that of the whole world, and what they say."""
+    """The process of rank 0 or of the whole world, and its output."""
 
     def __init__(self, folder: Path, target: Path, draft: Path, ranks: dict[str, object]) -> None:
         http, grpc, metrics = free_ports(3)
@@ -74,7 +74,7 @@ class Rank:
 
     @contextmanager
     def run(self, *words: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Ready, and ended behind itself."""
+        """Starts the processes, waits until they are ready, and ends them afterwards."""
         with self.log.open("wb") as log:
             process = subprocess.Popen(
                 words,
@@ -102,7 +102,7 @@ class Rank:
 def test_an_engine_that_fails_ends_the_server(
     tiny_target: Path, tiny_draft: Path, tmp_path: Path
 ) -> None:
-    """A server that answers "engine: it failed" for ever, and says that it is ready, stayed."""
+    """Regression: the server stayed, "ready", and answered "engine: it failed" for ever."""
     rank = Rank(tmp_path, tiny_target, tiny_draft, {})
     (tmp_path / "metrics.py").write_text(FAILING.format(trigger=tmp_path / "fail"))
     with rank.run("bash", str(RANK), SLURM_PROCID="0") as process:
@@ -123,11 +123,11 @@ def test_an_engine_that_fails_ends_the_server(
 def test_a_world_of_ranks_that_mpiexec_started_drains(
     tiny_target: Path, tiny_draft: Path, tmp_path: Path
 ) -> None:
-    """SIGTERM cut what ran: nobody asked the loop to finish it. And a new request hears that it may
-    be sent to another server."""
+    """Regression: SIGTERM cut running answers, since the loop was not asked to finish them. A new
+    request is told that another server may take it."""
     one = {"tp": 1, "threads": 1}
     rank = Rank(tmp_path, tiny_target, tiny_draft, {"ranks": {"draft": one, "target": one}})
-    # As srun would: the rank's number is in the environment.
+    # As srun would do: the rank's number is in the environment.
     each = f'SLURM_PROCID=$PMI_RANK; export SLURM_PROCID; exec bash "{RANK}"'
     mpiexec = str(Path(sys.executable).parent / "mpiexec")
     with (
@@ -153,7 +153,7 @@ def test_a_world_of_ranks_that_mpiexec_started_drains(
 
 
 def rank_0(world: int) -> int:
-    """The launcher's pid, of all processes below mpiexec's."""
+    """The launcher's pid, found among the processes below mpiexec."""
     from clients.server import descendants
 
     for pid in descendants(world):

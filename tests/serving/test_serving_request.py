@@ -1,4 +1,4 @@
-"""What a client may send, array by array; the responses' arrays; text streams by sequence."""
+"""What a client may send, array by array; the arrays of responses; text streams by sequence."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def tokenizer(tiny_target: Path) -> Tokenizer:
 
 
 def arrays(**values: Any) -> dict[str, np.ndarray]:
-    """As a transport hands them over: a batch of one."""
+    """Arrays as a transport passes them: a batch of one."""
     kinds = {float: np.float32, int: np.int32, bool: bool, bytes: object}
     made = {}
     for name, value in values.items():
@@ -80,7 +80,7 @@ def test_everything_given_arrives(deployment: Deployment) -> None:
     assert asked(deployment, **values) == Request(
         [1, 2],
         9,
-        # The decimals that were meant, not float32's neighbours.
+        # The intended decimals, not float32's neighbours.
         deployment.default_acceptance(rule="judge", threshold=0.99),
         Sampling(0.7, 5, 0.9, 11),
         max_draft_len=3,
@@ -97,7 +97,7 @@ def test_aliases_and_the_habits_of_other_clients(deployment: Deployment) -> None
     assert asked(deployment, max_draft_len=1, num_draft_tokens=2).max_draft_len == 1
     greedy = asked(deployment, temperature=1.0, top_k=1)
     assert greedy.sampling.greedy and greedy.acceptance.rule == "strict"
-    # A default of `strict` is greedy: sampling without naming a rule is lossless sampling.
+    # A default of `strict` is greedy; with a temperature and no rule, it is lossless sampling.
     assert asked(deployment, temperature=1.0).acceptance.rule == "rejection"
     named = asked(deployment, temperature=1.0, acceptance_rule=b"strict")
     assert named.acceptance.rule == "strict"
@@ -171,7 +171,7 @@ def test_bounds_themselves_are_allowed(deployment: Deployment, values: dict[str,
 
 
 def test_what_is_not_asked_for_is_not_returned() -> None:
-    """Except for the counts, which load generators and Triton's OpenAI front end always ask for."""
+    """Except for the counts, which load generators and Triton's OpenAI front end always need."""
     assert Parameters().model_dump() == {
         "max_tokens": None,
         "min_tokens": 0,
@@ -196,7 +196,7 @@ def test_what_is_not_asked_for_is_not_returned() -> None:
 
 
 def test_how_many_tokens_an_answer_has(deployment: Deployment) -> None:
-    """Asked for, else 128, else the deployment's limit where it is less."""
+    """The requested number, else 128, or the deployment's limit if that is less."""
     for limit, asked_for, expected in (
         (50, 7, 7),
         (50, None, 50),
@@ -311,7 +311,7 @@ def test_bad_prompts_are_refused(
 def test_a_chat_has_the_templates_own_special_tokens_only(
     deployment: Deployment, llama_like: Path
 ) -> None:
-    """A raw text gets the tokenizer's BOS; the chat template writes one itself."""
+    """A raw text gets the tokenizer's BOS; a chat template writes its own."""
     tokenizer = Tokenizer(llama_like)
     roomy = long_texts(deployment)
     turn = [{"role": "user", "content": "Hi"}]
@@ -330,7 +330,7 @@ def test_a_chat_has_the_templates_own_special_tokens_only(
 
 
 def test_the_largest_prompt_is_taken(deployment: Deployment, tokenizer: Tokenizer) -> None:
-    """Bytes of both texts together; what the loop cannot hold, it says itself."""
+    """The bytes of both texts count together; the loop itself reports what it cannot hold."""
     assert prompt(arrays(text_input=b"x" * 100), tokenizer, deployment)[1] == "x" * 100
     turn = json.dumps([{"role": "u", "content": "x"}]).encode()
     rest = 100 - len(turn)
@@ -346,7 +346,7 @@ def test_a_text_is_counted_where_its_bytes_are_more_than_a_context_of_long_token
 ) -> None:
     tokenizer = Counted(tiny_target)
     text = b"x" * (16 * 64 + extra)
-    if not extra:  # tokenized as a whole: the loop says how long it is
+    if not extra:  # tokenized as a whole; the loop reports its length
         ids, _ = prompt(arrays(text_input=text), tokenizer, long_texts(deployment))
         assert len(ids) == 1024 and tokenizer.lengths == [1024]
         return
@@ -356,7 +356,7 @@ def test_a_text_is_counted_where_its_bytes_are_more_than_a_context_of_long_token
 
 
 class Counted(Tokenizer):
-    """Notes the length of every text that it is given."""
+    """Records the length of every text that it gets."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -368,7 +368,7 @@ class Counted(Tokenizer):
 
 
 def long_texts(deployment: Deployment) -> Deployment:
-    """The same, but for the bound on bytes."""
+    """The same deployment without the bound on bytes."""
     return deployment.override(server={"max_prompt_bytes": 1_000_000})
 
 
@@ -377,7 +377,7 @@ def long_texts(deployment: Deployment) -> Deployment:
 def test_what_is_far_too_long_is_refused_after_its_first_bytes(
     deployment: Deployment, tiny_target: Path, character: str, how: str
 ) -> None:
-    """1 MB was tokenized to its end, for seconds, before anybody noticed; others waited."""
+    """Regression: 1 MB was tokenized to its end, for seconds, then refused; others waited."""
     tokenizer = Counted(tiny_target)
     text = character * (900_000 // len(character.encode()))
     values: dict[str, Any] = {"text_input": text.encode(), "chat": how == "chat"}
@@ -390,14 +390,14 @@ def test_what_is_far_too_long_is_refused_after_its_first_bytes(
         "prompt: more than 64 tokens do not fit the context of 64 with an answer; "
         "shorten it or raise limits.max_context"
     )
-    # 16 bytes for each of 64 tokens; a byte is a token here.
+    # 16 bytes for each of 64 tokens; here a byte is a token.
     assert len(tokenizer.lengths) == 1 and tokenizer.lengths[0] <= 16 * 64
 
 
 def test_a_long_text_of_few_tokens_is_not_too_long(
     deployment: Deployment, tiny_target: Path, tmp_path: Path
 ) -> None:
-    """Some tokens are long: the tokens count, not the bytes. A cut changes a count by little."""
+    """Some tokens are long, so tokens count and not bytes. A cut hardly changes their number."""
     document = json.loads((tiny_target / "tokenizer.json").read_text())
     for number in range(5):  # 2, 4, ... 32 times x is one token
         piece = "x" * 2**number
@@ -405,7 +405,7 @@ def test_a_long_text_of_few_tokens_is_not_too_long(
         document["model"]["vocab"][2 * piece] = 256 + number
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
     tokenizer = Tokenizer(tmp_path)
-    for tokens in (60, 120):  # 120 do not fit, which the loop says: they are not far too many
+    for tokens in (60, 120):  # 120 do not fit, as the loop reports, but are not far too many
         ids, _ = prompt(arrays(text_input=b"x" * 32 * tokens), tokenizer, long_texts(deployment))
         assert ids == [260] * tokens
     with pytest.raises(UserError, match="more than 64 tokens do not fit"):
@@ -476,7 +476,7 @@ def test_a_reply_that_does_not_stream_is_one_response() -> None:
 
 
 def test_a_stream_may_send_what_several_rounds_emitted() -> None:
-    """The first round at once, then one response in three; the last has whatever is left."""
+    """The first round is sent at once, then every third; the last response has the rest."""
     reply = Reply(1, SECRET, Request([1], 99), Parameters(stream=True), stream_interval=3)
     rounds = [[Token(i, "aligned", None), Token(10 + i, "target", None)] for i in range(6)]
     sent = [reply.add(Update(0, tokens, "", None, 2), None) for tokens in rounds]
@@ -501,7 +501,7 @@ def test_an_end_token_that_does_not_count_has_text() -> None:
 
 
 def test_text_comes_out_as_the_loops_own_stream_would(tokenizer: Tokenizer) -> None:
-    """Two sequences interleaved, characters of several bytes, a stop string over three tokens."""
+    """Two interleaved sequences, characters of several bytes, a stop string over three tokens."""
     texts = {1: "Zürich → 東京 and so", 2: "one two END"}
     stops: dict[int, tuple[str, ...]] = {1: (), 2: ("END",)}
     ids = {n: tokenizer.encode(text) for n, text in texts.items()}
@@ -536,7 +536,7 @@ def push(streams: Detokenizer, number: int, ids: Sequence[int], at: int) -> str:
 
 
 def test_streams_of_clients_that_vanished_are_bounded(tokenizer: Tokenizer) -> None:
-    """And the one that has been silent longest goes: not one that is spoken to all the time."""
+    """The one that has been silent longest is dropped, and none that is in use."""
     streams = Detokenizer(tokenizer, capacity=3)
     for n in range(1, 100):
         assert push(streams, 0, [65], at=n - 1) == tokenizer.decode([65])
@@ -547,10 +547,10 @@ def test_streams_of_clients_that_vanished_are_bounded(tokenizer: Tokenizer) -> N
 
 
 def test_an_order_that_comes_twice_changes_nothing(tokenizer: Tokenizer) -> None:
-    """A caller of the core has signed orders of its own: they cannot be given again and again."""
+    """Direct callers of the core have signed orders, which must not work more than once."""
     streams = Detokenizer(tokenizer, capacity=3)
     ids = tokenizer.encode("Zürich")
-    assert push(streams, 7, ids[:2], at=0) == "Z"  # and half of a character
+    assert push(streams, 7, ids[:2], at=0) == "Z"  # and half a character
     with pytest.raises(UserError, match=r"^detokenize: tokens from 0 on .* read up to 2; it came"):
         push(streams, 7, ids[:2], at=0)
     assert push(streams, 7, ids[2:], at=2) == "ürich"
@@ -570,10 +570,10 @@ def test_an_order_that_comes_twice_changes_nothing(tokenizer: Tokenizer) -> None
     ],
 )
 def test_only_what_the_server_signed_is_an_order(forge: Any) -> None:
-    """Anybody could send orders under a number that was guessed: text of others was cut."""
+    """Regression: anybody could send orders with a guessed number, and others' text was cut."""
     document = {"sequence": 1, "ids": [65]}
     signed = order.sign(document, SECRET)
-    assert signed.isascii()  # it is a string in a direct caller's JSON
+    assert signed.isascii()  # it is a string in the JSON of a direct caller
     assert order.read(signed, SECRET) == document
     with pytest.raises(UserError) as refused:
         order.read(forge(signed), SECRET)
@@ -585,7 +585,7 @@ def test_only_what_the_server_signed_is_an_order(forge: Any) -> None:
 def test_processes_of_a_server_agree_on_one_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Made by whoever asks first, in the run folder, for no other user's eyes."""
+    """The first process that needs it makes it, in the run folder, readable by no other user."""
     monkeypatch.setenv(run_folder.FOLDER_VARIABLE, str(tmp_path))
     secret = run_folder.secret()
     assert len(secret) == 32

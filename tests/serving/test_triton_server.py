@@ -1,4 +1,4 @@
-"""The real Triton server on tiny models, in fp32, against the same loop in this process."""
+"""The real Triton server on tiny models in fp32, compared with the same loop in this process."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def config(tiny_target: Path, tiny_draft: Path, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def server(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    trap = Trap()  # a proxy in the environment: nothing of ours goes through it
+    trap = Trap()  # a proxy in the environment, which our processes must not use
     folder = tmp_path_factory.mktemp("server")
     with Serving(config, folder, variables=trap.variables) as running:
         yield running
@@ -74,7 +74,7 @@ def loop(config: Path) -> Pipeline:
 def here(
     loop: Pipeline, prompt: str, tokens: int, rule: str | None = None, **changes: Any
 ) -> Result:
-    """The in-process loop's answer."""
+    """The result of the loop in this process."""
     threshold = changes.pop("threshold", None)
     return loop.decoder.generate(
         [
@@ -150,7 +150,7 @@ def test_without_stream_there_is_one_response(server: Serving, loop: Pipeline) -
 def test_sixteen_streams_at_once_are_all_complete_and_right(
     server: Serving, loop: Pipeline
 ) -> None:
-    """Four slots, so twelve of them wait."""
+    """There are four slots, so twelve streams wait."""
     expected = [here(loop, prompt, 40) for prompt in PROMPTS]
 
     def one(prompt: str) -> list[Response]:
@@ -185,7 +185,7 @@ def test_none_and_strict_write_the_same_text(server: Serving) -> None:
 def test_rule_threshold_and_draft_length_are_a_requests_own(
     server: Serving, loop: Pipeline
 ) -> None:
-    """Side by side in one batch: exact, everything, half; another draft length."""
+    """Side by side in one batch: none, all, half of the drafts judged; another draft length."""
     asked = [
         {"acceptance_rule": "judge", "judge_threshold": 1.0},
         {"acceptance_rule": "judge", "judge_threshold": 0.0, "max_draft_len": 2},
@@ -247,7 +247,7 @@ def test_the_prompt_can_be_a_conversation_or_a_turn_and_can_be_returned(
 def test_an_end_token_has_no_text_and_min_tokens_passes_it_over(
     server: Serving, loop: Pipeline
 ) -> None:
-    """Prompts until one ends by itself: the tiny model's end token is an ordinary byte."""
+    """Prompts until an answer ends by itself: the tiny model's end token is an ordinary byte."""
     ended = next(
         (p, r)
         for p in (f"{a}{b}" for a in "abcdefghijklm" for b in "nopqrstuvwxyz")
@@ -306,7 +306,7 @@ def test_a_cancel_frees_the_slot_within_two_rounds(server: Serving, loop: Pipeli
         first = stream.next()
         stream.send(text_input="", stop=True, request_id="mine")
         last = list(stream.responses())
-        if last[-1]["num_output_tokens"][0] == 0:  # the answer to the cancel itself came first
+        if last[-1]["num_output_tokens"][0] == 0:  # the answer to the cancel came first
             last = list(stream.responses())
         assert last[-1]["finish_reason"][0] == b"cancelled"
         assert 0 < last[-1]["num_output_tokens"][0] < 900
@@ -334,7 +334,7 @@ def test_a_client_of_the_core_that_leaves_is_cancelled(server: Serving, loop: Pi
 
 
 def test_a_client_of_the_ensemble_that_leaves_hurts_nobody(server: Serving, loop: Pipeline) -> None:
-    """Triton does not tell the core: the answer runs to its end, and then the slot is free."""
+    """Triton does not tell the core, so the answer runs to its end; then the slot is free."""
     before = ended(server, "length")
     with Stream(server) as stream:
         stream.send(text_input=PROMPTS[8], **LONG)
@@ -354,7 +354,7 @@ def test_a_full_queue_refuses_with_advice_in_every_protocol(server: Serving) -> 
     with Stream(server) as stream, JudgeClient(server.url) as client:
 
         def overfill() -> None:
-            """At the core: the line before the tokenizer is full as well where that is slower."""
+            """Sends to the core, since the queue of a slower tokenizer could fill up first."""
             for _ in range(4 + 16 + 1):
                 stream.send(model="judge_decoding", input_ids=[65, 66], request_id="many", **LONG)
 
@@ -385,7 +385,7 @@ def test_a_full_queue_refuses_with_advice_in_every_protocol(server: Serving) -> 
 
 
 def test_a_deadline_ends_an_answer_with_what_it_has(server: Serving, loop: Pipeline) -> None:
-    """Ours, Triton's own `timeout`, and the same in the queue; 900 rounds take far longer."""
+    """Our deadline, Triton's own `timeout`, and one in the queue; 900 rounds take far longer."""
     late = ended(server, "deadline")
     whole = here(loop, PROMPTS[9], 900, "none", ignore_end=True)
     for limit in ({"deadline_ms": 30}, {"timeout_us": 30_000}):
@@ -408,14 +408,14 @@ def test_a_deadline_ends_an_answer_with_what_it_has(server: Serving, loop: Pipel
 
 
 def samples(server: Serving) -> dict[str, float]:
-    """Our metrics by name and labels, read by Prometheus' own parser; types checked."""
+    """Our metrics by name and labels, read by Prometheus' own parser; their types are checked."""
     found = dict[str, float]()
     for parsed in text_string_to_metric_families(server.metrics()):
         for sample in parsed.samples:
             if not sample.name.startswith(PREFIX):
                 continue
             name = sample.name.removeprefix(PREFIX)
-            if name not in FAMILIES:  # the parser itself gives counters the name of OpenMetrics
+            if name not in FAMILIES:  # the parser itself gives counters their OpenMetrics names
                 name = name.removesuffix("_total")
             assert parsed.type == FAMILIES[name].kind, name
             labels = dict(sample.labels)
@@ -507,7 +507,7 @@ def test_bad_input_is_an_error_with_a_message(
 
 
 def test_refusals_of_every_kind_are_counted_once(server: Serving) -> None:
-    """Those of parameters were not: the core had refused them before the scheduler saw them."""
+    """Regression: invalid parameters were not counted, since the core refused them itself."""
     before = server.metric("request_failure_total", reason="invalid")
     asked = ({"max_tokens": 0}, {"max_tokens": 901}, {"stop": True}, {"text_input": "x" * 1200})
     for values in asked:
@@ -522,7 +522,7 @@ def order_of(response: Response) -> str:
 
 
 def detokenize(server: Serving, order: str) -> str:
-    """The postprocessing called by name: the text, or why not."""
+    """Calls the postprocessing by name; returns the text, or the error."""
     tensor = {"name": "detokenize", "datatype": "BYTES", "shape": [1, 1], "data": [order]}
     body = json.dumps({"inputs": [tensor]}).encode()
     try:
@@ -533,8 +533,8 @@ def detokenize(server: Serving, order: str) -> str:
 
 
 def test_nobody_writes_into_anothers_text(server: Serving) -> None:
-    """Sequences were numbered one by one, and anybody could give orders under the next number: an
-    answer lost text, got other text, or ended early. Nine orders put out the streams of all."""
+    """Regression: sequences were numbered one by one, and anybody could send orders with the next
+    number: answers lost text, got other text or ended early; nine orders stopped all."""
     unsigned = "detokenize: it is not signed by this server; call the model `ensemble`"
     own: list[list[str]] = []
     for _ in range(12):  # more than twice as many as run at once
@@ -550,7 +550,7 @@ def test_nobody_writes_into_anothers_text(server: Serving) -> None:
     documents = [json.loads(orders[0][64:]) for orders in own]
     numbers = [document["sequence"] for document in documents]
     gaps = [abs(a - b) for i, a in enumerate(numbers) for b in numbers[:i]]
-    assert min(gaps) > 1000  # of 62 random bits each
+    assert min(gaps) > 1000  # each has 62 random bits
 
     victim = GenerateRequest("Victim", max_tokens=300, ignore_eos=True, rule="none", stop=["zzzz"])
     with JudgeClient(server.url, timeout=120) as client:
@@ -562,7 +562,7 @@ def test_nobody_writes_into_anothers_text(server: Serving) -> None:
                 forged = documents[0] | {"sequence": number, "ids": [65], "finish": finish}
                 assert detokenize(server, json.dumps(forged)) == unsigned
                 assert detokenize(server, own[0][0][:64] + json.dumps(forged)) == unsigned
-        for orders in own:  # whoever calls the core has these, and they are in order: let them
+        for orders in own:  # whoever calls the core has these, and they are in order
             assert detokenize(server, orders[0]) != unsigned
             assert "it came twice" in detokenize(server, orders[0])
         got += [chunk.text for chunk in chunks]

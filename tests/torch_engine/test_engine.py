@@ -1,4 +1,4 @@
-"""Drafter and target on tiny models: caches after every verdict, batches, refusals."""
+"""Drafter and target on tiny models: caches after every verdict, batches, and refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PROMPT = [7, 3, 250, 19, 88, 41, 5]
 
 
 def judge(feature: str = "pre_norm") -> Judge:
-    # Small: at full size the tiny models' states saturate the sigmoid to exactly 0 and 1.
+    # Small, since the tiny models' states saturate the sigmoid to exactly 0 and 1 otherwise.
     weight = 0.02 * torch.randn(64, generator=torch.Generator().manual_seed(4))
     metadata = JudgeMetadata(
         feature=feature,
@@ -86,7 +86,7 @@ def greedy_text(target: TorchTarget, count: int, prompt: list[int] = PROMPT) -> 
 def test_caches_are_right_after_a_rejection_at_every_index(
     target: TorchTarget, drafter: TorchDrafter, wrong_at: int
 ) -> None:
-    """Regression guard for the classic bug: stale keys after a partial acceptance."""
+    """Guards against the classic bug: stale keys after a partial acceptance."""
     k = 8
     own = greedy_text(target, 2 * k)
     draft = own[:k]
@@ -97,14 +97,14 @@ def test_caches_are_right_after_a_rejection_at_every_index(
     assert verdict.next_token == own[wrong_at]
     text = PROMPT + own[: wrong_at + 1]
     target.check_integrity({0: text[:-1]}, deep=True)
-    # The draft's cache: it read the prompt and its own tokens but the last.
+    # The draft's cache holds the prompt and its own tokens except the last.
     drafter.propose([ProposeRequest(0, 0, PROMPT, k)])
     kept = len(PROMPT)
     proposal = drafter.propose([ProposeRequest(0, kept, [own[0]], k)])[0]
     fresh = drafter.propose([ProposeRequest(1, 0, [*PROMPT, own[0]], k)])[0]
     assert proposal.tokens == fresh.tokens
     drafter.check_integrity({0: [*PROMPT, own[0]], 1: [*PROMPT, own[0]]}, deep=True)
-    # And the next round goes on as if nothing had been refused.
+    # The next round continues as if nothing had been refused.
     after = target.verify(
         [VerifyRequest(0, len(text) - 1, text[-1:], Proposal(own[wrong_at + 1 :][:4]))]
     )
@@ -259,7 +259,7 @@ def test_wrong_requests_are_refused_before_they_spoil_a_cache(target: TorchTarge
 
 
 def test_the_drafts_draws_are_not_the_targets(target: TorchTarget) -> None:
-    """With one seed for both, a draft of the target's own weights would repeat its next draws."""
+    """With the same seed, a draft with the target's weights would anticipate its draws."""
     twin = TorchDrafter(target.model, max_sequences=3, max_context=256)
     same = 0
     for seed in range(30):
@@ -275,7 +275,7 @@ def test_the_drafts_draws_are_not_the_targets(target: TorchTarget) -> None:
 def test_a_sequence_draws_on_where_it_was_and_anew_under_a_number_used_again(
     target: TorchTarget,
 ) -> None:
-    """A generator of its own for each sequence, from the seed, until it is released."""
+    """Each sequence has its own generator, started from the seed and kept until it is released."""
 
     def draws(sequence: int) -> list[int]:
         request = VerifyRequest(sequence, 0, PROMPT, sampling=Sampling(temperature=3.0, seed=2**63))
@@ -283,15 +283,15 @@ def test_a_sequence_draws_on_where_it_was_and_anew_under_a_number_used_again(
 
     first = draws(0)
     assert len(set(first)) > 1
-    assert draws(1) == first  # beside it
+    assert draws(1) == first  # at the same time
     assert draws(0) != first
     target.release(0)
     assert draws(0) == first
 
 
 def test_a_long_draft_is_verified_as_a_short_one(target: TorchTarget) -> None:
-    """The rows that are wanted are in the last piece, however text, draft and chunk lie: a chunk
-    is 16 tokens here."""
+    """The requested rows are in the last piece, however text, draft and chunk lie. A chunk is 16
+    tokens here."""
     for length in (1, 15, 16, 17, 31, 32, 33, 47, 48, 49):
         for k in (0, 1, 14, 15, 16, 17, 40):
             prompt = (PROMPT * 9)[:length]
@@ -381,9 +381,9 @@ def test_slots_are_filled_kept_and_given_back() -> None:
     slots = Slots(2, 4)
     assert slots.extend(7, 0, [1, 2]) == Segment(0, 0, 2)
     assert slots.extend(8, 0, [3]) == Segment(1, 0, 1)
-    assert slots.extend(7, 1, [5, 6, 7]) == Segment(0, 1, 3)  # full, and not beyond
+    assert slots.extend(7, 1, [5, 6, 7]) == Segment(0, 1, 3)  # it is full, and not beyond that
     slots.check({7: [1, 5, 6, 7], 8: [3]})
-    slots.check({7: [1], 8: []})  # beginnings
+    slots.check({7: [1], 8: []})  # texts' beginnings
     slots.truncate(7, 2)
     slots.check({7: [1, 5], 8: [3]})
     with pytest.raises(ValueError, match="keep=3, but the cache holds 2"):
@@ -441,7 +441,7 @@ def test_a_context_beyond_the_models_positions_is_refused(tiny_target: Path) -> 
 
 
 def test_only_judged_requests_get_scores(target: TorchTarget) -> None:
-    """Regression: a strict request that shared a pass with a judged one came back with scores."""
+    """Regression: a strict request that shared a pass with a judged one returned scores."""
     requests = [
         VerifyRequest(n, 0, PROMPT, Proposal([1, 2]), acceptance=Acceptance(rule))
         for n, rule in enumerate(("strict", "judge", "none"))

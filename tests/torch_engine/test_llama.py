@@ -38,7 +38,7 @@ FEATURES: dict[str, dict[str, Any]] = {
 
 
 def logits_of(folder: Path, tokens: torch.Tensor, chunk: int) -> torch.Tensor:
-    """Ours, in fp32, read in chunks as prefill does."""
+    """Our logits in fp32, read in chunks as prefill does."""
     config = Checkpoint(folder).config
     model = Llama(Checkpoint(folder), dtype=torch.float32, context=len(tokens))
     kv = KeyValues(config, 1, len(tokens), torch.float32)
@@ -63,7 +63,7 @@ def assert_agrees(folder: Path, vocab_size: int) -> None:
 @pytest.mark.parametrize("feature", FEATURES)
 def test_agrees_with_transformers_over_512_positions(tmp_path: Path, feature: str) -> None:
     changes = dict(FEATURES[feature])
-    # 0.1: at 0.3 the logits reach tens and fp32 rounding alone reaches the bound.
+    # 0.1, since at 0.3 the logits reach tens, and fp32 rounding alone reaches the bound.
     folder = write_llama(tmp_path / "model", initializer_range=0.1, **changes)
     assert_agrees(folder, changes.get("vocab_size", 256))
     assert ("index.json" in str(sorted(folder.iterdir()))) == (feature == "sharded file")
@@ -123,7 +123,7 @@ def test_the_fingerprint_names_the_weights_not_the_files(tmp_path: Path) -> None
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"quantization_config": {"bits": 4}}, "quantized"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn'"),
-        # Regression: tracebacks, or a wrong value taken in.
+        # Regressions: tracebacks, or a wrong value was accepted.
         ({"rope_scaling": "llama3"}, "config.json has rope_scaling 'llama3', not an object"),
         ({"rope_parameters": ["llama3"]}, r"has rope_parameters \['llama3'\], not an object"),
         ({"rope_parameters": LLAMA31_ROPE | {"factor": "8"}}, "has factor '8', not a number"),
@@ -150,7 +150,7 @@ def test_what_the_forward_cannot_run_is_refused(
 
 
 def test_what_may_be_null_in_a_config(tmp_path: Path) -> None:
-    """As transformers writes it, for one."""
+    """For example as transformers writes it."""
     folder = write_llama(tmp_path / "model")
     before = Checkpoint(folder).config
     config = json.loads((folder / "config.json").read_text())
@@ -162,7 +162,7 @@ def test_what_may_be_null_in_a_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 @pytest.mark.parametrize("value", ["</s>", ["</s>"], [1, None], 1.5, True, {"id": 2}])
 def test_end_tokens_are_ids(tmp_path: Path, name: str, value: Any) -> None:
-    """Regression: "</s>" was taken for the end tokens "<", "/", "s" and ">"."""
+    """Regression: "</s>" was read as the end tokens "<", "/", "s" and ">"."""
     folder = write_llama(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "generation_config.json").unlink()
@@ -176,7 +176,7 @@ def test_end_tokens_are_ids(tmp_path: Path, name: str, value: Any) -> None:
 
 
 def test_caches_beyond_the_memory_are_refused_in_words(tiny_target: Path) -> None:
-    """Regression: a RuntimeError of the allocator. 563 TB are more than can be addressed."""
+    """Regression: the allocator's RuntimeError. 563 TB are more than can be addressed."""
     with pytest.raises(UserError) as error:
         KeyValues(Checkpoint(tiny_target).config, 1024, 2**30, torch.float32)
     assert str(error.value) == (
@@ -201,14 +201,14 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
 
 
 def test_parts_of_ranks_are_added_in_float32_and_rounded_once() -> None:
-    """In bf16 256 + 1 is 256, twice; in float32 the sum is 258, which bf16 has."""
+    """In bf16, 256 + 1 is 256, twice; in float32 the sum is 258, which bf16 can hold."""
     parts = [torch.tensor([256.0, 1.0], dtype=torch.bfloat16)]
     parts += [torch.tensor([1.0, 256.0], dtype=torch.bfloat16)]
     parts += [torch.tensor([1.0, 1.0], dtype=torch.bfloat16)]
     total = sum_in_order(parts)
     assert total.dtype == torch.bfloat16
     assert total.tolist() == [258.0, 258.0]
-    assert parts[0].tolist() == [256.0, 1.0]  # nobody's own part is written to
+    assert parts[0].tolist() == [256.0, 1.0]  # no rank's own part is overwritten
 
 
 def test_parts_of_ranks_are_added_in_their_order() -> None:
@@ -247,7 +247,7 @@ class Thread:
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 0.06)])
 def test_two_ranks_compute_what_one_does(tmp_path: Path, dtype: torch.dtype, bound: float) -> None:
-    """Three key heads on two ranks, in both types; and both ranks have the same bits."""
+    """Three key heads on two ranks, in both dtypes; both ranks have the same bits."""
     folder = write_llama(
         tmp_path / "m",
         hidden_size=48,

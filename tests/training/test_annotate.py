@@ -30,7 +30,7 @@ ANSWERS = [
 
 
 def annotate(folder: Path, tokenizer: Path, keys: str, *options: str) -> tuple[int, str]:
-    """Press `keys` once the first answer is shown -> exit code, all that was on the screen."""
+    """Press `keys` once the first answer is shown -> exit code, everything on the screen."""
     source = folder / "answers.jsonl"
     source.write_text("".join(json.dumps(a) + "\n" for a in ANSWERS))
     ours, theirs = pty.openpty()
@@ -67,13 +67,13 @@ def annotate(folder: Path, tokenizer: Path, keys: str, *options: str) -> tuple[i
 
 
 def own_the_terminal() -> None:
-    """Ctrl-C is then a signal, also where `make test` was started in the background (sh's `&`)."""
+    """Makes Ctrl-C a signal, even if `make test` was started in the background (sh's `&`)."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def plain(screen: str) -> str:
-    """Without colours and cursor movements."""
+    """The screen without colours and cursor movements."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen)
 
 
@@ -83,8 +83,8 @@ def spans(folder: Path) -> dict[str, list[tuple[int, int, str]]]:
 
 
 def test_errors_are_marked_decisions_undone_and_a_second_run_goes_on(tiny_target, tmp_path):
-    # 1. Lisbon is the error: six tokens from the seventh on. "Four." is called ignored by mistake,
-    #    and then good. The third is put off.
+    # 1. Lisbon is the error: six tokens from the seventh on. "Four." is first marked ignored by
+    #    mistake, and then good. The third is left for later.
     to_lisbon, over_it = RIGHT * 7 + LEFT, "v" + "l" * 5
     code, screen = annotate(tmp_path, tiny_target, f"{to_lisbon}{over_it}eiugs")
     assert code == 0, screen
@@ -93,7 +93,7 @@ def test_errors_are_marked_decisions_undone_and_a_second_run_goes_on(tiny_target
         "The capital of Peru?": [(0, 6, "good"), (6, 12, "bad"), (12, 22, "ignore")],
         "Two and two?": [(0, 5, "good")],
     }
-    # 2. What was put off is all that is shown now; its last token is the error.
+    # 2. Only the answer that was left is shown now; its last token is the error.
     code, screen = annotate(tmp_path, tiny_target, f"{DOWN}0{END}e", "--after-error", "negative")
     assert code == 0, screen
     assert "Peru" not in screen and "3 of 3" in screen
@@ -104,7 +104,7 @@ def test_errors_are_marked_decisions_undone_and_a_second_run_goes_on(tiny_target
     ]
     assert (third.chat, third.split, third.response_ids) == (False, "heldout", [56, 68, 82])
     assert read_labels([tmp_path / "labels.jsonl"])[1].group == "sum:2+2"
-    # 3. Another annotator sees all of them, and quits after one.
+    # 3. Another annotator sees all answers, and quits after one.
     code, screen = annotate(tmp_path, tiny_target, "gq", "--annotator", "kim")
     assert code == 0, screen
     kim = read_labels([tmp_path / "labels.jsonl"])[3:]

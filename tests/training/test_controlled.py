@@ -127,8 +127,8 @@ def test_the_shipped_task_is_the_generators_and_is_held_out() -> None:
 
 
 def test_some_number_sequences_are_in_both_halves() -> None:
-    """Known, and told in docs/controlled.md: problems differ, by name or thing; their numbers need
-    not."""
+    """A known limit (docs/controlled.md): problems of both halves differ by name or thing, but may
+    share their numbers."""
     asked = dict(zip([i.prompt for i in task_items()], task_problems(), strict=True))
     halves: dict[tuple[int, tuple[int, ...]], list[str | None]] = {}
     for item in read_task("controlled"):
@@ -154,10 +154,10 @@ def test_a_word_leads_astray_where_the_target_goes_on_falsely_by_itself() -> Non
     tokenizer, encode = Tokenizer(MODELS / "controlled-target"), Encoder()
     ids = [*encode(TRUE.split()), END]
     own = ids.copy()
-    # Its own choices: another wording twice, both true, and then a wrong total.
+    # The target's own choices: another wording twice, both true, then a wrong total.
     own[6], own[13], own[15] = encode(["Then", "so", "13"])
     assert [i for i, bad in enumerate(leads_astray(tokenizer, PROBLEM, ids, own)) if bad] == [13]
-    # An answer that ends too early is one where the target's next word would have been false.
+    # In an answer that ends too early the target's next word would have been false.
     found = leads_astray(tokenizer, PROBLEM, ids[:20], own[:20])
     assert [i for i, bad in enumerate(found) if bad] == [13, 15]
 
@@ -173,7 +173,7 @@ def test_both_folders_hold_one_tokenizer_and_are_small(tmp_path: Path) -> None:
         assert (MODELS / name / "README.md").is_file()
     sizes = {n: (MODELS / n / "model.safetensors").stat().st_size for n in
              ("controlled-target", "controlled-draft")}  # fmt: skip
-    # bfloat16: two bytes a parameter.
+    # bfloat16: two bytes per parameter.
     assert (
         sizes["controlled-target"] <= 2 * 8_000_000 and sizes["controlled-draft"] <= 2 * 1_000_000
     )
@@ -199,13 +199,13 @@ def test_transformers_reads_the_same_model_and_tokenizer() -> None:
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    """As deployed, in float32: what is asserted is then the same on every machine."""
+    """As deployed, but in float32, so that the results are the same on every machine."""
     return load_pipeline(load_deployment(CONFIG))
 
 
 @pytest.fixture(scope="module")
 def found(pipeline: Pipeline) -> Evaluation:
-    """The first COUNT problems that the report is on, by all that is compared here."""
+    """The first COUNT problems of the report half, answered by every system compared here."""
     items = [item for item in read_task("controlled") if item.split == "report"][:COUNT]
     return evaluate(pipeline, items, systems_of(pipeline, ["none", "strict", "judge", "draft"]))
 
@@ -248,7 +248,7 @@ def test_the_judge_keeps_its_budget_and_goes_twice_as_far(found: Evaluation) -> 
 
 
 def test_every_number_of_the_targets_answers(found: Evaluation) -> None:
-    """Not only the last one: all but few answers are true from the first word to the last."""
+    """Not only the last number counts: nearly all answers are true from first word to last."""
     asked = dict(zip([i.prompt for i in task_items()], task_problems(), strict=True))
     true = [
         first_false(asked[item.prompt], words_of(result.text)) is None
@@ -270,8 +270,8 @@ def task_problems() -> list[Problem]:
 
 
 def test_an_inverted_judge_fails_the_gate(pipeline: Pipeline, found: Evaluation) -> None:
-    """At a budget that so few problems can decide on: the shipped judge passes. (At one point they
-    are too few for any judge, so that a failure there said nothing.)"""
+    """The budget is one that so few problems can decide, since the shipped judge passes. (With one
+    point no judge could pass, so a failure would mean nothing.)"""
     budget = 0.05
     assert groups_needed(budget) < COUNT < groups_needed(BUDGET)
     shipped = found.paired(of(found, "judge"))

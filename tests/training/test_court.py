@@ -44,7 +44,7 @@ def asked():
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    """Bytes as tokens, but for a few words: enough to see where spans begin and end."""
+    """A tokenizer of bytes and a few words, enough to see where spans begin and end."""
     from tokenizers import Tokenizer as Fast
     from tokenizers import decoders, models, pre_tokenizers
 
@@ -130,8 +130,9 @@ def test_enough_of_everything(asked):
 
 
 def test_some_facts_are_asked_the_other_way_round_in_the_other_half(asked):
-    """Known, and told in docs/labels.md: 5 + 2 and 2 + 5 are two groups, the month after July and
-    the month before August as well. One group for both would change the shipped task and labels."""
+    """A known limit (docs/labels.md): 5 + 2 and 2 + 5 are two groups, and so are the month after
+    July and the month before August. One group for both would change the shipped task and
+    labels."""
 
     def fact(q):
         if sum_of := re.fullmatch(r"sum:(\d+)([+*])(\d+)", q.group):
@@ -248,7 +249,7 @@ def test_files_are_checked(records, tmp_path):
     assert read_labels([path]) == records
     assert labels_hash(reversed(records)) == labels_hash(records)
     packed = tmp_path / "labels.jsonl.gz"
-    write_labels(packed, records)  # compressed, as its name says: it could not be read again
+    write_labels(packed, records)  # regression: it was plain text, which could not be read again
     assert gzip.decompress(packed.read_bytes()) == path.read_bytes()
     assert read_labels([packed]) == records and file_name(packed) == file_name(path) == "labels"
     assert file_name(Path("x/llama-3.1.v2.jsonl.gz")) == "llama-3.1.v2"  # versions stay apart
@@ -256,7 +257,7 @@ def test_files_are_checked(records, tmp_path):
     with pytest.raises(UserError, match=r"labels.jsonl.gz: it cannot be read \(Compressed file"):
         read_labels([packed])
     first = records[0]
-    odd = first.model_copy(update={"response": "a\u2028b\x85c"})  # ends of lines to str.splitlines
+    odd = first.model_copy(update={"response": "a\u2028b\x85c"})  # line ends to str.splitlines
     write_labels(path, [odd])
     assert read_labels([path]) == [odd]
     other = "heldout" if first.split == "train" else "train"
@@ -321,7 +322,7 @@ def test_one_domain_is_held_out_and_shares_no_fact_with_another(records, asked):
     inside = {q.group for q in asked if q.domain == domain}
     assert len(inside) == 95
     assert not inside & {q.group for q in asked if q.domain != domain}
-    # By their facts alone some would be trained on: judges from before this rule were.
+    # By their facts alone some would be trained on, as they were before this rule.
     assert {split_of(group, 0) for group in inside} == {"train", "heldout"}
     assert split_in("symbols", "element:boron", 0) == "train"
 

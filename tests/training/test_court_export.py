@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "build" / "export_tasks.py"
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the script wrote to."""
+    """The folder that the script has written to."""
     pytest.importorskip("num2words", reason="facts come from the build extra")
     folder = tmp_path_factory.mktemp("tasks")
     done = subprocess.run(

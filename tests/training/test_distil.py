@@ -31,7 +31,7 @@ LIMITS = {"dtype": "float32", "max_sequences": 4, "max_context": 128}
 
 
 def test_the_batch_writer_writes_what_the_engine_writes(tiny_target: Path) -> None:
-    """Left padding, one attention call for all, prompts of different lengths: the same tokens."""
+    """Left padding, one attention call and prompts of different lengths give the same tokens."""
     prompts = [[5, 9, 200], [7] * 20 + [3], [90], list(range(30, 41))]
     written = BatchWriter(tiny_target, torch.float32).write(prompts, 24)
     decoder = SpeculativeDecoder(Engines(None, load_target(Checkpoint(tiny_target), **LIMITS)))
@@ -40,7 +40,7 @@ def test_the_batch_writer_writes_what_the_engine_writes(tiny_target: Path) -> No
 
 
 def test_the_states_are_those_that_predicted_the_tokens(tiny_target: Path) -> None:
-    """Read again in one pass over prompt and answer: the same states, and they give the tokens."""
+    """One pass over prompt and answer gives the same states again, and they give the tokens."""
     prompts = [[5, 9, 200], [7] * 20 + [3]]
     writer = BatchWriter(tiny_target, torch.float32)
     target = load_target(Checkpoint(tiny_target), **LIMITS)
@@ -81,7 +81,7 @@ def test_text_and_states_are_written_and_a_cut_run_goes_on(
     size = sum(len(row["response_ids"]) for row in first) * 64 * 2
     assert len(first) == len({row["prompt"] for row in first}) == 100
     assert states.stat().st_size == size
-    with states.open("ab") as file:  # the states of answers that were not written any more
+    with states.open("ab") as file:  # states of answers that were not written any more
         file.write(b"x" * 1000)
     done = run_command("distil-text", str(out), *options, "--count", "150")
     assert done.code == 0, done.stderr
@@ -97,14 +97,14 @@ def test_text_and_states_are_written_and_a_cut_run_goes_on(
         assert answer.states is not None
         choices = head.logits(answer.states.to(head.dtype, copy=True)).argmax(-1)
         same += (choices == torch.tensor(answer.response)).tolist()
-    assert sum(same) / len(same) > 0.95  # near-ties in bf16 fall otherwise in another batch
+    assert sum(same) / len(same) > 0.95  # near-ties in bf16 resolve differently in another batch
     states.write_bytes(states.read_bytes()[:-2])
     with pytest.raises(UserError, match="shorter"):
         load_answers([out], tokenizer, 64)
 
 
 def test_what_a_text_marks_is_held_out(tmp_path: Path, tiny_target: Path) -> None:
-    """The first file's row counts where two have a prompt."""
+    """If two files have the same prompt, the first file's row counts."""
     text, old = tmp_path / "text.jsonl", tmp_path / "old.jsonl"
     marks = {3: "source", 5: "prompt", 7: "prompt"}
     rows = [{"prompt": f"{i}", "response_ids": [i + 1]} for i in range(100)]
@@ -153,7 +153,7 @@ def test_an_interrupted_text_file_is_read_up_to_its_last_whole_line(tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["text.jsonl", "text.jsonl.gz"])
 def test_only_the_last_line_of_a_text_may_be_cut_off(tmp_path: Path, name: str) -> None:
-    """The bug: from a line that is no JSON on, the rest of the file was left out without a word."""
+    """Regression: after a line that is no JSON, the rest of the file was left out silently."""
     path = tmp_path / name
     pack = gzip.compress if name.endswith(".gz") else bytes
     good = b'{"prompt": "a"}\n'
@@ -173,7 +173,7 @@ def test_a_text_that_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"text\.jsonl\.gz: it cannot be read .*Not a gzipped file"):
         read_text(path)
     whole = bytearray(gzip.compress(b'{"prompt": "a"}\n' * 100))
-    whole[-8] ^= 0xFF  # of the checksum
+    whole[-8] ^= 0xFF  # a byte of the checksum
     path.write_bytes(whole)
     with pytest.raises(UserError, match=r"text\.jsonl\.gz: it cannot be read"):
         read_text(path)
@@ -201,7 +201,7 @@ def test_a_draft_is_distilled_saved_and_loaded(tiny_target: Path, tmp_path: Path
     assert len(drafter.vocab_ids) == 64
     proposal = drafter.propose([ProposeRequest(0, 0, [50, 60], 4)])[0]
     assert set(proposal.tokens) <= set(drafter.vocab_ids.tolist())
-    # Training on from it: what is measured before the first step is what was measured last.
+    # Continued training: the first measurement must equal the last one of the first run.
     again = tmp_path / "again"
     options = ["--init", str(out), "--vocabulary", "64", "--minutes", "0.02"]
     done = run_command(

@@ -1,4 +1,4 @@
-"""Lines of JSON, by everyone who reads them: what ends a line, and what does not."""
+"""Lines of JSON for all of their readers: what ends a line, and what does not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from judge_decoding.training.labels import read_labels
 from judge_decoding.training.mining.label_file import LabelFile
 
 TEXT = "a\u2028b\x85c\u2029d"
-"""Three ends of lines to str.splitlines(), none to JSON: web text is full of them."""
+"""Three line ends to str.splitlines() that are none to JSON; web text is full of them."""
 LABELS: dict[str, Any] = {"id": "1", "group": "g", "domain": "d", "prompt": TEXT, "response": "r"}
 ITEM = {"id": "1", "group": "g", "domain": "d", "prompt": TEXT, "answer": "1", "parser": "number"}
 LOGGED = {"time": 1.0, "rule": "judge", "prompt_ids": [1], "token_ids": [2], "max_tokens": 2}

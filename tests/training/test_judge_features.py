@@ -48,7 +48,7 @@ def test_gather_follows_the_labels():
 
 
 def test_states_read_with_shared_prefixes_are_those_read_alone(tiny_target):
-    """Records that share a beginning, in any order, sparse spans: as one pass each would give."""
+    """Records that share a beginning, in any order and with sparse spans, as if read one by one."""
     limits = {"dtype": "float32", "max_sequences": 1, "max_context": 256}
     target = load_target(Checkpoint(tiny_target), **limits)
     tokenizer = Tokenizer(tiny_target)

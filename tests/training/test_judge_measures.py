@@ -1,4 +1,4 @@
-"""What a judge is measured by: every figure by hand."""
+"""The measures of a judge, with every figure computed by hand."""
 
 from __future__ import annotations
 

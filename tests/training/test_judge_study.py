@@ -34,8 +34,8 @@ from judge_decoding.training.studies.recipes import (
 
 
 def data(noise: float = 0.1, groups: int = 40) -> Data:
-    """Two files of `groups` shared groups, four tokens each: "mined" is good where the first
-    feature is positive, "court" where it is negative."""
+    """Two files of `groups` shared groups with four tokens each: "mined" tokens are good if the
+    first feature is positive, "court" tokens if it is negative."""
     rng = np.random.default_rng(0)
     n = groups * 8
     good = rng.random(n) < 0.5
@@ -106,7 +106,7 @@ def test_features_are_one_vector():
 
 
 def test_labels_of_the_wrong_kind_are_found_out():
-    """The court's labels say the opposite: alone they are wrong on every mined token."""
+    """The court's labels say the opposite, so alone they are wrong on every mined token."""
     found = data()
     recipes = [
         JudgeRecipe("mined", {"mined": 1}),
@@ -121,7 +121,7 @@ def test_labels_of_the_wrong_kind_are_found_out():
     assert evened["on"]["mined"]["within_domains"]["value"] == 1.0
     done = [{"recipe": "mined", "old": True}, {"recipe": "court", "old": True}]
     resumed = list(compare(recipes, found, ["mined", "court"], done))
-    assert resumed == [mined, done[1], evened]  # the first is needed to compare with
+    assert resumed == [mined, done[1], evened]  # the first is needed for comparison
 
 
 def test_knowing_the_domain_alone_is_scored_from_other_folds():
@@ -129,7 +129,7 @@ def test_knowing_the_domain_alone_is_scored_from_other_folds():
     fold = np.array([0, 1, 0, 1] * 2).repeat(4)  # by group; d0 is groups 0 and 2, d1 1 and 3
     scores = domain_scores(found, fold, "mined")
     good = found.tokens.good[found.of("mined")]
-    # every domain lies in one fold, so that nothing is known of it in the other
+    # every domain lies in one fold, so the other fold says nothing about it
     assert set(scores) == {good.mean()}
     fold = np.array([0, 0, 1, 1] * 2).repeat(4)
     scores = domain_scores(found, fold, "mined")
@@ -142,12 +142,12 @@ def test_noise_in_the_labels_is_not_in_the_test():
     rows = list(noise(mined, seeds=2))
     assert [row["flipped"] for row in rows] == list(study.FLIPPED)
     assert rows[0]["auc"] == {"mean": 1.0, "sd": 0.0, "low": 1.0, "high": 1.0}
-    assert rows[2]["auc"]["mean"] > 0.9  # a tenth wrong: the head averages it out
+    assert rows[2]["auc"]["mean"] > 0.9  # with a tenth wrong, the head averages the noise out
 
 
 def test_the_curve_counts_what_it_trains_on():
     rows = list(curve(one_file(data(), "mined"), seeds=2))
-    # 40 groups in 5 folds: 32 to train on; the sizes above are not there
+    # 40 groups in 5 folds leave 32 to train on; larger sizes are left out
     assert [(row["groups"], row["labels"]) for row in rows] == [(10, 40), (20, 80), (32, 128)]
     assert rows[-1]["auc"]["mean"] == 1.0
 
@@ -160,7 +160,7 @@ def test_spread_by_hand():
 
 
 def record(name: str, ids: list[int], *labels: str) -> LabelRecord:
-    """One label a token from the start on; `-` for a token that has none."""
+    """One label per token from the start on; `-` for a token without a label."""
     spans = [
         Span(start=at, end=at + 1, label=label, origin="mined_search")
         for at, label in enumerate(labels)

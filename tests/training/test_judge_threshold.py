@@ -1,4 +1,4 @@
-"""Choosing the threshold: by hand-built outcomes, and by the real loop on a tiny pair."""
+"""Choosing the threshold from hand-built outcomes, and with the real loop on a tiny pair."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_thresholds_without_a_task():
 
 
 def outcomes(**lost: int) -> dict[float, Paired]:
-    """1,000 items, each its own group, all answered rightly by the target; some lost."""
+    """1,000 items, each its own group, all answered correctly by the target; some are lost."""
     groups = [str(n) for n in range(1000)]
     return {
         float(name.replace("at_", "0.")): Paired(
@@ -61,7 +61,7 @@ def test_a_threshold_that_passes_below_one_that_fails_is_not_taken():
 
 
 def test_where_none_passes_the_standard_rule_is_shipped():
-    # 8 of 1,000 are within one point, but not surely
+    # 8 of 1,000 are within one point, but not with confidence
     choice = within_budget(outcomes(at_9=8, at_5=8), 0.01, "t")
     assert choice.threshold == 1.0
     assert "the standard rule" in choice.method
@@ -82,10 +82,10 @@ def test_the_budget_is_held_against_the_real_loop(deployment, tiny_target, tmp_p
     task = str(deployment.parent / "own.jsonl")
     calibration = Calibration.of(deployment, task, 0.2)
     refuses = calibration.choose(judge_of(tiny_target, tmp_path, -9), [0.5, 0.8])
-    assert refuses.threshold == 0.5  # it accepts nothing: the target's own answers at each
+    assert refuses.threshold == 0.5  # it accepts nothing: the target's answers at each
     assert refuses.figures["drop"] == 0.0
     accepts = calibration.choose(judge_of(tiny_target, tmp_path, 9), [0.5, 0.8])
-    assert accepts.threshold == 1.0  # the draft's answers: none is the target's
+    assert accepts.threshold == 1.0  # the draft's answers; none is the target's
     assert accepts.candidates[0]["drop"] > 0.5
 
 
@@ -93,7 +93,7 @@ def test_a_task_that_can_show_nothing_is_refused_at_once(deployment, tmp_path):
     task = str(deployment.parent / "own.jsonl")
     with pytest.raises(UserError, match="cannot be shown on fewer than 299"):
         Calibration.of(deployment, task, 0.01)
-    for budget in (0.0, 1.0):  # the bug: a ZeroDivisionError, and a refusal after all answers
+    for budget in (0.0, 1.0):  # regression: a ZeroDivisionError, and a refusal after all answers
         with pytest.raises(UserError, match=f"a quality budget of {budget} is not in"):
             Calibration.of(deployment, task, budget)
     undrafted = yaml.safe_load(deployment.read_text())

@@ -54,7 +54,7 @@ TOKENS = 16
 
 @dataclass(frozen=True)
 class Parsed(MiningJob):
-    """A job whose final answer is read by any function of the text."""
+    """A job whose final answer is parsed by any function of the text."""
 
     parse: Callable[[str], str | None] = lambda text: None
     settles: bool = False
@@ -94,7 +94,7 @@ def engines(draft: Path, target: Path, sequences: int = 3):
 
 
 def mine(draft: Path, target: Path, method: str, parse=None, settles=False, **changes):
-    """All prompts, more than are in flight -> (prompt, mined), the prompts in order."""
+    """Mines all prompts, more than are in flight -> (prompt, mined), in order of the prompts."""
     opened = engines(draft, target)
     found = getattr(miner(**changes), method)
     jobs = [
@@ -111,7 +111,7 @@ def mine(draft: Path, target: Path, method: str, parse=None, settles=False, **ch
 
 @pytest.fixture(scope="module")
 def own(tiny_target: Path) -> list[list[int]]:
-    """The target's own answers, without their end token."""
+    """The target's own answers, without end tokens."""
     decoder = SpeculativeDecoder(Engines(None, load_target(Checkpoint(tiny_target), **LIMITS)))
     found = [decoder.generate([Request(p, TOKENS, Acceptance("none"))])[0] for p in PROMPTS]
     return [[i for i in r.token_ids if i != 0] for r in found]
@@ -127,7 +127,7 @@ def strict_greedy(tiny_target: Path, text: list[int], room: int) -> list[int]:
 
 @pytest.mark.parametrize("floor", [-1e9, -math.inf])
 def test_the_search_is_that_of_fresh_passes(tiny_target, tiny_draft, own, floor):
-    """Replayed with nothing kept between passes; with a floor that all pass and without one."""
+    """Replayed without caches between passes, with a floor that all swaps pass and without one."""
     mined = mine(tiny_draft, tiny_target, "search", parse=first_five, floor=floor)
     assert sum(len(m.swaps) for _, m in mined) > 5
     assert {s.good for _, m in mined for s in m.swaps} == {True, False}
@@ -146,7 +146,7 @@ def test_the_search_is_that_of_fresh_passes(tiny_target, tiny_draft, own, floor)
 
 
 def first_five(text: str) -> str | None:
-    """The answer is settled by the parity of the first five tokens, once there are so many."""
+    """The parity of the first five tokens settles the answer, once there are five."""
     ids = [int(i) for i in text.split()]
     return str(sum(ids[:5]) % 2) if len(ids) >= 5 else None
 
@@ -160,7 +160,7 @@ def test_an_answer_that_is_settled_is_neither_continued_nor_searched(tiny_target
 
 
 def test_every_prompt_in_flight_is_in_every_pass_of_the_target(tiny_target, tiny_draft):
-    """The draft is asked first, until nobody asks it any more."""
+    """The draft is served until it has no requests left, before the target's pass."""
     opened = engines(tiny_draft, tiny_target, len(PROMPTS)).engines
     seen: list[str] = []
     verify, propose = opened.target.verify, opened.drafter.propose
@@ -177,14 +177,14 @@ def test_every_prompt_in_flight_is_in_every_pass_of_the_target(tiny_target, tiny
     jobs = [(one, lambda n, p=p: miner().search(n, p, one)) for p in PROMPTS]
     assert len(list(run_all(jobs, opened.drafter, opened.target, cost=cost))) == len(PROMPTS)
     sizes = [len(s) for s in seen if s[0] == "v"]
-    assert sizes == sorted(sizes, reverse=True)  # a prompt that is done leaves; none sits out
+    assert sizes == sorted(sizes, reverse=True)  # only finished prompts leave
     assert cost.target_passes == len(sizes)
     assert cost.draft_calls == len(seen) - len(sizes)
     assert cost.target_tokens > sum(map(len, PROMPTS))
 
 
 def test_attention_over_all_sequences_is_attention_over_each(tiny_target, tiny_draft):
-    """Rows of one, of several, and of a whole prompt, in one pass, slots out of order."""
+    """One pass holds single rows, several rows and a whole prompt, with slots out of order."""
     plain = load_target(Checkpoint(tiny_target), dtype="float32", max_sequences=4, max_context=64)
     batched = engines(tiny_draft, tiny_target, 4).engines.target
     assert type(batched.model) is BatchedLlama
@@ -212,7 +212,7 @@ def test_tokens_below_the_floor_are_no_labels(tiny_target, tiny_draft):
 
 
 def test_the_likelihood_score_is_that_of_a_fresh_pass(tiny_target, tiny_draft, own):
-    """Nothing kept (tau out of reach): each score is a difference of two whole readings."""
+    """No swap is kept (tau is out of reach): each score is the difference of two whole readings."""
     mined = mine(tiny_draft, tiny_target, "judge_likelihood", tau=1e9)
     assert [m.response for _, m in mined] == own
     reader = load_reader(Checkpoint(tiny_target), **LIMITS)
@@ -283,7 +283,7 @@ def test_records_say_what_was_found():
 def test_records_say_whether_their_prompt_is_raw_text(
     tiny_target, tiny_draft, tmp_path, line, chat
 ):
-    """Training reads the records without the deployment."""
+    """Training reads the records without the deployment, so they must say it."""
     path = tmp_path / "c.yaml"
     path.write_text(
         f"name: tiny\ndtype: float32\ntarget: {{model: {tiny_target}}}\n"
@@ -296,7 +296,7 @@ def test_records_say_whether_their_prompt_is_raw_text(
 
 @pytest.fixture
 def tiny(tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> Path:
-    """A folder with c.yaml and a task of eight sums, which the random target never does."""
+    """A folder with c.yaml and a task of eight sums, which the random target never solves."""
     (tmp_path / "c.yaml").write_text(
         f"name: tiny\nengine: torch\ndtype: float32\ntarget: {{model: {tiny_target}}}\n"
         f"draft: {{model: {tiny_draft}}}\nmax_draft_len: 4\n"
@@ -419,7 +419,7 @@ def test_a_run_writes_labels_and_goes_on_where_it_was_cut_off(tiny: Path) -> Non
     assert {r.domain for r in records} == {"chat"}
     assert {s.origin for r in records for s in r.spans} == {"mined_likelihood"}
     whole = out.read_text()
-    out.write_text(whole[: int(len(whole) * 0.6)])  # within some prompt's records
+    out.write_text(whole[: int(len(whole) * 0.6)])  # within a prompt's records
     done = run(tiny, *options)
     assert done.code == 0, done.stderr
     assert sorted(out.read_text().splitlines()) == sorted(whole.splitlines())
@@ -429,7 +429,7 @@ def test_a_run_writes_labels_and_goes_on_where_it_was_cut_off(tiny: Path) -> Non
 
 
 def test_what_is_mined_and_what_is_held_out_is_said(tiny: Path) -> None:
-    """The bug: 60 prompts gave "23 prompts", and nothing said where the others were."""
+    """Regression: of 60 prompts it said "23 prompts", and not what happened to the others."""
     task = tiny / "task.jsonl"
     task.write_text("".join(json.dumps({"prompt": f"Say {n}."}) + "\n" for n in range(60)))
     options = ("--task", str(task), "--method", "likelihood", "--in-flight", "4")
@@ -479,13 +479,13 @@ def test_ctrl_c_says_how_to_go_on(tiny: Path, monkeypatch: pytest.MonkeyPatch) -
     assert done.stderr == f"stopped; {tiny / 'o.jsonl'} holds what is done: run again to go on\n"
     assert len({record.prompt for record in read_labels([tiny / "o.jsonl"])}) == 3
     monkeypatch.undo()
-    done = run(tiny, *SUMS, task, "--in-flight", "3")  # engines of its own: the others are in use
+    done = run(tiny, *SUMS, task, "--in-flight", "3")  # opens new engines: the others are in use
     assert done.stdout.splitlines()[1] == f"3 of them are in {tiny / 'o.jsonl'} already"
     assert len({record.prompt for record in read_labels([tiny / "o.jsonl"])}) == 8
 
 
 def test_what_is_rewritten_is_whole_at_every_moment(tmp_path, monkeypatch):
-    """A run that goes on dies while it puts the kept records in order: they are still there."""
+    """A continued run dies while it rewrites the kept records, and they are still there."""
     record = LabelRecord(
         id="a-mined",
         group="g",
@@ -537,7 +537,7 @@ def test_an_answer_is_settled_when_its_word_has_ended():
 
 
 def test_the_choices_that_occur_are_enough():
-    """`MiningJob.answer` tries those alone; it must say what all of them say."""
+    """`MiningJob.answer` tries only those; it must agree with trying all choices."""
     rivals = rivals_by_domain()
     for question in questions()[:40]:
         item = item_of(question, rivals[question.domain])
@@ -572,7 +572,7 @@ def test_what_a_fact_answer_says():
 
 
 class Ranks:
-    """mine_labels.py under mpiexec, in a session of its own; nothing of it is left behind."""
+    """mine_labels.py under mpiexec, in its own session; it is always cleaned up."""
 
     def __init__(self, folder: Path, ranks: int, *options: str) -> None:
         self.mark = f"MINE_LABELS_TEST={uuid.uuid4().hex}".encode()
@@ -593,7 +593,7 @@ class Ranks:
             )
 
     def pids(self) -> dict[int, int]:
-        """Of the ranks' processes that still run."""
+        """Process ids of the ranks that still run."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -607,7 +607,7 @@ class Ranks:
         return found
 
     def wait(self, limit_s: float) -> int:
-        """The exit code. MPICH's shared memory is looked for meanwhile: it stays after a death."""
+        """The exit code. Looks for MPICH's shared memory meanwhile, which stays after a death."""
         deadline = time.monotonic() + limit_s
         while (code := self.process.poll()) is None:
             assert time.monotonic() < deadline, self.log.read_text()
@@ -656,7 +656,7 @@ def test_three_ranks_mine_what_one_process_does_and_a_killed_one_loses_nothing(t
             time.sleep(0.05)
     assert 5 <= len(before) < len(expected)
     assert set(before) <= set(expected)  # whole lines, and the right ones
-    # 2. Three ranks go on: nothing that was written is mined again, and all is there in the end.
+    # 2. Three ranks continue: nothing that was written is mined again, and in the end all is there.
     kept = {r.prompt for r in read_labels([out]) if r.id.endswith(DONE)}
     with Ranks(tiny, 3, *options, "--share", "7", "--json") as world:
         assert world.wait(240) == 0, world.log.read_text()

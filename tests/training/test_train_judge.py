@@ -1,4 +1,4 @@
-"""Training the judge: the head exactly, the thresholds by hand, and all of it on a tiny target."""
+"""Training the judge: the exact head, thresholds by hand, and a whole training on a tiny target."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from judge_decoding.training.labels import LabelRecord, Span, write_labels
 
 
 def tokens(n: int = 400, width: int = 12, noise: float = 0.3) -> LabelledTokens:
-    """Good where the first feature is positive; features far from standard scale."""
+    """Tokens that are good if the first feature is positive, with features far from unit scale."""
     rng = np.random.default_rng(0)
     good = rng.random(n) < 0.7
     hidden = rng.normal(size=(n, width)).astype(np.float32)
@@ -55,7 +55,7 @@ def tokens(n: int = 400, width: int = 12, noise: float = 0.3) -> LabelledTokens:
     )
 
 
-@pytest.mark.parametrize("wide", [12, 11])  # at most this many features for the second order
+@pytest.mark.parametrize("wide", [12, 11])  # most features of the second-order solver
 def test_the_head_is_scaler_and_regression(wide):
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -115,7 +115,7 @@ def test_features_that_say_nothing_separate_nothing():
     data = tokens()
     data = replace(data, hidden=np.full((len(data.good), 3), 7.0, dtype=np.float32))
     scores = fit(data, 1.0, "balanced").score(data.hidden)
-    np.testing.assert_allclose(scores, 0.5, atol=1e-6)  # balanced classes, nothing else known
+    np.testing.assert_allclose(scores, 0.5, atol=1e-6)  # balanced classes tell nothing
 
 
 def test_a_token_of_weight_zero_is_not_there():
@@ -129,7 +129,7 @@ def test_a_token_of_weight_zero_is_not_there():
 
 
 def test_an_unseen_domain_is_tested_on_all_its_tokens():
-    """Of one domain the label means the opposite: a head that never saw it has it all wrong."""
+    """In one domain the label means the opposite, so a head that never saw it gets it all wrong."""
     data = tokens(noise=0.1)
     chat = data.domain == "chat"
     data = replace(data, good=np.where(chat, ~data.good, data.good))
@@ -156,7 +156,7 @@ def test_labels_that_cannot_be_trained_on_are_refused():
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory) -> Path:
-    """Even ids are good, odd ones bad; a third of the groups held out, one domain never seen."""
+    """Even ids are good, odd ones bad; a third of the groups is held out, one domain never seen."""
     rng = np.random.default_rng(0)
     records = []
     for n in range(48):
@@ -243,7 +243,7 @@ def test_training_ships_judge_card_figures_and_figures_of_merit(
         (0.51, 0.2, 0.95, []),
         (0.5, 0.2, 0.95, ["the AUC is 0.600 [0.500, 0.700] on the tokens that count, and 0.5 is "]),
         (0.51, 0.0, 1.0, ["at threshold 0.9 the judge accepts none of the labelled tokens, so "]),
-        (0.51, 0.0, 0.99, []),  # it accepts a bad one
+        (0.51, 0.0, 0.99, []),  # it accepts a bad token
     ],
 )
 def test_a_judge_that_knows_or_does_nothing_is_told(low, good_accepted, bad_rejected, warnings):
@@ -330,8 +330,8 @@ def test_wrong_options_say_so(labels, tiny_target, tmp_path, options, message):
 def test_labels_that_cannot_be_read_are_named_before_any_are(
     labels, tiny_target, tmp_path, monkeypatch, change, message
 ):
-    """The bugs: "torch.cat(): expected a non-empty list", and a ValueError of the engine's once the
-    other files had been read."""
+    """Regressions: "torch.cat(): expected a non-empty list", and a ValueError of the engine after
+    the other files had been read."""
     second = tmp_path / "second.jsonl"
     second.touch()
     if change is not None:
@@ -343,7 +343,7 @@ def test_labels_that_cannot_be_read_are_named_before_any_are(
 
 
 def test_what_follows_the_last_label_is_not_read(labels, tiny_target, tmp_path):
-    """Only the text up to it must fit."""
+    """Only the text up to the last label must fit."""
     record = LABELLED | {"response_ids": [50] * 1100, "spans": [{"start": 5, "end": 6} | LABEL]}
     second = tmp_path / "second.jsonl"
     write_labels(second, [LabelRecord.model_validate(record)])

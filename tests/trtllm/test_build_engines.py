@@ -1,7 +1,7 @@
 """Converting, building and verifying: exact commands, clear refusals, resumable steps.
 
-`trtllm-build`, `mpirun` and the examples' scripts are RECORDING FAKES here, small scripts that note
-their arguments and make the files that the real ones document; nothing is compiled.
+`trtllm-build`, `mpirun` and the examples' scripts are RECORDING FAKES here: small scripts that
+record their arguments and make the files that the real ones document. Nothing is compiled.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PYTHON = sys.executable
 
 
 class Site:
-    """A folder with models, judge and deployment, as a deployer has them."""
+    """A folder with models, judge and deployment, as deployers have them."""
 
     def __init__(self, folder: Path, target: Path, draft: Path) -> None:
         self.folder, self.target, self.draft = folder, target, draft
@@ -69,12 +69,12 @@ trtllm: {{engines: {self.engines}, gpu: h100, max_num_tokens: 1024, plugin: {sel
         )
 
     def run(self, script: str, *arguments: str) -> tuple[int, str, str]:
-        """Exit code, standard output, standard error of `python build/SCRIPT --config ...`."""
+        """Exit code, stdout and stderr of `python build/SCRIPT --config ...`."""
         done = run_command(script, "--config", str(self.config), *arguments)
         return done.code, done.stdout, done.stderr
 
     def refused(self, script: str, *arguments: str) -> str:
-        """The one line of a refusal."""
+        """The single line of a refusal."""
         code, _, error = self.run(script, *arguments)
         assert code == 2, error
         assert len(error.strip().splitlines()) == 1, error
@@ -88,7 +88,7 @@ def site(tmp_path: Path, tiny_target: Path, tiny_draft: Path) -> Site:
 
 @pytest.fixture
 def machine(site: Site, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """machine(**what it has): the pinned container with fake tools, and GPUs that are not there."""
+    """machine(**what it has) sets up the pinned container with fake tools, and pretended GPUs."""
 
     def script(path: Path, body: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def machine(site: Site, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 'exec "$@"\n',
             )
         monkeypatch.setenv("PATH", f"{bin}:/usr/bin:/bin")
-        monkeypatch.setenv("BREAK", "/")  # exists: nothing breaks
+        monkeypatch.setenv("BREAK", "/")  # it exists, so nothing breaks
         real = metadata.version
 
         def installed(package: str) -> str:
@@ -288,7 +288,7 @@ def test_an_fp8_build(site: Site) -> None:
 
 
 def test_the_engine_takes_max_draft_len_whatever_the_schedule(site: Site) -> None:
-    """What a request may ask for, where the schedule leaves it that."""
+    """Requests may ask for max_draft_len if the schedule does not set less."""
     rest = f"judge: {{path: {site.judge}}}\nacceptance: {{rule: judge}}"
     site.write(rest=f"{rest}\ndraft_len_schedule: {{1: 4, 2: 3}}")
     _, out, _ = site.run(BUILD, "--dry-run", "--only", "target")
@@ -297,7 +297,7 @@ def test_the_engine_takes_max_draft_len_whatever_the_schedule(site: Site) -> Non
 
 
 def test_more_ranks_than_gpus_of_a_node(site: Site) -> None:
-    """commands/build.py: process r builds the ranks r, r + 8."""
+    """commands/build.py: process r builds ranks r and r + 8."""
     ranks = f"{{draft: {{devices: [16]}}, target: {{tp: 16, devices: {list(range(16))}}}}}"
     site.write(ranks=ranks, trtllm=", mode: leader")
     _, out, _ = site.run(BUILD, "--dry-run", "--only", "target")
@@ -340,7 +340,7 @@ def test_dry_run_of_a_verification(site: Site) -> None:
 
 @pytest.mark.parametrize("config", sorted(path.name for path in ROOT.glob("configs/llama-*.yaml")))
 def test_a_dry_run_needs_no_model(config: str) -> None:
-    """The bug: "no folder /models/...", with a hint at the demo. The shapes are enough to plan."""
+    """Regression: "no folder /models/...", with a hint at the demo. A plan needs only shapes."""
     path = ROOT / "configs" / config
     deployment = load_deployment(path)
     assert deployment.draft is not None and deployment.trtllm is not None
@@ -383,7 +383,7 @@ def test_the_demo_is_hinted_at_for_its_own_folder_only(site: Site) -> None:
 def test_models_and_judge_are_checked_first(
     site: Site, script: str, tmp_path: Path, tiny_target: Path
 ) -> None:
-    """Before TensorRT-LLM and the GPU are looked for, so that a laptop says it too."""
+    """Before TensorRT-LLM and the GPU are looked for, so that a laptop reports it too."""
     site.judge.unlink()
     assert "judge: no file" in site.refused(script)
     write_judge(site.judge, tiny_target, target_fingerprint="0" * 16)
@@ -443,7 +443,7 @@ def convert(site: Site, *arguments: str) -> tuple[int, str, str]:
 
 def test_the_wrong_machine(site: Site, machine: Callable[..., None]) -> None:
     machine(name="NVIDIA A100-SXM4-80GB", capability=(8, 0))
-    assert convert(site)[0] == 0  # a checkpoint is not tied to a GPU kind
+    assert convert(site)[0] == 0  # a checkpoint does not depend on the GPU kind
     assert site.refused(BUILD) == (
         "trtllm.gpu is h100 (SM 90), but this machine has NVIDIA A100-SXM4-80GB (SM 80); build on "
         "the GPU kind that serves"
@@ -467,7 +467,7 @@ def test_the_wrong_machine(site: Site, machine: Callable[..., None]) -> None:
 
 
 def test_the_wrong_container(site: Site, machine: Callable[..., None]) -> None:
-    """A missing examples folder, and a full disk."""
+    """The examples folder is missing, or the disk is full."""
     error = site.refused(CONVERT, "--examples", str(site.folder / "nowhere"))
     assert "convert_checkpoint.py; it is part of the container nvcr.io" in error
     machine(free=1000)
@@ -578,7 +578,7 @@ def test_the_baseline_engines_say_what_they_are(site: Site, machine: Callable[..
 
 
 def built(site: Site, **says: str) -> None:
-    """All engines, each with the tokens that the fake run.py prints for it."""
+    """All engines, with the tokens that the fake run.py prints for each."""
     assert convert(site)[0] == 0
     assert site.run(BUILD, "--baseline")[0] == 0
     for name in ("target", "target-plain", "target-threshold-1"):

@@ -31,7 +31,7 @@ INPUTS = "input_ids, last_token_ids, context_lengths"
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    """The two modules are imported anew in every test, and none is left that saw the fake."""
+    """Imports the two modules anew in every test, so that none is left that saw the fake."""
     yield
     sys.modules.pop("judge_decoding.trtllm.compat", None)
     vars(trtllm).pop("compat", None)
@@ -44,7 +44,7 @@ def graph(monkeypatch: pytest.MonkeyPatch) -> fake.Graph:
 
 @pytest.fixture
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """write(feature, **changes): a judge and the build file that the environment names."""
+    """build(feature, **changes) writes a judge and the build file that the environment names."""
 
     def write(feature: str = "post_norm", **changes: Any) -> None:
         metadata = JudgeMetadata(
@@ -86,7 +86,7 @@ def config(**changes: Any) -> Any:
 
 
 def inputs() -> dict[str, Any]:
-    """As PretrainedModel.prepare_inputs names them."""
+    """The inputs, named as in PretrainedModel.prepare_inputs."""
 
     def tensor(name: str, dtype: str = "int32") -> fake.Tensor:
         return fake.Tensor(name, dtype)
@@ -106,7 +106,7 @@ def inputs() -> dict[str, Any]:
 
 
 def load() -> Any:
-    """The file as trtllm-build loads it for --model_cls_file: by its path, under its own name."""
+    """Loads the file as trtllm-build does for --model_cls_file: by its path, under its own name."""
     spec = spec_from_file_location("judge_llama", MODEL_CLASS_FILE)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
@@ -115,7 +115,7 @@ def load() -> Any:
 
 
 def judged() -> Any:
-    """The class, from a module that was imported over the fake."""
+    """The class, from a module that was imported with the fake."""
     return load().JudgeLlamaForCausalLM
 
 
@@ -123,8 +123,8 @@ def test_post_norm_wires_the_lm_heads_input(graph: fake.Graph, build: Any) -> No
     build("post_norm")
     model = judged()(config())
     assert graph.loaded == ["/lib/libjudge_accept_plugin.so"]
-    assert graph.registry.handed == []  # it has registered itself
-    assert graph.network.layers == []  # the plugin is there before the network is
+    assert graph.registry.handed == []  # the library has registered itself
+    assert graph.network.layers == []  # the plugin is loaded before the network is made
     result = model(**inputs())
     assert graph.network.layers == [
         "layers0 = layers(input_ids)",
@@ -264,7 +264,7 @@ def test_a_library_that_does_not_load_or_is_another(
     monkeypatch.setattr(ctypes, "CDLL", lambda path, mode=0: library)
     with pytest.raises(UserError, match=r"other\.so does not register JudgeAccept version 1"):
         judged()(config())
-    build(plugin="/lib/unlinked.so")  # registers when it is handed to the registry
+    build(plugin="/lib/unlinked.so")  # registers once the registry loads it
     judged()(config())
     assert graph.registry.handed == ["/lib/other.so", "/lib/unlinked.so"]
     build(plugin="/lib/other.so")
@@ -327,7 +327,7 @@ with pytest.MonkeyPatch.context() as patch:
 @pytest.mark.slow
 @pytest.mark.parametrize("version", LEAN_VERSIONS)
 def test_the_real_registry_and_plugin_take_what_the_model_gives(build: Any, version: str) -> None:
-    """TensorRT's registry, field and creator calls are real here; TensorRT-LLM's are the fake's."""
+    """TensorRT's registry, field and creator calls are real here; TensorRT-LLM's are fakes."""
     build(plugin=str(plugin_library()))
     done = subprocess.run(
         [sys.executable, "-c", REAL],

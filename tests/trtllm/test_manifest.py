@@ -1,4 +1,4 @@
-"""Manifests: every field that does not fit is refused before loading, with the fix."""
+"""Manifests: every field that does not fit is refused before the engine loads, with the fix."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_judge(path: Path, target: Path, **changes: Any) -> Path:
 
 @pytest.fixture
 def deploy(tmp_path: Path, tiny_target: Path, tiny_draft: Path) -> Callable[..., Deployment]:
-    """deploy(**top-level fields): a judged two-GPU deployment of the tiny pair."""
+    """deploy(**top-level fields) makes a judged two-GPU deployment of the tiny pair."""
     judge = write_judge(tmp_path / "judge.safetensors", tiny_target)
     path = tmp_path / "deployment.yaml"
     path.write_text(
@@ -67,7 +67,7 @@ trtllm: {{engines: engines, gpu: h100, max_num_tokens: 1024}}
 
 
 def build(deployment: Deployment, role: Any, **changes: Any) -> Path:
-    """An engine's folder as build_engines.py leaves it, but for the engine's content."""
+    """An engine's folder as build_engines.py leaves it, except for the engine's content."""
     manifest = manifest_for(deployment, role, Checkpoints.of(deployment), RUNTIME).model_copy(
         update=changes
     )
@@ -184,12 +184,12 @@ def test_an_unfinished_foreign_or_incomplete_folder(deploy: Callable[..., Deploy
 
 
 def test_rule_and_engine_must_agree(deploy: Callable[..., Deployment]) -> None:
-    """The plugin judges whatever is drafted: with another rule that would be silent loss."""
+    """The plugin judges every draft, so with another rule quality would be lost silently."""
     judged, strict = deploy(), deploy(acceptance={"rule": "strict"})
     build(judged, "target")
     with pytest.raises(UserError, match=r"judge \w+, but none \(acceptance\.rule strict\)"):
         check_engine(strict, "target", Checkpoints.of(strict), RUNTIME)
-    build(judged, "target", threshold=1.0)  # never accepts: exact speculative decoding
+    build(judged, "target", threshold=1.0)  # never accepts, so this is exact speculative decoding
     check_engine(strict, "target", Checkpoints.of(strict), RUNTIME)
     build(strict, "target")
     check_engine(strict, "target", Checkpoints.of(strict), RUNTIME)

@@ -1,6 +1,6 @@
-"""The TensorRT-LLM drafter and target under the real loop, on a RECORDING FAKE of the Executor API.
+"""The TensorRT-LLM drafter and target in the real loop, on a RECORDING FAKE of the Executor API.
 
-What runs here is our side of the contract. That the runtime keeps its own is what the fake assumes
+These tests check our side of the contract. The fake assumes that the runtime keeps its own side
 (tests/fakes/executor_fake.py); docs/h100.md has the commands that prove it on a GPU.
 """
 
@@ -60,7 +60,7 @@ MAX_DRAFT_LEN = 8
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny products: threads that spin cost more than they compute
+    torch.set_num_threads(1)  # tiny products: spinning threads cost more than they compute
     yield
     torch.set_num_threads(threads)
     for opened in fake.Executor.opened:
@@ -91,7 +91,7 @@ def wrapped(handle: fake.Executor, timeout_s: float = 60.0) -> Executor:
     return Executor(handle, fake, name="target executor (GPU 1, 2)", timeout_s=timeout_s)
 
 
-# Tables: small vocabularies whose every answer can be worked out by hand.
+# Tables: small vocabularies, whose answers can all be worked out by hand.
 
 
 def one_hot(token: int, size: int = 64) -> torch.Tensor:
@@ -113,7 +113,7 @@ def table_target(
     end_ids: tuple[int, ...] = (),
     timeout_s: float = 60.0,
 ) -> tuple[TrtTarget, fake.Executor]:
-    """count_up with a judge of the given scores (0.1 for other tokens), or without one."""
+    """A target of count_up, with a judge of the given scores (else 0.1), or without a judge."""
     if scores is not None:
         fake.Executor.plugin = plugin(threshold, end_ids)
     handle = opened("target", fake.Model(count_up, by_token(scores or {})))
@@ -137,8 +137,8 @@ def verify(target: TrtTarget, draft: list[int], **acceptance: Any) -> Any:
 @pytest.mark.parametrize(
     ("draft", "accepted", "next_token"),
     [
-        ([2, 3, 4], 3, 5),  # all, and the bonus
-        ([2, 9, 10], 1, 3),  # the first alone, and the correction
+        ([2, 3, 4], 3, 5),  # all drafts, and the bonus
+        ([2, 9, 10], 1, 3),  # only the first, and the correction
         ([9, 3, 4], 0, 2),
         ([2], 1, 3),
         ([], 0, 2),
@@ -158,8 +158,8 @@ def test_without_a_judge_the_stock_rule_decides(
 
 
 def test_provenance_is_the_sign_of_the_scores() -> None:
-    """20 is only the judge's; 21 follows it in the target's own counting, so it is aligned although
-    its score is high; 40 is refused by both."""
+    """Only the judge accepts 20. After it, 21 is the target's own next number, so it is aligned
+    although its score is high. Both refuse 40."""
     target, _ = table_target({20: 0.75, 21: 0.875, 2: 0.25})
     verdict = verify(target, [2, 20, 21, 40, 41])
     assert verdict.accepted == 3
@@ -193,7 +193,7 @@ def test_a_stricter_request_is_cut_and_asks_for_the_targets_own_token() -> None:
     assert again.max_tokens == 1
     assert again.external_draft_tokens_config is None
     target.check_integrity({0: [7, 1, 30]})
-    assert verify(target, draft, threshold=0.6)[:2] == (1, [True])  # accepted is above, not at
+    assert verify(target, draft, threshold=0.6)[:2] == (1, [True])  # at the threshold it is refused
     assert verify(target, draft, rule="strict") == (0, [], [], 2)
     assert verify(target, draft, threshold=1.0)[0] == 0
 
@@ -300,7 +300,7 @@ def test_integrity_tells_a_lost_or_wrong_text() -> None:
         target.verify([VerifyRequest(0, 9, [1])])
 
 
-# The loop: the same answers as the PyTorch engine, whose model stands behind the fake.
+# The loop: the same answers as with the PyTorch engine, whose model stands behind the fake.
 
 
 def tiny_decoder(
@@ -344,7 +344,7 @@ THRESHOLD = 0.5
 
 
 def run(decoder: SpeculativeDecoder, requests: list[Request]) -> list[Result]:
-    """All in one batch, with the books checked after every round."""
+    """Runs all requests in one batch; the books are checked after every round."""
     numbers = [decoder.add(request) for request in requests]
     while decoder.num_active:
         decoder.step()
@@ -463,8 +463,8 @@ def propose(drafter: TrtDrafter, sampling: Sampling, sequence: int = 0, length: 
 
 
 def test_draft_distributions_reach_the_runtime_as_they_were_drawn_from() -> None:
-    """Temperature included, which the runtime's own softmax of draft logits leaves out; padding
-    columns away."""
+    """They include the temperature, which the runtime's own softmax of draft logits leaves out, and
+    have no padding columns."""
     drafter, target = sampling_pair()
     sampling = Sampling(temperature=0.5, seed=3)
     proposal = propose(drafter, sampling)
@@ -551,7 +551,7 @@ def deployment(tmp_path: Path, tiny_target: Path, tiny_draft: Path, **changes: A
 
 @pytest.fixture
 def tensorrt_llm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fake in place of the package, on a machine with the right GPU."""
+    """Puts the fake in place of the package, on a machine with the right GPU."""
     package = SimpleNamespace(__file__="/site/tensorrt_llm/__init__.py")
     monkeypatch.setitem(sys.modules, "tensorrt_llm", package)
     monkeypatch.setitem(sys.modules, "tensorrt_llm.bindings", SimpleNamespace())
@@ -649,8 +649,8 @@ def test_leader_mode_drives_the_first_rank_of_each_executor(
     tmp_path: Path, tiny_target: Path, tiny_draft: Path
 ) -> None:
     """Four real MPI ranks: the leader, the draft's, and two of the target's, one of which only
-    follows. Tokens are the PyTorch engine's, all end in good order, and MPI serves many threads
-    without being told to in the environment."""
+    follows. The tokens are the PyTorch engine's, all ranks end in order, and MPI serves many
+    threads without an environment variable that asks for it."""
     d = deployment(tmp_path, tiny_target, tiny_draft, trtllm={"mode": "leader"})
     write_engines(d)
     config, requests = tmp_path / "deployment.yaml", tmp_path / "requests.json"
@@ -674,8 +674,8 @@ def test_an_mpi_of_one_thread_at_a_time_is_refused(
     tensorrt_llm: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In orchestrator mode too: only leader mode was checked, and got the level from the
-    environment."""
+    """Regression: only leader mode was checked (there the environment sets the level), and not
+    orchestrator mode."""
     fake.Executor.models["target"] = fake.Model(count_up)
     d = deployment(tmp_path, tiny_target, tiny_draft)
     mpi = SimpleNamespace(THREAD_MULTIPLE=3, Query_thread=lambda: 2)

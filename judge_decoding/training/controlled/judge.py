@@ -1,12 +1,12 @@
 """The controlled pair's judge: a head on exact labels, and its threshold.
 
-1. The labels are exact (`labels`).
+1. The task's grammar gives exact labels (`labels`).
 2. The target's hidden states at those words are read through its verify pass, and a linear head is
    trained on the mismatches: words that the target would not have written, since the others are
    accepted anyway. A true word is also bad if the target itself would say something false after it
    (`leads_astray`), for example because it takes a number for another one.
-3. The threshold is the smallest within the quality budget on the task's split `calibrate`, for the
-   first budget that lets any pass.
+3. The threshold is the smallest that stays within the quality budget on the task's split
+   `calibrate`. Budgets are tried in order until one has such a threshold.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ TRAIN_SEED = 4
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 BUDGETS = (0.01, 0.02)
-"""Accuracy that the threshold may cost: the first of them that any threshold keeps."""
+"""Accuracy that the threshold may cost; tried in order until some threshold stays within one."""
 FOLDS = 3
-BALANCED = "balanced"  # both classes weigh the same
+BALANCED = "balanced"  # both classes have the same total weight
 METHOD = "{method} of {budget:g} at confidence {confidence:g} on {items} calibration problems"
 
 
 class ControlledTokens(NamedTuple):
-    """The mismatches: pre-norm hidden states float32 [n, H], good bool [n], group int [n], and
+    """The mismatches: pre-norm hidden states float32 [n, H], good bool [n], group int64 [n], and
     whether the word is a number, bool [n]."""
 
     hidden: NDArray[np.float32]
@@ -96,9 +96,9 @@ def read_tokens(
 
 
 def cross_validate(tokens: ControlledTokens, strength: float) -> dict[str, float]:
-    """AUC of scores given by heads that saw nothing of the problem: of all mismatches, and of
-    those that are numbers. Most mistakes are numbers and most true mismatches are not, so that the
-    first is high for a head that knows a number when it sees one."""
+    """AUC over all mismatches and over those that are numbers, scored by heads that were not
+    trained on the problem. Most mistakes are numbers and most true mismatches are not, so a head
+    that only recognizes numbers already gets a high first AUC."""
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import GroupKFold
 
@@ -115,7 +115,7 @@ def cross_validate(tokens: ControlledTokens, strength: float) -> dict[str, float
 
 
 def calibrate(deployment: Deployment, budgets: Sequence[float]) -> dict[str, Any]:
-    """The threshold on the task's split `calibrate`, as the deployment runs."""
+    """The threshold chosen on the task's split `calibrate`, decoding as the deployment does."""
     items = [item for item in read_task("controlled") if item.split == "calibrate"]
     pipeline = load_pipeline(deployment)
     found = evaluate(pipeline, items, systems_of(pipeline, ["none"], thresholds=THRESHOLDS))
@@ -139,7 +139,7 @@ def train_controlled_judge(
     """Label, train, choose the threshold and write the judge to OUT.
 
     count       training problems
-    labels_out  where to write the labels, too
+    labels_out  file that the labels are written to as well
     budgets     accuracy that the threshold may cost, tried in order
     Yields the report once the head is written, and again with the threshold.
     """
@@ -174,7 +174,7 @@ def train_controlled_judge(
 
 @dataclass(frozen=True)
 class Probe:
-    """Labels and what a head can make of them. areas: strength -> AUC (`cross_validate`)."""
+    """Labels, and how well heads learn them. areas: strength -> AUC (`cross_validate`)."""
 
     checkpoints: Checkpoints
     records: list[LabelRecord]

@@ -2,10 +2,9 @@
 
 The draft answers training problems, and the task's grammar (`StepReader`) checks every word. A word
 is good while the answer stays true in any wording, and bad where it first says something false.
-There the target's own word takes over, as in a round of decoding, and the draft goes on. So every
-label is of a token after a true beginning: a prefix rule lives or dies by its first false token,
-and whether a word after a false one is right has no answer. Mistakes are few, so more are put in by
-hand (`put_in`).
+There the target's own word replaces it, as in a round of decoding, and the draft goes on. So every
+labelled token follows a true beginning: acceptance ends at the first false token, and there is no
+saying whether a word after a false one is right. Mistakes are few, so `put_in` adds more.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from judge_decoding.training.controlled.wordings import OPPOSITE, WORDINGS, symb
 from judge_decoding.training.labels import LabelRecord, Span
 
 PUT_IN = 2
-"""Mistakes put in by hand per answer: so many numbers, and as many directions."""
+"""Mistakes added per answer: this many numbers, and as many directions."""
 DIRECTIONS = sorted(
     {
         symbol
@@ -33,15 +32,15 @@ DIRECTIONS = sorted(
         for symbol in symbols(option)
     }
 )
-"""The words that say which way a count goes, among others."""
+"""Words that say which way a count goes, and some harmless ones."""
 MOST_MISTAKES = 8
-"""Of the draft in one answer; then the rest of it is left."""
+"""After this many mistakes of the draft an answer is left unfinished."""
 
 
 class DraftAnswer(NamedTuple):
-    """An answer as an ideal judge would have it, and where the draft said something false.
+    """An answer as an ideal judge would accept it, and where the draft said something false.
 
-    ids       every word true: the draft's, and the target's where the draft's was false
+    ids       only true words: the draft's, and the target's where the draft's was false
     mistakes  (place, id): the draft's false word in place of ids[place]
     """
 
@@ -71,7 +70,7 @@ def prompt_of(tokenizer: Tokenizer, problem: Problem) -> list[int]:
 
 
 def true_words(tokenizer: Tokenizer, problem: Problem, ids: Sequence[int]) -> int:
-    """How many ids from the start on are true; the end token is, where the answer is whole."""
+    """How many ids from the start are true; the end token is true if the answer is complete."""
     reader = StepReader(problem)
     for place, token in enumerate(ids):
         if not (
@@ -88,7 +87,7 @@ def collect_answers(
     asked: Sequence[Problem],
     tokens: int,
 ) -> list[DraftAnswer]:
-    """The draft's answers, corrected by the target; those that it cannot save stay unfinished."""
+    """The draft's answers, corrected by the target; those it cannot correct stay unfinished."""
     answers = [DraftAnswer(problem, [], []) for problem in asked]
     going = list(answers)
     for _ in range(MOST_MISTAKES):
@@ -116,8 +115,8 @@ def collect_answers(
 
 
 def put_in(answers: Sequence[DraftAnswer], tokenizer: Tokenizer, rng: random.Random) -> None:
-    """Adds mistakes to every answer, each of them instead of a true word and found false by the
-    grammar: a number by a near miss or a number of the problem, a direction by any other."""
+    """Adds mistakes to every answer. Each replaces a true word and is false by the grammar: a
+    number becomes a near miss or a number of the problem, a direction any other direction."""
     encode = Encoder()
     for problem, ids, mistakes in answers:
         words = [tokenizer.decode([token]).strip() for token in ids]
@@ -140,10 +139,11 @@ def put_in(answers: Sequence[DraftAnswer], tokenizer: Tokenizer, rng: random.Ran
 def leads_astray(
     tokenizer: Tokenizer, problem: Problem, ids: Sequence[int], own: Sequence[int]
 ) -> list[bool]:
-    """Of every word of a true answer that is not the target's choice: whether the target, left to
-    itself after it, goes on with the answer up to a word where its own choice is false.
+    """For every word of a true answer that is not the target's choice: whether the target, going
+    on alone after it, follows the answer up to a word where its own choice is false.
 
-    ids  [n] the answer; own [n] the target's choice for each place, given the answer before it
+    ids  [n] the answer
+    own  [n] the target's choice for each place, given the answer before it
     """
     reader, false = StepReader(problem), []
     for token, choice in zip(ids, own, strict=True):
@@ -155,7 +155,7 @@ def leads_astray(
         if token != END:
             reader.push(tokenizer.decode([token]).strip())
     astray = [False] * len(ids)
-    ahead = ids[-1] != END  # an answer that the target could not save
+    ahead = ids[-1] != END  # an answer that the target could not correct
     for place in reversed(range(len(ids))):
         if own[place] != ids[place]:
             astray[place], ahead = ahead, false[place]
@@ -163,7 +163,7 @@ def leads_astray(
 
 
 def labels_of(tokenizer: Tokenizer, answers: Sequence[DraftAnswer]) -> list[LabelRecord]:
-    """A record per answer, all of it good, and one per mistake, whose last token is bad."""
+    """One record per answer, all of it good, and one per mistake, whose last token is bad."""
     records = []
     for number, (problem, ids, mistakes) in enumerate(answers):
         common: dict[str, Any] = {

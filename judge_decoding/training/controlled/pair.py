@@ -1,9 +1,9 @@
 """The controlled pair: a small target that can do the task, and a draft that sometimes errs.
 
 Both are Llamas trained from scratch on text of the controlled task, each in its own writer's
-wording, with a loss on answers alone. Muon trains the matrices, AdamW embeddings and norms. The
-target reads text without slips first and with slips later. Both folders hold the same tokenizer: a
-word is a token, a number is a token.
+wording, with a loss only on the answers. Muon trains the matrices, AdamW the embeddings and norms.
+The target reads text without slips first and with slips later. Both folders hold the same
+tokenizer: every word and every number is one token.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class PairRecipe:
-    """Size and training of one model. `slips_from` is the share of the steps before slips come;
-    `autocast` computes in bfloat16, in which a CPU without AVX-512 takes seven times as long for a
-    product."""
+    """Size and training of one model. `slips_from` is the share of the steps whose text has no
+    slips yet; `autocast` computes in bfloat16, which makes products seven times as slow on a CPU
+    without AVX-512."""
 
     writer: str
     hidden: int
@@ -77,7 +77,8 @@ RECIPES = {
 
 
 def make_tokenizer(folder: Path) -> None:
-    """`tokenizer.json` and `tokenizer_config.json`: words with the space before them, and marks."""
+    """Writes `tokenizer.json` and `tokenizer_config.json`. The tokens are words, each with the
+    space before it, and punctuation marks."""
     from tokenizers import Regex, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Fast
 
@@ -102,14 +103,14 @@ def make_tokenizer(folder: Path) -> None:
 
 
 class Example(NamedTuple):
-    """Prompt and answer as ids; the end token is part of the answer."""
+    """A prompt and its answer as ids; the end token is part of the answer."""
 
     prompt: list[int]
     answer: list[int]
 
 
 class Encoder:
-    """Words to ids, without the tokenizer's cost for every example."""
+    """Maps words to ids without calling the tokenizer for every example."""
 
     def __init__(self) -> None:
         self._ids = {word: i for i, word in enumerate(vocabulary(), len(SPECIAL))}
@@ -124,7 +125,8 @@ class Encoder:
 
 
 def batches(recipe: PairRecipe, encoder: Encoder) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(ids, labels) int64 [problems, T] of every step; a batch's problems have as many changes."""
+    """Yields (ids, labels) int64 [problems, T] for every step; the problems of a batch have the
+    same number of changes."""
     rng = random.Random(recipe.seed)
     waiting: dict[int, list[Problem]] = {}
     for step in range(recipe.steps):
@@ -143,9 +145,10 @@ def batches(recipe: PairRecipe, encoder: Encoder) -> Iterator[tuple[torch.Tensor
 
 
 def collate(examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Padded on the right: causal attention then needs no mask. Labels are the next ids.
+    """(ids, labels) of a batch; labels are the next ids.
 
-    To a multiple of 32: kernels are compiled for every shape they meet.
+    Padding is on the right, so causal attention needs no mask, and to a multiple of 32, since
+    kernels are compiled for every new shape.
     """
     longest = -(-max(len(e.prompt) + len(e.answer) for e in examples) // 32) * 32
     ids = torch.full((len(examples), longest), END)
@@ -177,12 +180,12 @@ def make_model(recipe: PairRecipe, vocab_size: int) -> Any:
         use_cache=False,
     )
     model = LlamaForCausalLM(config)
-    model.set_attn_implementation("eager")  # at 128 positions twice as fast on a CPU as the fused
+    model.set_attn_implementation("eager")  # twice as fast as fused at 128 positions on a CPU
     return model
 
 
 def train(recipe: PairRecipe, model: Any, encoder: Encoder) -> Iterator[tuple[int, int, float]]:
-    """Yields (steps done, answer tokens seen, loss) after every step. Cosine schedule."""
+    """Yields (steps done, answer tokens seen, loss) after every step. The schedule is a cosine."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim == 1 or "embed" in n]
     optimizers: list[torch.optim.Optimizer] = [
@@ -210,7 +213,7 @@ def train(recipe: PairRecipe, model: Any, encoder: Encoder) -> Iterator[tuple[in
 
 
 def save(model: Any, folder: Path) -> None:
-    """A Llama folder in bfloat16, with the tokenizer."""
+    """Write a Llama folder in bfloat16, with the tokenizer."""
     make_tokenizer(folder)
     tensors = {
         name: tensor.to(torch.bfloat16).contiguous()
@@ -226,7 +229,7 @@ def save(model: Any, folder: Path) -> None:
 def accuracy(folder: Path, asked: Sequence[Problem]) -> dict[str, float]:
     """Greedy answers of a model alone, through the project's engine in bfloat16.
 
-    `accuracy` by the final number; `true` the share of answers with nothing false in them.
+    `accuracy` is the share of right final numbers, `true` that of answers with no false word.
     """
     target = load_target(
         Checkpoint(folder), dtype="bfloat16", max_context=CONTEXT, max_sequences=32
@@ -252,9 +255,9 @@ def train_model(
 ) -> dict[str, Any]:
     """Train `target` or `draft` into `folder`, and report its accuracy on `test` held-out problems.
 
-    before_slips  where to save the target as it is before slips come
+    before_slips  folder for a copy of the target from before slips are mixed in
     steps         None: the recipe's
-    Progress goes to stdout. UserError for another model.
+    Progress goes to stdout. UserError for any other name.
     """
     if which not in RECIPES:
         raise UserError(f"controlled pair: {which!r} is not one of {', '.join(RECIPES)}")

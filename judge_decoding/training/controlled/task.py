@@ -5,10 +5,10 @@ are written from one grammar (`wordings`). Numbers and directions are facts. Two
 same grammar and prefer different wordings: each has its own weights for every slot. The weights are
 log-normal, so that a slot is sharp for one writer and flat for another, as with people.
 
-What a grammar writes it can also read: `StepReader` follows an answer word by word and says where
-it first leaves everything that could truly be written. That is the exact label of a token.
+The grammar also reads answers: `StepReader` follows one word by word and finds the first word that
+no true answer could have there. This gives every token an exact label.
 
-A *slip* is a wrong fact that is noticed and put right at once ("that makes 31, no, 28"); it is more
+A *slip* is a wrong fact that is corrected at once ("that makes 31, no, 28"); slips are more
 frequent where a sum crosses a ten. `slips=True` mixes some in. `StepReader` counts a slip as wrong.
 """
 
@@ -37,26 +37,27 @@ from judge_decoding.training.controlled.wordings import (
 TASK_SEED, CALIBRATE, REPORT = 6, 600, 300
 MAX_TOKENS = 192
 LARGEST = 20
-"""Totals lie in 0..LARGEST, what comes or goes in 2..6."""
+"""Totals lie in 0..LARGEST, changes in 2..6."""
 
 SPREAD = {"target": 1.0, "draft": 1.8}
-"""Of the log-normal weights. At 1.8 about half of a slot's weight is on its favourite wording and
-others are hardly ever written; at 1.0 each is met often enough for the target to read it well."""
+"""Spread of the log-normal weights. At 1.8 about half of a slot's weight is on its favourite
+wording and others are hardly ever written; at 1.0 the target sees each often enough to read it
+well."""
 SLIP = 0.03
 SLIP_TOTAL = 0.08
 SLIP_TOTAL_CROSSING = 0.15
-"""Chance of a slip of the tongue: anywhere, in a new total, in one that crosses a ten."""
+"""Probability of a slip: anywhere, in a new total, in a new total that crosses a ten."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of an answer: a template and what its facts are."""
+    """A piece of an answer: a template and its facts."""
 
     template: str
     day: str
     facts: Mapping[str, str]
     wrong: Mapping[str, tuple[float, tuple[str, ...]]]
-    """Fact -> chance of a slip, and what the slip may be."""
+    """Fact -> probability of a slip, and the wrong values that it may take."""
 
     def options(self, slot: str) -> tuple[str, ...]:
         return (self.facts[slot],) if slot in self.facts else WORDINGS[slot]
@@ -64,7 +65,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Problem:
-    """A pile of `start` things and its changes, one a day from Monday on."""
+    """A pile of `start` things and its changes, one per day from Monday on."""
 
     name: str
     things: str
@@ -75,7 +76,7 @@ class Problem:
 
     @cached_property
     def totals(self) -> tuple[int, ...]:
-        """Before the first change and after each one."""
+        """The total before the first change and after each change."""
         totals = [self.start]
         for change in self.changes:
             totals.append(totals[-1] + change)
@@ -87,7 +88,7 @@ class Problem:
 
     @property
     def held_out(self) -> bool:
-        """A sixteenth of all number sequences is never trained on."""
+        """Whether the problem is never trained on: a sixteenth of all number sequences."""
         seed = f"held out {self.start} {self.changes}"
         return random.Random(seed).randrange(16) == 0
 
@@ -134,7 +135,7 @@ class Problem:
             if slot == "n":
                 near = {*sizes, str(value - 1), str(value + 1)}
             else:
-                # Near misses, and anything at all as often.
+                # Near misses, and as many arbitrary totals.
                 near = {str(value + d) for d in (-10, -2, -1, 1, 2, 10) if value + d >= 0}
                 if slot == "after" and day:
                     before = int(facts["before"])
@@ -149,7 +150,7 @@ class Problem:
 
 
 def make_problem(rng: random.Random) -> Problem:
-    """Three to five changes; every total is within 0..LARGEST."""
+    """A problem with three to five changes; every total is within 0..LARGEST."""
     start = rng.randint(2, 18)
     total, changes = start, []
     for _ in range(rng.randint(3, 5)):
@@ -167,7 +168,7 @@ def make_problem(rng: random.Random) -> Problem:
 
 
 def problems(seed: int, *, held_out: bool) -> Iterator[Problem]:
-    """Without end; those of one kind never share a sequence of numbers with the other's."""
+    """Endless problems; training and held-out problems share no sequence of numbers."""
     rng = random.Random(seed)
     while True:
         problem = make_problem(rng)
@@ -177,7 +178,7 @@ def problems(seed: int, *, held_out: bool) -> Iterator[Problem]:
 
 @cache
 def weights(writer: str, slot: str, day: str, count: int) -> tuple[float, ...]:
-    """How much a writer likes each wording of a slot, on a day."""
+    """The writer's probability of each wording of a slot on a day."""
     rng = random.Random(f"{writer} {slot} {day}")
     raw = [math.exp(rng.gauss(0, SPREAD[writer])) for _ in range(count)]
     return tuple(w / sum(raw) for w in raw)
@@ -217,14 +218,14 @@ def write(problem: Problem, writer: str, rng: random.Random, *, slips: bool = Fa
 
 
 class StepReader:
-    """Follows an answer word by word as long as it may still become a true and whole one."""
+    """Follows an answer word by word as long as it can still become a true, complete answer."""
 
     def __init__(self, problem: Problem) -> None:
         self._parts = problem.parts
         self._states = self._open({(0, symbols(self._parts[0].template))})
 
     def _open(self, states: set[tuple[int, tuple[str, ...]]]) -> set[tuple[int, tuple[str, ...]]]:
-        """The states with every slot at their head filled: (part, what is left of it to say)."""
+        """The states (part, its remaining symbols) with every slot at their head expanded."""
         done, todo = set(), list(states)
         while todo:
             place, rest = todo.pop()
@@ -238,7 +239,7 @@ class StepReader:
         return done
 
     def push(self, word: str) -> bool:
-        """Take in a word; False, and nothing is taken in, where no true answer goes on so."""
+        """Read a word; False, and the state unchanged, if no true answer continues with it."""
         after = {(place, rest[1:]) for place, rest in self._states if rest and rest[0] == word}
         if not after:
             return False
@@ -255,7 +256,7 @@ class StepReader:
 
 
 def first_false(problem: Problem, words: Sequence[str]) -> int | None:
-    """Index of the first word that says something false, or leaves the language; None: all true."""
+    """Index of the first word that is false or outside the grammar; None: there is none."""
     reader = StepReader(problem)
     return next((i for i, word in enumerate(words) if not reader.push(word)), None)
 

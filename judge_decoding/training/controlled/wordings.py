@@ -1,7 +1,7 @@
-"""The words of the controlled task: in how many ways each piece of an answer can be put.
+"""The words of the controlled task, with all wordings of each piece of an answer.
 
-A template is words and slots; a slot `{name}` is filled by a fact of the problem or by any of the
-`WORDINGS` of that name. Texts are lists of words, in which a punctuation mark is a word.
+A template consists of words and slots; a slot `{name}` is filled by a fact of the problem or by any
+of the `WORDINGS` of that name. Texts are lists of words; a punctuation mark is a word.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ PUNCTUATION = frozenset(".,:?")
 
 
 def text_of(words: Sequence[str]) -> str:
-    """Words as text; every word but punctuation brings its own space, the first one too."""
+    """Words as text; every word except punctuation has a space before it, even the first."""
     return "".join(word if word in PUNCTUATION else " " + word for word in words)
 
 

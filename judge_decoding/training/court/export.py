@@ -1,11 +1,11 @@
-"""The shipped tasks `court`, `arithmetic` and `chat`, so that using them needs no package of facts.
+"""Writes the shipped tasks `court`, `arithmetic` and `chat`; using them needs no package of facts.
 
 court       the questions whose facts no judge is trained on (`split.split_of`), in all wordings
 arithmetic  chains of small sums in words, made up from a seed; nothing is trained on them
-chat        ordinary requests; nothing in their answers can be checked
+chat        ordinary requests, whose answers cannot be checked
 
-`court` and `arithmetic` have halves by fact, `calibrate` and `report`: a threshold is chosen on one
-and its cost is told on the other.
+`court` and `arithmetic` are split by fact into `calibrate` and `report`: a threshold is chosen on
+the first half and its cost is reported on the second.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def court(seed: int) -> Iterator[Item]:
 
 def _fact(question: Question) -> Item:
     item = item_of(question, [])
-    if item.choices:  # what other items of the domain have as answers could be said as well
+    if item.choices:  # a text could also name the answer of another item of the domain
         more = OTHER_CONTINENTS if question.domain == "continents" else ()
         choices = list(dict.fromkeys([ALL_OF_DOMAIN, *item.choices, *more]))
         item = item.model_copy(update={"choices": choices})

@@ -1,4 +1,4 @@
-"""Questions in eleven domains, made from facts that small packages carry; nothing is downloaded."""
+"""Questions in eleven domains, made from facts in small packages; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _package(name: str) -> ModuleType:
 
 
 class Country(NamedTuple):
-    """`the` is the name as it stands in a sentence, with its article."""
+    """A country; `the` is its name within a sentence, with the article."""
 
     name: str
     the: str
@@ -51,7 +51,7 @@ class Country(NamedTuple):
 
 
 def _countries() -> list[Country]:
-    """The countries of at least MIN_POPULATION people, by name."""
+    """The countries with at least MIN_POPULATION people, sorted by name."""
     found = {}
     for country in _package("countryinfo").all_countries():
         info = country.info()
@@ -66,7 +66,7 @@ def _countries() -> list[Country]:
 
 
 def _near(rng: random.Random, one: Country, countries: Sequence[Country], key: str) -> list[str]:
-    """Field `key` of two others of the same region and one of anywhere."""
+    """Field `key` of two other countries of the same region and of one from anywhere."""
     others = [c for c in countries if getattr(c, key) != getattr(one, key)]
     near = [getattr(c, key) for c in others if c.region == one.region]
     return [*rng.sample(near, min(2, len(near))), getattr(rng.choice(others), key)]
@@ -78,7 +78,7 @@ def _capitals(rng: random.Random) -> Iterator[Question]:
         what = rng.choice(["What is", "Which city is"])
         wrong = _near(rng, one, countries, "capital")
         yield from ask("capitals", one.group, one.capital, wrong, what=what, name=one.the)
-        if one.name not in one.capital:  # else the question would name its answer
+        if one.name not in one.capital:  # otherwise the question would name its answer
             wrong = _near(rng, one, countries, "the")
             yield from ask("countries", one.group, one.the, wrong, capital=one.capital)
 
@@ -116,7 +116,7 @@ def _elements(rng: random.Random) -> Iterator[Question]:
 
 
 def _off_by(rng: random.Random, number: int) -> list[str]:
-    """Two near misses and one by ten; none is below 1."""
+    """Two near misses and one number that is off by ten; none is below 1."""
     near = [number + step for step in (-3, -2, -1, 1, 2, 3) if number + step > 0]
     far = [number + step for step in (-10, 10) if number + step > 0]
     return [str(n) for n in (*rng.sample(near, 2), rng.choice(far))]

@@ -12,7 +12,7 @@ from judge_decoding.training.court.question import Question
 
 
 def rivals_by_domain() -> dict[str, list[str]]:
-    """For each domain the answers of its kind: what a text could say instead of the right one."""
+    """Domain -> all answers of its questions: what a text could say instead of the right one."""
     found: dict[str, list[str]] = defaultdict(list)
     for question in questions():
         found[question.domain].append(question.answer)
@@ -21,12 +21,12 @@ def rivals_by_domain() -> dict[str, list[str]]:
 
 
 def item_of(question: Question, rivals: Sequence[str]) -> Item:
-    """The question with parser `first_of`: the first thing said that could be an answer counts.
+    """The question with parser `first_of`, which takes the first possible answer in a text.
 
     rivals  answers of the same kind, besides the question's own wrong ones; the parser leaves out
             those that the question itself names
     """
-    number = question.answer.isdigit()  # any number could be said
+    number = question.answer.isdigit()  # a text can name any number, so there is no list of choices
     return Item(
         id=hashlib.sha256(question.prompt.encode()).hexdigest()[:12],
         group=question.group,

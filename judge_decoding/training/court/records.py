@@ -1,7 +1,7 @@
 """Labelled answers to court questions: right ones, and wrong ones with exactly one mistake.
 
-A wrong answer has the words of a right one and differs in the fact alone, so that the tokens of
-the mistake are known and marked without annotators.
+A wrong answer has the words of a right one and differs only in the fact, so the tokens of the
+mistake are known without annotators.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ def fact_records(
     answers: int,
     after_error: AfterError,
 ) -> Iterator[LabelRecord]:
-    """`answers` right and as many wrong answers per question.
+    """Yields `answers` right and as many wrong answers per question.
 
     A wrong answer without a wrong token of its own ("12" for "120") is left out.
     """
     for question in asked:
         rng = random.Random(f"{seed} {question.prompt}")
-        # The target tends to write the first sentence, and drafts make their mistakes in it, so
-        # that it is always used.
+        # Always use the first sentence: the target tends to write it, so drafts err in it.
         first, *others = question.sentences
         sentences = [first, *rng.sample(others, len(others))]
         for n in range(answers):

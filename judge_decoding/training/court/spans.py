@@ -39,8 +39,8 @@ def mistake_spans(
     """The spans of a wrong answer, given the right one in the same words.
 
     The error starts at the first token that differs and ends with the token that holds character
-    number `until` of the text. The list is empty if no token up to there differs: in "12" for
-    "120" the error lies in what follows and has no token of its own.
+    number `until` of the text. The list is empty if no token up to there differs: "12" instead of
+    "120" is wrong only in what follows and has no wrong token of its own.
     """
     start = 0
     while start < min(len(wrong), len(right)) and wrong[start] == right[start]:

@@ -1,8 +1,8 @@
 """How well drafts predict the target: agreement, and the acceptance length of `strict`.
 
-Measured on the held-out answers of text files and on the benchmark's first prompts, which the
-target answers first. Both figures are exact without the decoding loop: greedy verification reads
-the target's own text, so it is enough to know where the draft, given that text, predicts the next
+Both are measured on the held-out answers of text files and on the benchmark's first prompts, which
+the target answers first. They are exact without the decoding loop: greedy verification reads the
+target's own text, so it is enough to know where the draft, given that text, predicts the next
 token.
 """
 
@@ -25,11 +25,11 @@ CONTEXT = 512
 
 
 class ReadingDrafter(TorchDrafter):
-    """A draft that says what it would write after every token of a given text."""
+    """A draft that also predicts the token after every token of a given text."""
 
     @torch.inference_mode()
     def foresees(self, prompt: Sequence[int], response: Sequence[int]) -> list[bool]:
-        """Whether it writes response[i] after prompt + response[:i], for every i."""
+        """For every i, whether it writes response[i] after prompt + response[:i]."""
         hidden = self._read([(0, 0, [*prompt, *response[:-1]])], [len(response)])
         logits = self.model.logits(self.model.final_norm(hidden).contiguous())
         self.release(0)
@@ -59,7 +59,7 @@ def measure_drafts(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Draft -> part of the text -> its figures (`data.figures`).
 
-    text    files whose held-out answers are measured on
+    text    files; drafts are measured on their held-out answers
     fresh   prompts of the benchmark that the target answers first, with at most `tokens` tokens
     """
     checkpoint, tokenizer = Checkpoint(target), Tokenizer(target)

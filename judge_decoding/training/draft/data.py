@@ -1,4 +1,4 @@
-"""The distillation's data: answers with the target's states, what is held out, batches."""
+"""The distillation's data: answers with the target's states, the held-out split, batches."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from judge_decoding.errors import UserError
 from judge_decoding.text import Tokenizer
 from judge_decoding.training.draft.target_text import read_text
 
-POSITIONS = 4096  # of a batch, padding included
-HELD_OUT = 70  # answers kept for evaluation where a text marks none itself
+POSITIONS = 4096  # per batch, padding included
+HELD_OUT = 70  # answers kept for evaluation if the text marks none itself
 LONGEST_PROMPT = 200
 
 
 @dataclass
 class TargetAnswer:
-    """A prompt's ids, its answer's ids [n], and the target's post-norm states [n, H] that predict
-    them, once they are known. `held_out` is "source", "prompt" or "" (`target_text`)."""
+    """A prompt's ids, its answer's ids [n], and the target's post-norm states bfloat16 [n, H] that
+    predict them (None until computed). `held_out` is "source", "prompt" or "" (`target_text`)."""
 
     prompt: list[int]
     response: list[int]
@@ -31,9 +31,10 @@ class TargetAnswer:
 
 
 def load_answers(paths: Iterable[Path], tokenizer: Tokenizer, width: int) -> list[TargetAnswer]:
-    """All answers of the text files, one per prompt: the first file's where two have the same.
+    """All answers of the text files, one per prompt: that of the first file with the prompt.
 
-    The states beside a text file (`.states`, bf16 rows of `width`) are mapped, not read.
+    The states beside a text file (`.states`, bf16 rows of `width`) are memory-mapped.
+    UserError for a states file that is too short, or for too few answers.
     """
     found: dict[str, TargetAnswer] = {}
     for path in paths:
@@ -64,7 +65,7 @@ def load_answers(paths: Iterable[Path], tokenizer: Tokenizer, width: int) -> lis
 def split_held_out(
     answers: Sequence[TargetAnswer], seed: int
 ) -> tuple[list[TargetAnswer], dict[str, list[TargetAnswer]]]:
-    """-> what is trained on, and the held-out answers by kind: "source", "prompt", or "all" where
+    """-> the answers to train on, and the held-out ones by kind: "source" and "prompt", or "all" if
     no text marks any."""
     order = list(answers)
     random.Random(seed).shuffle(order)
@@ -80,7 +81,7 @@ def split_held_out(
 def batches(
     answers: Sequence[TargetAnswer], rng: random.Random | None, positions: int = POSITIONS
 ) -> list[list[TargetAnswer]]:
-    """Batches of at most `positions`, answers of like length together; shuffled with an `rng`."""
+    """Batches of at most `positions`; answers of similar length share one. Shuffled by `rng`."""
     order = list(answers)
     if rng is not None:
         rng.shuffle(order)
@@ -122,7 +123,7 @@ def most_frequent(answers: Iterable[TargetAnswer], vocab_size: int, size: int) -
 
 
 def rounds_of(hits: Sequence[bool], k: int) -> Iterator[int]:
-    """Accepted drafts of each round, when hits[i] says that the draft foresees token i."""
+    """Accepted draft tokens of each round; hits[i] says whether the draft predicts token i."""
     at = 0
     while at < len(hits):
         n = 0
@@ -133,9 +134,9 @@ def rounds_of(hits: Sequence[bool], k: int) -> Iterator[int]:
 
 
 def figures(hits: Sequence[Sequence[bool]], lengths: Sequence[int] = (4, 8)) -> dict[str, float]:
-    """What a draft is worth on answers whose tokens it foresees or not: the share foreseen and,
-    for each draft length, the mean acceptance length of `strict`, exactly: greedy verification
-    reads the target's own text."""
+    """A draft's figures on answers, from the tokens that it predicts: the share predicted and, for
+    each draft length, the mean acceptance length of `strict`. That is exact, since greedy
+    verification reads the target's own text."""
     tokens = sum(len(h) for h in hits)
     found = {"tokens": tokens, "agreement": sum(map(sum, hits)) / tokens}
     for k in lengths:

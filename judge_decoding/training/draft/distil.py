@@ -36,14 +36,14 @@ from judge_decoding.training.draft.data import (
     split_held_out,
 )
 
-SLICE = 1024  # rows of the loss at a time: 8,000 logits a row are what memory goes to
+SLICE = 1024  # rows of the loss at a time; 8,000 logits per row take most of the memory
 WARM_UP = 30  # steps
 EVALUATE_EVERY = 300  # seconds
 EMA = 0.99
 
 
 class Distiller:
-    """Teacher, student and what they share."""
+    """The teacher (the target), the student (the draft), and the tensors that they share."""
 
     def __init__(
         self,
@@ -53,7 +53,9 @@ class Distiller:
         device: str,
         init: Path | None = None,
     ):
-        """layers  the target's, that the student starts from; those of `init`, a draft, if given"""
+        """layers  the target's layers that the student starts from; unused with `init`
+        init    folder of a draft to continue from
+        """
         from transformers import LlamaConfig, LlamaModel
 
         whole = Checkpoint(target)
@@ -106,7 +108,7 @@ class Distiller:
 
     @torch.no_grad()
     def label(self, batch: Sequence[TargetAnswer]) -> None:
-        """The target's states for answers that lack them."""
+        """Compute the target's states for answers that lack them."""
         todo = [a for a in batch if a.states is None]
         if todo:
             ids, rows, _ = collate(todo)
@@ -116,7 +118,7 @@ class Distiller:
                 a.states = part.clone()
 
     def loss(self, batch: Sequence[TargetAnswer]) -> torch.Tensor:
-        """Cross-entropy to the target's distribution plus smooth-L1 to its state, a token."""
+        """Cross-entropy to the target's distribution plus smooth-L1 to its state, per token."""
         self.label(batch)
         ids, rows, labels = collate(batch)
         mine = self.states(self.student, ids, rows)
@@ -153,7 +155,7 @@ class Distiller:
 
     @torch.no_grad()
     def follow(self, step: int) -> None:
-        """Move the running average towards the weights."""
+        """Move the moving average of the weights towards the current ones."""
         decay = min(EMA, 1 - 1 / (step + 1))
         for name, parameter in self.trainable():
             self.average[name].lerp_(parameter, 1 - decay)
@@ -183,8 +185,8 @@ def train(
 ) -> Iterator[tuple[int, int, float]]:
     """Cosine schedule over `minutes`; yields (step, tokens seen, loss) after every step.
 
-    Muon for the matrices (their update is orthogonalised, which small models learn faster with),
-    AdamW for the norms.
+    Muon trains the matrices (it orthogonalises their updates, and small models then learn faster),
+    AdamW the norms.
     """
     parameters = [p for _, p in distiller.trainable()]
     optimizers: list[torch.optim.Optimizer] = [
@@ -231,12 +233,13 @@ def distil(
     device: str,
     seed: int,
 ) -> dict[str, Any]:
-    """Distil a draft from text files into the folder OUT, and say what it is worth.
+    """Distil a draft from text files into the folder OUT; returns its figures.
 
-    layers      the target's, which the draft starts from; unused with `init`, a draft's folder
+    layers      the target's layers that the draft starts from; unused with `init`
+    init        folder of a draft to continue from
     vocabulary  ids that the draft's head covers: the most frequent ones of the text
     positions   per step, padding included
-    Progress goes to stdout. UserError where the text or the models do not fit.
+    Progress goes to stdout. UserError if the text or the models do not fit.
     """
     torch.manual_seed(seed)
     config = Checkpoint(target).config

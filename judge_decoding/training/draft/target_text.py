@@ -2,14 +2,14 @@
 
 There are two kinds of user turns, both from prompts.yaml: templated ones, and the target's own. The
 target samples its own turns after `<|im_start|>user` and an opener ("My landlord", "Help me").
-Varied prompts matter more than many: a draft trained on templates alone agrees well there and
-poorly on a person's prompts. The target answers all turns greedily, since a draft must predict
-exactly that.
+Variety of prompts matters more than their number: a draft trained only on templates agrees well
+there and poorly on a person's prompts. The target answers all turns greedily, since a draft must
+predict exactly that.
 
-Each line holds one answer: {"prompt", "response_ids", "held_out"}. `held_out` is "source" where the
-opener or template is kept from training, and "prompt" where only the prompt is. OUT.states lies
-beside OUT: the target's post-norm states that predicted the tokens of the answers, raw bf16, which
-spares the training a pass. An interrupted run goes on where it stopped.
+Each line holds one answer: {"prompt", "response_ids", "held_out"}. `held_out` is "source" if the
+opener or template is kept from training, and "prompt" if only the prompt is. OUT.states, beside
+OUT, holds the target's post-norm states that predicted the tokens of the answers, as raw bf16; they
+save the training a pass. An interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from judge_decoding.text import Tokenizer
 from judge_decoding.torch_engine.engine import DTYPES
 from judge_decoding.torch_engine.llama import Llama
 
-BATCH = 96  # rows a step: the matrix kernels' throughput is flat from here on
+BATCH = 96  # rows per step; more do not raise the matrix kernels' throughput
 KINDS = ["country", "element", "function", "sentence", "thing", "role", "occasion", "skill"]
 BENCHMARK = Path(judge_decoding.__file__).parent / "data" / "chat_prompts.jsonl"
-"""What the draft is measured with: never written, never trained on."""
-PROMPT_STEPS = 48  # a user's turn that does not end in so many tokens is an essay
+"""Prompts that the draft is measured with; never written, never trained on."""
+PROMPT_STEPS = 48  # own turns that do not end within so many tokens are dropped
 HELD_OUT_BYTES = 8  # of 256: the share of own prompts that is never trained on
-MASKED = -1e30  # a finite "never": a row of padding alone must not become NaN
+MASKED = -1e30  # finite, so that softmax over a row of padding alone is not NaN
 
 
 class BatchWriter:
     """Continues many prompts of different lengths at once, all for the same number of steps.
 
-    The serving engine attends per sequence, for latency; here throughput counts: prompts are
-    padded on the left to one length, so that one attention call serves the batch.
+    The serving engine attends per sequence, for latency. Here throughput counts, so prompts are
+    padded on the left to one length and one attention call serves the batch.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """dtype  None: the one this CPU is fast with"""
+        """dtype  None: this CPU's fastest"""
         checkpoint = Checkpoint(folder)
         self.config = checkpoint.config
         context = min(self.config.max_position_embeddings, 2048)
@@ -64,7 +64,7 @@ class BatchWriter:
     def write(
         self, prompts: Sequence[Sequence[int]], steps: int, sampling: Sampling | None = None
     ) -> list[list[int]]:
-        """-> the new ids of each prompt, its end token included where one was reached."""
+        """-> each prompt's new ids, with the end token if one was reached."""
         return [ids for ids, _ in self.write_with_states(prompts, steps, sampling)]
 
     @torch.inference_mode()
@@ -113,7 +113,7 @@ class BatchWriter:
         mask: torch.Tensor,
         cache: torch.Tensor,
     ) -> torch.Tensor:
-        """One pass over ids [rows, n] at `start`: the last position's hidden states [rows, H]."""
+        """One pass over ids [rows, n] at `start` -> the last position's hidden states [rows, H]."""
         config, model = self.config, self.model
         rows, n = ids.shape
         heads, kv, size = config.num_heads, config.num_kv_heads, config.head_dim
@@ -158,7 +158,7 @@ def prompt_parts() -> dict[str, list[str]]:
 
 
 def templated_prompts(seed: int) -> dict[str, str | None]:
-    """All templated user turns, shuffled -> "source" where the template is held out, or None."""
+    """Templated user turn -> "source" if its template is held out, else None; in random order."""
     parts, rng = prompt_parts(), random.Random(seed)
     topics = parts["topics"]
 
@@ -186,7 +186,10 @@ def templated_prompts(seed: int) -> dict[str, str | None]:
 def own_prompts(
     writer: BatchWriter, tokenizer: Tokenizer, seed: int, seen: Collection[str]
 ) -> Iterator[tuple[str, str | None]]:
-    """User turns that the target goes on with after an opener, without end -> (turn, held out)."""
+    """Endless user turns that the target writes after an opener, as (turn, held out).
+
+    UserError if the chat template hides the user's text.
+    """
     conversation = tokenizer.chat([{"role": "user", "content": "|"}])
     text = tokenizer.decode(conversation)
     if "|" not in text:
@@ -214,8 +217,8 @@ def held_out_prompt(prompt: str) -> str | None:
 
 
 def read_text(path: Path) -> list[dict[str, Any]]:
-    """The lines of a text file, gzipped or not; a last one that an interrupt cut off is dropped.
-    UserError for any other without a prompt, and for a file that cannot be read."""
+    """The lines of a text file, gzipped or not; a last line that an interrupt cut off is dropped.
+    UserError for any other line without a prompt, and for a file that cannot be read."""
     rows, opener = [], gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
@@ -236,7 +239,7 @@ def read_text(path: Path) -> list[dict[str, Any]]:
 
 
 def open_states(out: Path, rows: Sequence[dict[str, Any]], width: int) -> BinaryIO:
-    """OUT.states, cut to what belongs to `rows`, at its end."""
+    """OUT.states, cut to the states of `rows` and positioned at its end. UserError if too short."""
     path = out.with_name(out.name + ".states")
     file = path.open("r+b" if path.exists() else "w+b")
     size = sum(len(row["response_ids"]) for row in rows) * width * 2
@@ -260,7 +263,7 @@ def write_text(
     """Write `count` prompts with their answers to OUT, after those that it already holds.
 
     own      share of the target's own prompts; the others are templated
-    tokens   new tokens per answer at most
+    tokens   maximum of new tokens per answer
     without  text or prompt files whose prompts are not used
     Yields (answers in OUT, tokens per second) after every batch.
     """
@@ -273,7 +276,7 @@ def write_text(
     made = own_prompts(writer, tokenizer, seed + len(rows), known)
     began, written, rng = time.monotonic(), 0, random.Random(seed + len(rows))
     with gzip.open(out, "wt", encoding="utf-8") as file, states:
-        for row in rows:  # written anew: a gzip that was cut off cannot be appended to
+        for row in rows:  # rewrite them: a truncated gzip cannot be appended to
             file.write(json.dumps(row) + "\n")
         for start in range(len(rows), count, BATCH):
             batch = []

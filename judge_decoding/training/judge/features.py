@@ -1,6 +1,7 @@
 """The judge's training data as arrays: the target's hidden states at labelled tokens.
 
-Read through the target's verify pass, in the dtype of inference, at each token's own position.
+The states are read through the target's verify pass, in the dtype of inference, at each token's own
+position.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from judge_decoding.training.target_reader import ReadRequest, in_span, load_rea
 
 READERS = ("torch", "transformers")
 CONTEXT = 2048
-"""Tokens of the longest prompt with its answer, where the model has as many positions."""
+"""Most tokens of a prompt with its answer, if the model has as many positions."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,9 @@ class LabelledTokens:
 
     hidden    float32 [n, H]
     good      bool, the label
-    mismatch  bool, the token is not the target's own choice: the judge's word decides
-    group, domain, origin, source  str: source is the label file's name; heldout bool
+    mismatch  bool, the token is not the target's own choice, so the judge decides
+    source    str, the label file's name
+    group, domain, origin  str, and heldout  bool: of the record or its span
     """
 
     hidden: NDArray[np.float32]
@@ -52,7 +54,7 @@ class LabelledTokens:
 
     @property
     def mined(self) -> NDArray[np.bool_]:
-        """Tokens that a draft really wrote (build/mine_labels.py)."""
+        """bool [n], the token was written by a draft (build/mine_labels.py)."""
         return np.char.startswith(self.origin.astype(str), "mined")
 
     def where(self, keep: NDArray[np.bool_]) -> LabelledTokens:
@@ -60,7 +62,7 @@ class LabelledTokens:
 
 
 def inference_dtype(asked: str, reader: str) -> str:
-    """`auto` as a deployment has it; transformers reads on GPUs."""
+    """The dtype to read in; `auto` is a deployment's default, or bfloat16 for transformers."""
     if asked in DTYPES:
         return asked
     if asked != "auto":
@@ -69,7 +71,7 @@ def inference_dtype(asked: str, reader: str) -> str:
 
 
 def open_reader(kind: str, target: Checkpoint, dtype: str) -> Any:
-    """An object with `teacher_forced` and `likelihood`."""
+    """A reader of the target, with methods `teacher_forced` and `likelihood`."""
     if kind == "transformers":
         from judge_decoding.training.transformers_reader import TransformersReader
 
@@ -86,11 +88,8 @@ def hidden_of_all(
     block: int,
     reader: str = "torch",
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """`hidden_of` each file.
-
-    UserError where a file labels no token or holds a text that is too long. All files are checked
-    first, since reading takes minutes or hours.
-    """
+    """`hidden_of` each file. UserError if a file labels no token, or holds a text that is too long.
+    This is checked before the first file is read, which takes minutes or hours."""
     most = target.config.max_position_embeddings
     most = min(CONTEXT, most) if reader == "torch" else most
     for name, records in files.items():
@@ -124,9 +123,9 @@ def hidden_of(
     block: int,
     reader: str = "torch",
 ) -> dict[str, torch.Tensor]:
-    """`target_reader.read_states`, kept in a file of the cache, since it takes minutes.
+    """`target_reader.read_states`, which takes minutes; the result is kept in the cache folder.
 
-    reader  `torch`, the CPU engine, or `transformers`, on the GPUs that there are
+    reader  `torch`, the CPU engine, or `transformers`, on all GPUs
     """
     kind = block if reader == "torch" else f"{block} {reader}"
     path = cache / f"hidden-{_identity(records, target, dtype, kind)}.safetensors"
@@ -143,7 +142,7 @@ def hidden_of(
 def _identity(
     records: Sequence[LabelRecord], target: Checkpoint, dtype: str, kind: int | str
 ) -> str:
-    """Identity of what is read, by what and how. The labels are not part of it."""
+    """Identity of the states: what is read, from which target and how, but not the labels."""
     read = [[r.prompt, r.response_ids, in_span(r), *(() if r.chat else ("raw",))] for r in records]
     identity = json.dumps([read, target.fingerprint, dtype, kind])
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -156,8 +155,8 @@ def likelihood_of(
     dtype: str,
     reader: str = "torch",
 ) -> torch.Tensor:
-    """float32, a row per token that lies in a span: the target's log-probability of the token, from
-    the row before it. Kept in a file of the cache, like the states."""
+    """float32 [n]: the target's log-probability of each of the n tokens in spans, from the row
+    before it. Kept in the cache folder, like the states."""
     kind = "likelihood" if reader == "torch" else f"likelihood {reader}"
     path = cache / f"likelihood-{_identity(records, target, dtype, kind)}.safetensors"
     if path.is_file():
@@ -171,8 +170,7 @@ def likelihood_of(
 def read_likelihood(
     records: Sequence[LabelRecord], target: Any, tokenizer: Tokenizer
 ) -> torch.Tensor:
-    """As `likelihood_of`. Records are read in the order of their text, and each reads only what its
-    predecessor has not."""
+    """As `likelihood_of`; records are read in the order of their text and share cached prefixes."""
     begins = [r.prompt_ids(tokenizer) for r in records]
     texts = [[*begin, *r.response_ids] for begin, r in zip(begins, records, strict=True)]
     found: dict[int, torch.Tensor] = {}
@@ -200,7 +198,7 @@ def gather(
 ) -> LabelledTokens:
     """The labelled tokens of all records; ignored ones are left out.
 
-    hidden  `target_reader.read_states`: one row per token that lies in a span
+    hidden  as from `target_reader.read_states`: one row per token in a span
     """
     places = [in_span(record) for record in records]
     lengths = [len(at) for at in places]

@@ -1,4 +1,4 @@
-"""The head itself: scaler and logistic regression folded into one, and its cross-validation."""
+"""The head: scaler and logistic regression folded into one, and its cross-validation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from judge_decoding.training.judge.measures import auc
 
 FOLDS = 3
 WIDE = 4096
-"""Features above which a Hessian (features squared) is too much to hold and to factor."""
+"""Number of features above which the Hessian (features squared) is too large to factor."""
 
 
 class Head(NamedTuple):
@@ -29,7 +29,7 @@ class Head(NamedTuple):
 
 
 class LabelledStates(Protocol):
-    """What a head is fitted to: hidden states [n, H], and whether each token is good [n]."""
+    """What a head is fitted to: hidden states [n, H], and whether each token is good, bool [n]."""
 
     @property
     def hidden(self) -> NDArray[Any]: ...
@@ -45,13 +45,17 @@ def fit(
     weight: NDArray[Any] | None = None,
     wide: int = WIDE,
 ) -> Head:
-    """Scaler and regression, folded into one head. `strength` is scikit-learn's C (the smaller, the
-    stronger the penalty); `weight` >= 0 a token."""
+    """Fit scaler and regression, and fold them into one head.
+
+    strength  scikit-learn's C; smaller values penalize more
+    weight    [n] per token, >= 0; None: all equal
+    wide      features above which the solver does without a Hessian
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(tokens.hidden, sample_weight=weight)
-    # Few hundred features, many rows: second order is 10 times as fast as the default solver.
+    # For a few hundred features and many rows, second order is 10 times as fast as the default.
     solver = "newton-cholesky" if tokens.hidden.shape[1] <= wide else "lbfgs"
     model = LogisticRegression(C=strength, class_weight=class_weight, solver=solver, max_iter=1000)
     model.fit(scaler.transform(tokens.hidden), tokens.good, sample_weight=weight)
@@ -81,11 +85,11 @@ def check_trainable(tokens: LabelledTokens) -> None:
 def cross_scores(
     tokens: LabelledTokens, strength: float, class_weight: str | None, folds: int = FOLDS
 ) -> NDArray[np.float64]:
-    """Every token's score by a head that saw nothing of its group."""
+    """float64 [n]: every token's score by a head that was not trained on its group."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     scores = np.zeros(len(tokens.good))
-    splitter = StratifiedGroupKFold(folds)  # both classes in each fold, as far as groups allow
+    splitter = StratifiedGroupKFold(folds)  # both classes in each fold, if groups allow it
     for train, test in splitter.split(tokens.hidden, tokens.good, tokens.group):
         keep = np.zeros(len(tokens.good), dtype=bool)
         keep[train] = True
@@ -94,13 +98,13 @@ def cross_scores(
 
 
 def counted(tokens: LabelledTokens) -> NDArray[np.bool_]:
-    """The tokens that count: the mismatches, of them the mined ones if there are any."""
+    """bool [n], the tokens that count: the mined mismatches, or all mismatches if none is mined."""
     mined = tokens.mismatch & tokens.mined
     return mined if mined.any() else tokens.mismatch
 
 
 def cross_validate(tokens: LabelledTokens, strength: float, class_weight: str | None) -> float:
-    """AUC over the tokens that count, each scored by a head that saw nothing of its group."""
+    """AUC over the tokens that count, each scored by a head that was not trained on its group."""
     scores, at = cross_scores(tokens, strength, class_weight), counted(tokens)
     return auc(scores[at], tokens.good[at])
 
@@ -108,9 +112,9 @@ def cross_validate(tokens: LabelledTokens, strength: float, class_weight: str | 
 def held_out_domains(
     train: LabelledTokens, heldout: LabelledTokens, strength: float, class_weight: str | None
 ) -> dict[str, float]:
-    """AUC on a whole domain that the head never saw, one domain at a time.
+    """Domain -> AUC of a head that was trained on the other domains.
 
-    Over all of the domain's tokens that count, those to train on included: this head did not.
+    The AUC is over all tokens of the domain that count, in both splits.
     """
     every = join([train, heldout])
     found = {}

@@ -1,8 +1,8 @@
-"""What a judge is measured by, over tokens that the standard rule refuses.
+"""Measures of a judge, over tokens that the standard rule refuses.
 
-Positive means good: a token that the judge would let stand. A score is P(good); a token is accepted
-where its score is above the threshold. Intervals are 95 % bootstrap intervals that draw whole
-groups: tokens about one fact are not independent observations.
+The positive class is a good token, which the judge should accept. A score is P(good); a token is
+accepted if its score is above the threshold. Intervals are 95 % bootstrap intervals that draw whole
+groups, since tokens about one fact are not independent observations.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Flags = NDArray[np.bool_]
 
 
 class Interval(NamedTuple):
-    """A value and its 95 % interval; NaN where it is undefined."""
+    """A value and its 95 % interval; NaN where they are undefined."""
 
     value: float
     low: float
@@ -32,8 +32,10 @@ class Interval(NamedTuple):
 
 
 def auc(scores: Array, good: Flags, weight: Array | None = None) -> float:
-    """Area under the ROC curve: how often a good token scores above a bad one, ties half. NaN where
-    one class is missing. `weight` >= 0 a token, for the bootstrap (scikit-learn's is slower)."""
+    """Area under the ROC curve: how often a good token scores above a bad one; ties count half.
+
+    NaN if a class is missing. `weight` [n] >= 0 is for the bootstrap, where scikit-learn is slower.
+    """
     weight = np.ones(len(good)) if weight is None else weight
     _, rank = np.unique(scores, return_inverse=True)
     right = np.bincount(rank[good], weight[good], minlength=len(rank))
@@ -43,9 +45,9 @@ def auc(scores: Array, good: Flags, weight: Array | None = None) -> float:
 
 
 def within(scores: Array, good: Flags, part: Array, weight: Array | None = None) -> float:
-    """AUC over the pairs within one part (domain) only: knowing the part alone gives 0.5.
+    """AUC over pairs within the same part (domain), so that knowing only the part gives 0.5.
 
-    Mean of the parts' AUCs, weighted by their pairs of a good and a bad token.
+    It is the mean of the parts' AUCs, weighted by their pairs of a good and a bad token.
     """
     weight = np.ones(len(good)) if weight is None else weight
     total = pairs = 0.0
@@ -59,7 +61,8 @@ def within(scores: Array, good: Flags, part: Array, weight: Array | None = None)
 
 
 def resampled(groups: Array, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[Array]:
-    """How often each row is drawn when as many groups as there are are drawn with replacement.
+    """Yields, per resample, how often each row is drawn [n] when all G groups are drawn G times
+    with replacement.
 
     The same groups and seed give the same draws, so differences of two measures are paired.
     """
@@ -73,7 +76,7 @@ def resampled(groups: Array, resamples: int = RESAMPLES, seed: int = 0) -> Itera
 def interval(
     measure: Callable[[Array], float], groups: Array, resamples: int = RESAMPLES
 ) -> Interval:
-    """`measure(weight of each row)` and its interval; draws in which it is NaN are left out."""
+    """`measure(weight of each row)` and its interval; resamples where it is NaN are left out."""
     value = measure(np.ones(len(groups)))
     drawn = np.array([measure(weight) for weight in resampled(groups, resamples)])
     drawn = drawn[~np.isnan(drawn)]
@@ -84,9 +87,9 @@ def interval(
 
 
 def reliability(scores: Array, good: Flags, bins: int = BINS) -> list[dict[str, float]]:
-    """Bins of equal width that hold tokens: what was predicted there and what was found.
+    """Predicted and actual share of good tokens in each bin of equal width that holds tokens.
 
-    The bin of a score s is [i / bins, (i + 1) / bins); 1 lies in the last.
+    Bin i holds the scores in [i / bins, (i + 1) / bins), the last one also 1.
     """
     place = np.minimum((np.asarray(scores) * bins).astype(int), bins - 1)
     return [
@@ -101,14 +104,14 @@ def reliability(scores: Array, good: Flags, bins: int = BINS) -> list[dict[str, 
 
 
 def calibration_error(rows: Sequence[dict[str, float]]) -> float:
-    """ECE: the mean over tokens of |predicted - good| of their bin; NaN without tokens."""
+    """ECE: the mean over tokens of their bin's |predicted - good|; NaN without tokens."""
     total = sum(row["tokens"] for row in rows)
     gaps = sum(row["tokens"] * abs(row["predicted"] - row["good"]) for row in rows)
     return gaps / total if total else float("nan")
 
 
 def average_precision(scores: Array, good: Flags) -> float:
-    """Area under the precision-recall curve (the share of good tokens is what chance gives)."""
+    """Area under the precision-recall curve; chance gives the share of good tokens."""
     from sklearn.metrics import average_precision_score
 
     if good.all() or not good.any():
@@ -119,11 +122,11 @@ def average_precision(scores: Array, good: Flags) -> float:
 def threshold_curve(
     scores: Array, good: Flags, thresholds: Sequence[float] = THRESHOLDS
 ) -> list[dict[str, float]]:
-    """What a threshold costs and gains on tokens the standard rule refuses.
+    """The cost and gain of each threshold on tokens that the standard rule refuses.
 
-    bad_rejected   share of the bad tokens that the judge refuses (score <= threshold)
-    good_accepted  share of the good ones that it takes, its gain over the standard rule: recall
-    precision      share of good ones among those it takes; 1 where it takes none
+    bad_rejected   share of the bad tokens that the judge rejects (score <= threshold)
+    good_accepted  recall, the share of the good tokens that it accepts: the gain over the rule
+    precision      share of good tokens among those that it accepts; 1 if it accepts none
     """
     rows = []
     for threshold in thresholds:
@@ -140,13 +143,13 @@ def threshold_curve(
 
 
 def pick_threshold(curve: Sequence[dict[str, float]], bad_rejected: float) -> float:
-    """The smallest threshold that refuses this share of the bad tokens; 1 where none does."""
+    """The smallest threshold that rejects this share of the bad tokens; 1 if none does."""
     fitting = [p["threshold"] for p in curve if p["bad_rejected"] >= bad_rejected]
     return min(fitting, default=1.0)
 
 
 def report_on(scores: Array, tokens: LabelledTokens) -> dict[str, Any]:
-    """The measures over the mismatches: all, those of each label file, those of each domain."""
+    """The measures over all mismatches, over those of each label file, and of each domain."""
     found: dict[str, Any] = {}
     parts: dict[str, Flags] = {"all": np.ones(len(tokens.good), dtype=bool)}
     parts |= {f"file {name}": tokens.source == name for name in np.unique(tokens.source)}
@@ -170,7 +173,7 @@ def report_on(scores: Array, tokens: LabelledTokens) -> dict[str, Any]:
 
 
 def without_nan(value: Any) -> Any:
-    """For JSON, which has no NaN: None in its place."""
+    """`value` with None in place of NaN, which JSON lacks."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):

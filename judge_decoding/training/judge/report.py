@@ -1,4 +1,4 @@
-"""What the judge's training shows: figures and the model card."""
+"""The results of the judge's training: figures and the model card."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from judge_decoding.training.judge.measures import (
 )
 
 Series = dict[str, tuple[NDArray[Any], NDArray[np.bool_]]]
-"""What is drawn: a name and its tokens' scores and labels."""
+"""Name of a curve -> scores [n] and labels [n] of its tokens."""
 
 FIGURES = {
     "judge_roc.png": "ROC: bad tokens accepted, good tokens accepted",
@@ -29,8 +29,8 @@ FIGURES = {
 
 
 def draw(folder: Path, series: Series, threshold: float) -> None:
-    """The four figures, over tokens that the standard rule refuses; series of one class are left
-    out."""
+    """Draw the four figures, over tokens that the standard rule refuses; series with only one class
+    are left out."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -92,7 +92,7 @@ def draw(folder: Path, series: Series, threshold: float) -> None:
 
 
 def save(figure: Any, path: Path) -> None:
-    """A PNG; the same data gives the same file: no software name or date inside."""
+    """Write a PNG without software name or date, so that the same data gives the same file."""
     import matplotlib.pyplot as plt
 
     figure.savefig(path, dpi=120, bbox_inches="tight", metadata={"Software": None})
@@ -122,7 +122,7 @@ def _spans_domains(part: str) -> bool:
 
 
 def write_card(path: Path, document: dict[str, Any], figures: Path) -> None:
-    """The model card; a quality gate run later may add its section."""
+    """Write the model card; a later quality gate may add its section."""
     counts, at = document["training_tokens"], document["at_threshold"]
     files = "\n".join(f"| {row} | {n} |" for row, n in document["training_origins"].items())
     new = document["domains_never_trained_on"]

@@ -1,11 +1,11 @@
-"""Choosing the judge's threshold, and saying how: the method goes into the judge's metadata.
+"""Choosing the judge's threshold. The judge's metadata records the method:
 
---threshold 0.5          a fixed one; the paper's
---bad-recall 0.95        the smallest that refuses this share of the bad tokens that count, each
-                         scored by a head that saw nothing of its fact
+--threshold 0.5          a fixed threshold; 0.5 is the paper's
+--bad-recall 0.95        the smallest that rejects this share of the bad tokens that count, each
+                         scored by a head that was not trained on its fact
 --max-quality-drop 0.01  the smallest of several that loses at most this accuracy, by its upper
                          confidence bound, on a task that is answered through the real loop; 1, the
-                         standard rule, where none does
+                         standard rule, if none does
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from judge_decoding.training.judge.measures import Array, Flags, pick_threshold,
 
 @dataclass(frozen=True)
 class ThresholdChoice:
-    """A threshold, how it was chosen in words, the figures that decided, and all candidates'."""
+    """A threshold, the method in words, the figures that decided, and those of all candidates."""
 
     threshold: float
     method: str
@@ -39,7 +39,7 @@ class ThresholdChoice:
     candidates: list[dict[str, Any]] = field(default_factory=list)
 
     def document(self, scores: Array, good: Flags) -> dict[str, Any]:
-        """For the report, with what the threshold does to these tokens."""
+        """The choice as a dict for the report, with the threshold's effect on these tokens."""
         return {
             "threshold": self.threshold,
             "threshold_method": self.method,
@@ -65,11 +65,12 @@ def chooser(
     batch: int | None = None,
     run_code: bool = False,
 ) -> Chooser:
-    """The method that was asked for, checked before anything takes long; 95 % bad recall if none.
+    """The method of the option that is set, 95 % bad recall if none is. Everything is checked
+    before anything takes long; UserError for what does not hold.
 
     deployment, task, tried, batch, run_code  for `max_quality_drop`: what answers which task, the
                                               thresholds to try, answers at a time, and whether a
-                                              task's tests may run written code
+                                              task's tests may run code that the models wrote
     """
     if sum(option is not None for option in (threshold, bad_recall, max_quality_drop)) > 1:
         raise UserError("give one of --threshold, --bad-recall and --max-quality-drop")
@@ -94,9 +95,9 @@ def fixed(threshold: float) -> ThresholdChoice:
 
 
 def by_bad_recall(scores: Array, good: Flags, recall: float) -> ThresholdChoice:
-    """The smallest threshold that refuses `recall` of the bad tokens.
+    """The smallest threshold that rejects `recall` of the bad tokens.
 
-    scores  of tokens by heads that did not see them: cross-validated
+    scores  cross-validated: each token's by a head that was not trained on it
     """
     threshold = pick_threshold(threshold_curve(scores, good), recall)
     bad = int((~good).sum())
@@ -121,8 +122,8 @@ class Calibration:
     def of(
         cls, deployment: Path, task: str, budget: float, batch: int | None = None
     ) -> Calibration:
-        """The items of split `calibrate`, all where the task has no splits. UserError where no
-        threshold could pass, or where the judge cannot be exchanged."""
+        """Takes the items of split `calibrate`, or all if the task has no splits. UserError if no
+        threshold could pass, or if the judge cannot be exchanged."""
         config = load_deployment(deployment)
         if config.draft is None:
             raise UserError(f"--deployment: {deployment} has no draft, so nothing is judged")
@@ -149,8 +150,8 @@ class Calibration:
     def choose(
         self, judge: Judge, thresholds: Sequence[float], run_code: bool = False
     ) -> ThresholdChoice:
-        """Every item answered by the target alone and by this judge at each of the thresholds,
-        through the real loop."""
+        """The smallest threshold within the budget. The target alone and this judge at each of the
+        thresholds answer every item through the real loop."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "judge.safetensors"
             judge.save(path)
@@ -170,8 +171,8 @@ class Calibration:
 
 
 def within_budget(outcomes: Mapping[float, Paired], budget: float, task: str) -> ThresholdChoice:
-    """The smallest threshold that loses at most `budget` of accuracy, surely enough
-    (`evaluation.gate`); 1, the standard rule, where none does."""
+    """The smallest threshold that loses at most `budget` of accuracy by its confidence bound
+    (`evaluation.gate`); 1, the standard rule, if none does."""
     gate = choose_threshold(outcomes, budget)
     passed = [trial for trial in gate.trials if trial.passed]
     sure = f"{100 * gate.confidence:g} % upper bound"
@@ -195,5 +196,5 @@ def within_budget(outcomes: Mapping[float, Paired], budget: float, task: str) ->
 
 
 def _lost(trial: Trial) -> str:
-    """In points; + 0.0 makes a zero of a negative one."""
+    """The loss in points; + 0.0 turns a negative zero into a positive one."""
     return f"lost {100 * trial.drop + 0.0:.1f}, bound {100 * trial.upper_bound:.1f}"

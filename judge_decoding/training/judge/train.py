@@ -1,10 +1,9 @@
-"""Training the judge: a linear head on the target's hidden states that knows a correct token.
+"""Training the judge: a linear head on the target's hidden states that recognizes correct tokens.
 
 The model is a StandardScaler and an L2 logistic regression, on features that are read through the
 target's verify pass. The feature (before or after the final norm) and the strength are chosen by
-cross-validation grouped by fact. It counts the tokens that matter: the mismatches, since all others
-are accepted anyway, and of those only the mined ones if there are any, because the draft wrote
-them.
+cross-validation grouped by fact. It counts only mismatches, since all other tokens are accepted
+anyway, and only mined ones if there are any, because those were written by the draft.
 """
 
 from __future__ import annotations
@@ -66,10 +65,10 @@ from judge_decoding.training.labels import (
 
 Feature = Literal["pre_norm", "post_norm"]
 Say = Callable[[str], None]
-"""Takes a line that tells the user how far the training is."""
+"""Shows the user a line about the training's progress."""
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-TIE = 0.002  # of AUC: less than folds differ by
+TIE = 0.002  # AUC; folds differ by more
 FEATURES: tuple[Feature, ...] = ("pre_norm", "post_norm")
 
 
@@ -78,12 +77,12 @@ class TrainingOptions:
     """How a head is trained; UserError for an unknown choice.
 
     feature       `pre_norm`, `post_norm`, or `best` of both
-    after_error   overrules what the labels say of tokens after an error; None: it does not
+    after_error   overrides the labels of tokens after an error; None: keep them
     train_on      `mismatch` (tokens that the standard rule refuses) or `all`
     class_weight  `balanced` or `none`
     dtype         of inference: `auto`, `float32`, `bfloat16`
     reader        `torch` (CPU) or `transformers` (GPUs)
-    block         tokens that a verify pass reads
+    block         tokens per verify pass
     """
 
     feature: str = "best"
@@ -114,8 +113,8 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Label files and the target's hidden states at their tokens. labels: files that are trained
-    on; reported: others, which are only reported on."""
+    """Label files and the target's hidden states at their tokens. labels: files to train on;
+    reported: files that are only reported on."""
 
     target: Checkpoint
     labels: Sequence[Path]
@@ -145,7 +144,7 @@ def read_data(
 ) -> TrainingData:
     """Read label files, and the target's states at their tokens unless the cache has them.
 
-    UserError for files that cannot be read or that leak: an id twice, or one fact in both splits.
+    UserError for files that cannot be read, a repeated id, or a fact in both splits.
     """
     dtype = inference_dtype(options.dtype, options.reader)
     files = [*labels, *reported]
@@ -163,7 +162,7 @@ def read_data(
 
 @dataclass(frozen=True)
 class TrainedJudge:
-    """judge has its threshold; document is the report without NaN; series is what is drawn."""
+    """judge has its threshold; document is the report, without NaN; series are the curves."""
 
     judge: Judge
     choice: ThresholdChoice
@@ -171,7 +170,7 @@ class TrainedJudge:
     series: Series
 
     def warnings(self) -> list[str]:
-        """What speaks against using the judge, a sentence each."""
+        """Reasons against using the judge, one sentence each."""
         found = []
         area = self.document["counted"]
         if area["low"] <= 0.5:
@@ -199,7 +198,7 @@ def train_judge(
 ) -> TrainedJudge:
     """Choose feature and strength, fit the head, choose the threshold, and measure.
 
-    UserError where the labels cannot be trained on, or the threshold cannot be chosen.
+    UserError if the labels cannot be trained on, or the threshold cannot be chosen.
     """
     weight, target = options.weight, data.target
     sets = {}
@@ -266,9 +265,10 @@ def write_judge(trained: TrainedJudge, out: Path, docs: Path) -> list[Path]:
 def select(
     sets: Mapping[Feature, LabelledTokens], class_weight: str | None, say: Say
 ) -> tuple[Feature, float, dict[str, float]]:
-    """Feature and strength by grouped cross-validation, and every AUC that was found.
+    """Feature and strength by grouped cross-validation, and the AUC of every candidate.
 
-    The first that is as good as the best: before the norm, as in the paper, and the stronger L2.
+    Of candidates within TIE of the best the first is taken: before the norm, as in the paper, and
+    with stronger L2.
     """
     found: dict[tuple[Feature, float], float] = {}
     count = len(sets) * len(STRENGTHS)
@@ -292,7 +292,7 @@ def report(
     strength: float,
     class_weight: str | None,
 ) -> dict[str, Any]:
-    """What was trained on, and how good it is: cross-validated, held out, on an unseen domain."""
+    """Counts of the training data, and measures: cross-validated, held out, on unseen domains."""
     rows = zip(train.source.tolist(), train.origin.tolist(), train.good.tolist(), strict=True)
     origins = Counter(f"{s}, {o}, {'good' if g else 'bad'}" for s, o, g in rows)
     scores = head.score(heldout.hidden)
@@ -319,7 +319,7 @@ def report(
 
 
 def with_threshold(judge: Judge, choice: ThresholdChoice, document: dict[str, Any]) -> Judge:
-    """The judge with its threshold, how that was chosen, and the main measures."""
+    """The judge with its threshold, the method of that choice, and the main measures."""
     metrics = {
         "auc": document["counted"]["value"],
         "auc_low": document["counted"]["low"],

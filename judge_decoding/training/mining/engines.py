@@ -1,7 +1,7 @@
 """The engines that labels are mined with: a deployment's own, opened for throughput.
 
-The search meets draft and target through `decoding.contracts`, so any engine will do. The
-likelihood method also needs a `TokenReader`, which no contract gives.
+The search uses draft and target through `decoding.contracts`, so it works with any engine. The
+likelihood method also needs a `TokenReader`, which is not part of the contracts.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from judge_decoding.training.target_reader import load_reader
 
 
 class BatchedLlama(Llama):
-    """Attends once for all sequences that have the same number of rows.
+    """A Llama with one attention call for all sequences that have the same number of rows.
 
-    Serving attends once per sequence, because it has few and latency counts. Here many are in
-    flight, and a call per sequence in every layer costs more than the matrix products.
+    Serving has few sequences, and latency counts. Here many are in flight, and one call per
+    sequence and layer would cost more than the matrix products.
     """
 
     _plan: tuple[Any, list[_Rows]] = (None, [])
@@ -67,7 +67,7 @@ class BatchedLlama(Llama):
 
 
 class _Rows(NamedTuple):
-    """The n sequences with c rows each: rows int64 [n * c] of the packed batch, slots [n],
+    """The n sequences that have c rows each: rows int64 [n * c] of the packed batch, slots [n],
     mask [n, 1, group * c, width]."""
 
     rows: torch.Tensor
@@ -91,21 +91,21 @@ _Engine = TypeVar("_Engine", bound=TorchEngine)
 
 
 def batched(engine: _Engine) -> _Engine:
-    """The same engine, made fast for many sequences at a time."""
-    engine.model.__class__ = BatchedLlama  # its state is Llama's
+    """The same engine, changed to attend as `BatchedLlama` does."""
+    engine.model.__class__ = BatchedLlama  # it has the same state as Llama
     return engine
 
 
 @dataclass(frozen=True)
 class MiningEngines:
-    """What a deployment is mined with. reader: None for an engine that gives no likelihoods."""
+    """The engines of a deployment to mine; `reader` is None if it gives no likelihoods."""
 
     engines: Engines
     reader: TokenReader | None
 
 
 def open_engines(deployment: Deployment, in_flight: int, max_context: int) -> MiningEngines:
-    """Draft and target of a deployment, for `in_flight` sequences. UserError without a draft."""
+    """Open draft and target for `in_flight` sequences. UserError if there is no draft."""
     if deployment.draft is None:
         raise UserError(f"mine: deployment {deployment.name} needs a draft")
     limits = deployment.limits.model_dump()

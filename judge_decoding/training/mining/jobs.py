@@ -1,4 +1,4 @@
-"""What is mined: prompts, and how the final answer of a text is read.
+"""The prompts to mine, and how the final answer of a text is read.
 
 facts             the court's questions (judge_decoding.training.court)
 NAME, FILE.jsonl  a task (judge_decoding.evaluation.task), shipped or a file
@@ -49,8 +49,8 @@ class MiningJob:
         return tokenizer.encode(self.item.prompt)
 
     def answer(self, text: str) -> str | None:
-        """The final answer of `text` in a form that can be compared; for `python` whether the tests
-        pass."""
+        """The final answer of `text` in a comparable form; for parser `python`, whether the tests
+        pass. None: no answer."""
         match self.item.parser:
             case "none":
                 return None
@@ -63,8 +63,8 @@ class MiningJob:
         return final_answer(self.item, text)
 
     def settled(self, text: str) -> bool:
-        """Whether no further text can change the answer: only where the first one said counts, and
-        once its word has ended ("1" may become "146")."""
+        """Whether no further text can change the answer. That needs a parser that takes the first
+        answer, and the end of its word, since "1" may become "146"."""
         if self.item.parser != "first_of":
             return False
         ended = re.sub(r"[\w-]+$", "", text)
@@ -74,13 +74,13 @@ class MiningJob:
 
     @cached_property
     def _keys(self) -> list[tuple[str, str]]:
-        """(what must be in a text, the choice)"""
+        """Pairs (what a text must contain, the choice)."""
         choices = dict.fromkeys([self.item.answer or "", *self.item.choices])
         return [(plain(c).lower().removeprefix("the "), c) for c in choices]
 
     def _shortened(self, text: str) -> Item:
-        """The item with those choices alone that occur: a parser tries every one, and this is asked
-        for after every token."""
+        """The item with only the choices that occur in `text`. This saves time, since a parser
+        tries every choice and is called after every token."""
         given = plain(text).lower()
         found = [choice for key, choice in self._keys if key in given]
         return self.item.model_copy(update={"choices": found})
@@ -92,7 +92,7 @@ class PromptChoice:
 
     task      `facts`, a task's name or file, or a file of prompts
     split     train, heldout or all
-    limit     prompts of the split, 0 for all
+    limit     number of prompts of the split; 0: all
     shard     i/n: every n-th of them, from the i-th on
     run_code  `python` items may run what the models wrote
     """
@@ -107,14 +107,14 @@ class PromptChoice:
 
 @dataclass(frozen=True)
 class ChosenPrompts:
-    """The prompts to mine, how many the task has in all, and how many of them lie in the split."""
+    """The prompts to mine, the number that the task has, and how many of these are in the split."""
 
     jobs: Sequence[MiningJob]
     in_task: int
     in_split: int
 
     def summary(self, split: str) -> str:
-        """Such as "60 prompts: 23 to mine, 37 held out (--split train)"."""
+        """For example "60 prompts: 23 to mine, 37 held out (--split train)"."""
         parts = [f"{len(self.jobs)} to mine"]
         if self.in_split > len(self.jobs):
             parts.append(f"{self.in_split - len(self.jobs)} left out (--limit, --shard)")
@@ -125,7 +125,7 @@ class ChosenPrompts:
 
 
 def choose_prompts(choice: PromptChoice, method: str) -> ChosenPrompts:
-    """UserError where there are none, or where the method cannot mine them."""
+    """The prompts of a choice. UserError if there are none, or the method cannot mine them."""
     if choice.task == "facts":
         every = fact_jobs(choice.seed)
     else:
@@ -143,7 +143,7 @@ def _shard(jobs: Sequence[MiningJob], shard: str) -> Sequence[MiningJob]:
 
 
 def fact_jobs(seed: int) -> list[MiningJob]:
-    """All questions of the court."""
+    """All court questions."""
     rivals = rivals_by_domain()
     return [
         MiningJob(item_of(q, rivals[q.domain]), split_in(q.domain, q.group, seed))
@@ -152,7 +152,7 @@ def fact_jobs(seed: int) -> list[MiningJob]:
 
 
 def task_jobs(task: str, seed: int, run_code: bool) -> list[MiningJob]:
-    """A task's items. Those that calibrate a threshold or report its cost are held out."""
+    """A task's items. Those of the splits `calibrate` and `report` are held out."""
     if Path(task).name.endswith(".gz") or _are_prompts(Path(task)):
         items = _prompt_items(Path(task))
     else:
@@ -164,7 +164,7 @@ def task_jobs(task: str, seed: int, run_code: bool) -> list[MiningJob]:
 
 
 def _prompt_items(path: Path) -> list[Item]:
-    """Items without a parser of the lines of prompts that are not held out, each prompt once."""
+    """Items without a parser, from the lines of a file that are not held out; each prompt once."""
     rows = {r["prompt"]: r.get("chat", True) for r in read_text(path) if not r.get("held_out")}
     for prompt, chat in rows.items():
         if not isinstance(chat, bool):
@@ -176,7 +176,7 @@ def _prompt_items(path: Path) -> list[Item]:
 
 
 def _are_prompts(path: Path) -> bool:
-    """Whether the file's first line is no task item but a bare prompt."""
+    """Whether the file's first line is a bare prompt and not a task item."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -184,12 +184,12 @@ def _are_prompts(path: Path) -> bool:
     try:
         row = json.loads(first)
     except ValueError:
-        return False  # read_task says what is wrong with it
+        return False  # read_task reports what is wrong with the file
     return isinstance(row, dict) and isinstance(row.get("prompt"), str) and "parser" not in row
 
 
 def check_jobs(jobs: Sequence[MiningJob], method: str, run_code: bool) -> None:
-    """UserError where the method cannot mine them."""
+    """UserError if the method cannot mine the jobs."""
     if not jobs:
         raise UserError("mine: the task has no prompts of this split")
     if method == "search" and any(not job.item.checked for job in jobs):

@@ -1,7 +1,7 @@
-"""The file that mined labels are added to: whole lines on disk, and a run that goes on.
+"""The file that mined labels are added to; an interrupted run continues with it.
 
-Beside OUT lies OUT.run.json: what the labels depend on. A run with other models or settings does
-not go on with the file.
+OUT.run.json, beside OUT, records what the labels depend on. A run with other models or settings is
+refused.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from judge_decoding.errors import UserError
 from judge_decoding.training.labels import LabelRecord
 
 DONE = "-mined"
-"""Ends the id of the record that is written last for a prompt."""
+"""Suffix of the id of a prompt's last record."""
 
 
 class LabelFile:
-    """Open it, `add` the records of one or more prompts at a time; `known` prompts are done."""
+    """A label file that grows by the records of one or more prompts; `known` prompts are done."""
 
     def __init__(self, path: Path, identity: dict[str, Any], *, fresh: bool = False) -> None:
-        """identity  what must be the same for a run to go on
-        fresh     throw away what is there
+        """identity  what must be the same for a run to continue the file, or UserError
+        fresh     discard what the file holds
         """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,12 +38,12 @@ class LabelFile:
         _replace(note, json.dumps(identity, indent=1) + "\n")
         kept = _whole(path)
         self.known = {record.prompt for record in kept}
-        # Never in place: a death in the middle of it would lose what an earlier run has found.
+        # Not in place: a crash in the middle would lose what an earlier run has found.
         _replace(path, "".join(record.to_json() + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def add(self, records: Iterable[LabelRecord]) -> None:
-        """On disk, not only handed over, when this returns."""
+        """Append records; they are on disk when this returns."""
         self._file.writelines(record.to_json() + "\n" for record in records)
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -68,7 +68,7 @@ def _compare(note: Path, identity: dict[str, Any], path: Path) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    """The whole of a file at once: after a crash it is the old one or the new one."""
+    """Replace a file atomically: after a crash it is the old one or the new one."""
     part = path.with_name(path.name + ".part")
     with part.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -82,7 +82,7 @@ def _whole(path: Path) -> list[LabelRecord]:
     if not path.is_file():
         return []
     records = []
-    # The last piece has no end, and is dropped; splitlines() knows more ends than JSON's.
+    # The last piece has no newline and is dropped. splitlines() would split at more than \n.
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
         try:
             records.append(LabelRecord.model_validate_json(line))

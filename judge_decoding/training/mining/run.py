@@ -1,7 +1,7 @@
 """A run that mines labels for the judge from the draft's own mistakes, without annotators.
 
-The draft follows the target's greedy answer round by round, as in serving. Every token of the draft
-that differs from the target's is a *mismatch*, and gets a label:
+The draft follows the target's greedy answer round by round, as in serving. Every draft token that
+differs from the target's is a *mismatch* and gets a label:
 
 search      AutoJudge (arXiv 2504.20039): the target goes on greedily from the draft's token. If the
             final answer stays the same, the token is good and stays (the search is semi-greedy).
@@ -11,7 +11,7 @@ likelihood  SelfJudge (arXiv 2510.02329): s = dlogP(token) + dlogP(the target's 
 
 Many prompts are in flight at once, and the models' passes are batched over them. The records are
 those of `judge_decoding.training.labels`: one answer with its good swaps, and one more for each
-swap that is not in it. An interrupted run goes on. Under MPI rank 0 writes, and the others mine.
+swap that is not in it. An interrupted run continues. Under MPI, rank 0 writes and the others mine.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ IN_FLIGHT = 48
 
 @dataclass(frozen=True)
 class MiningRun:
-    """A label file and what is still to mine for it. workers: MPI ranks that mine; 0: this one."""
+    """A label file and the jobs left to mine. workers: MPI ranks that mine; 0: this process."""
 
     file: LabelFile
     prompts: ChosenPrompts
@@ -54,9 +54,9 @@ class MiningRun:
     workers: int
 
     def mine(self, share: int = 0) -> Iterator[Cost]:
-        """Write the labels of every prompt as soon as they are there, and yield what they cost.
+        """Write each prompt's labels as soon as they are found, and yield their cost.
 
-        share  prompts that a rank is sent at once; 0: by their number
+        share  prompts that a rank gets at a time; 0: chosen from the number of prompts
         """
         if self.workers:
             results = _by_ranks(self.todo, self.settings, self.workers, share)
@@ -78,10 +78,11 @@ def open_run(
     mpi: bool = False,
     fresh: bool = False,
 ) -> MiningRun:
-    """Everything is checked before a model is loaded.
+    """Check everything, before a model is loaded, and open the label file `out`.
 
     mpi    share the work among the other ranks of mpi4py.futures
-    fresh  throw away what `out` holds
+    fresh  discard what `out` holds
+    UserError for a choice, settings or a file that cannot be mined with.
     """
     check_growing(out)
     workers = _mpi_workers() if mpi else 0
@@ -104,7 +105,7 @@ def open_run(
 
 
 def cost_report(cost: Cost, seconds: float) -> dict[str, Any]:
-    """What a run cost, for JSON. seconds: wall time, loading included."""
+    """A run's cost as a dict for JSON. seconds: wall time, including loading."""
     labels = cost.good + cost.bad
     return vars(cost) | {
         "work_seconds": round(cost.seconds, 1),
@@ -116,7 +117,7 @@ def cost_report(cost: Cost, seconds: float) -> dict[str, Any]:
 
 
 def _identity(config: Deployment, settings: MiningSettings, choice: PromptChoice) -> dict[str, Any]:
-    """What the labels depend on. They do not depend on the number of prompts."""
+    """Everything that the labels depend on; the number of prompts is not part of it."""
     assert config.draft is not None
     own = {"search": "floor", "likelihood": "tau"}[settings.method]
     return {
@@ -136,8 +137,8 @@ def _identity(config: Deployment, settings: MiningSettings, choice: PromptChoice
 
 
 def _draft_identity(folder: Path) -> str:
-    """Of the sizes, beginnings and ends of the weights' files: a fingerprint takes whole models
-    only, and a draft may hold a short list of ids and share tensors."""
+    """A hash of the sizes, beginnings and ends of the weight files. `Checkpoint.fingerprint` needs
+    a whole model, and a draft may hold a short list of ids and share tensors."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
@@ -171,9 +172,9 @@ def _cores() -> int:
 
 
 def _mpi_workers() -> int:
-    """The ranks beside this one; UserError unless mpi4py.futures has set them up as workers."""
+    """The number of other ranks; UserError unless mpi4py.futures has set them up as workers."""
     workers = 0
-    if under_mpiexec():  # else MPI is not even started
+    if under_mpiexec():  # otherwise do not start MPI
         from mpi4py import MPI
         from mpi4py.futures import _core
 
@@ -190,10 +191,10 @@ def _mpi_workers() -> int:
 def _by_ranks(
     jobs: Sequence[MiningJob], settings: MiningSettings, workers: int, share: int
 ) -> Iterator[tuple[list[LabelRecord], Cost]]:
-    """Shares of the jobs mined by the other ranks, as they come back."""
+    """Yields shares of the jobs, mined by the other ranks, in the order of arrival."""
     from mpi4py.futures import MPIPoolExecutor
 
-    # Large enough to keep a rank's batch full, small enough that little is lost with a rank.
+    # Large enough to fill a rank's batch, small enough that a rank that dies loses little.
     size = share or max(1, min(4 * settings.in_flight, -(-len(jobs) // (4 * workers))))
     shares = [jobs[at : at + size] for at in range(0, len(jobs), size)]
     with MPIPoolExecutor() as pool:

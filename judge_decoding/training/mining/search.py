@@ -1,7 +1,7 @@
-"""The search for labels: a coroutine per prompt, the engines' passes batched over all of them.
+"""The search for labels: one coroutine per prompt, with the engines' passes batched over all.
 
-`run` says what is searched for. The search uses `decoding.contracts` only; `judge_likelihood` also
-needs a `TokenReader`.
+`run` explains the methods. The search uses only `decoding.contracts`; `judge_likelihood` also needs
+a `TokenReader`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from judge_decoding.training.mining.jobs import MiningJob
 from judge_decoding.training.target_reader import ReadRequest
 
 NEXT_TOKENS = 20
-"""The target's own tokens after a swap that its likelihood is judged by."""
+"""Number of the target's own tokens after a swap whose likelihood enters the score."""
 
 Ask: TypeAlias = ProposeRequest | VerifyRequest | ReadRequest
 
 
 class TokenReader(Protocol):
-    """A target that says how likely it finds given tokens."""
+    """A target that gives the log-likelihood of given tokens."""
 
     def likelihood(self, requests: Sequence[ReadRequest]) -> list[torch.Tensor]:
         """float32 [len(tokens) - 1] per request; see `ReadRequest`."""
@@ -40,7 +40,7 @@ class TokenReader(Protocol):
 
 @dataclass
 class Cost:
-    """What mining took. Passes of the target are batches over all prompts in flight."""
+    """What mining cost. A pass of the target is a batch over all prompts in flight."""
 
     prompts: int = 0
     good: int = 0
@@ -50,7 +50,7 @@ class Cost:
     draft_calls: int = 0
     draft_tokens: int = 0
     seconds: float = 0.0
-    """Of work, summed over the ranks."""
+    """Working time, summed over the ranks."""
 
     def add(self, other: Cost) -> None:
         for f in fields(self):
@@ -59,7 +59,7 @@ class Cost:
 
 @dataclass
 class Swap:
-    """The draft's token at place `at` of the answer, and the answer up to and with it."""
+    """The draft's token at place `at` of the answer; `ids` is the answer up to and including it."""
 
     at: int
     good: bool
@@ -69,8 +69,8 @@ class Swap:
 
 @dataclass
 class Mined:
-    """The answer with its good swaps, and all swaps that were tried. An answer is cut off where
-    its final answer is settled."""
+    """The response with its good swaps, and all swaps that were tried. The response ends where its
+    final answer is settled."""
 
     response: list[int]
     swaps: list[Swap] = field(default_factory=list)
@@ -80,10 +80,10 @@ class Mined:
 class Miner:
     """What the coroutines share.
 
-    max_tokens  of an answer, where the item does not say
-    tau         `judge_likelihood`: good above it, in nats
-    floor       `search`: swaps that the target finds less likely are no labels; -inf: none is left
-                out, and then any engine will do (else one that has rule `typical`)
+    max_tokens  limit of an answer if the item has none
+    tau         `judge_likelihood`: a swap is good above this score, in nats
+    floor       `search`: swaps whose log-probability is lower, in nats, are left out; -inf: none
+                is, and the engine does not need rule `typical`
     """
 
     end_ids: frozenset[int]
@@ -100,7 +100,7 @@ class Miner:
         return job.settled(text) or any(stop in text for stop in job.item.stop)
 
     def ends(self, job: MiningJob, answer: Sequence[int], token: int) -> bool:
-        """Whether `token` ends the answer and is no part of it."""
+        """Whether `token` ends the answer without being part of it."""
         if token in self.end_ids:
             return True
         stops = job.item.stop
@@ -119,7 +119,7 @@ class Miner:
         """The target's greedy continuation of `text`, whose answer begins at `begin`.
 
         kept   positions of `text` that the target's cache holds
-        token  what the target goes on with, where that is known
+        token  the target's next token, if known
         -> the whole text, and the positions of it that are cached
         """
         text = list(text)
@@ -138,7 +138,7 @@ class Miner:
     def search(
         self, sequence: int, prompt: Sequence[int], job: MiningJob
     ) -> Generator[Ask, Any, Mined]:
-        """AutoJudge's semi-greedy search; no swap where the target gives no answer itself."""
+        """AutoJudge's semi-greedy search; it tries no swap if the target itself gives no answer."""
         begin = len(prompt)
         text, kept = yield from self.go_on(sequence, prompt, begin, job)
         mined = Mined(text[begin:])
@@ -154,7 +154,7 @@ class Miner:
             verdict: Verdict = yield self.swap(sequence, swapped, min(walk.target_kept, at - 1))
             walk.target_kept = at
             if self.floor > -math.inf and not verdict.accepted:
-                continue  # nonsense that changes no answer is no good token either
+                continue  # nonsense is not good, even if the answer stays the same
             swapped, kept = yield from self.go_on(
                 sequence, swapped, begin, job, kept=at + 1, token=verdict.next_token
             )
@@ -166,11 +166,11 @@ class Miner:
         return mined
 
     def swap(self, sequence: int, text: Sequence[int], kept: int) -> VerifyRequest:
-        """Ask whether the last token is above the floor, and what follows it, in one pass."""
+        """One pass that tells whether the last token is above the floor, and what follows it."""
         if self.floor == -math.inf:
             rule = Acceptance("none")
             return VerifyRequest(sequence, kept, list(text[kept:]), acceptance=rule)
-        # With so large a delta, typical acceptance is "more likely than epsilon".
+        # With a delta this large, typical acceptance means "more likely than epsilon".
         rule = Acceptance(
             "typical",
             typical_epsilon=math.exp(self.floor),
@@ -183,7 +183,7 @@ class Miner:
     def judge_likelihood(
         self, sequence: int, prompt: Sequence[int], job: MiningJob
     ) -> Generator[Ask, Any, Mined]:
-        """SelfJudge's score; each swap by itself, none is kept."""
+        """SelfJudge's score of each swap alone; no swap is kept in the text."""
         begin = len(prompt)
         text, _ = yield from self.go_on(sequence, prompt, begin, job)
         mined = Mined(text[begin:])
@@ -206,9 +206,9 @@ class Miner:
     def next_mismatch(
         self, sequence: int, text: Sequence[int], walk: _Walk
     ) -> Generator[Ask, Any, bool]:
-        """Let the draft propose along `text` from walk.next on; True with walk.at and walk.token
-        where it differs. As in serving, a round that is accepted whole skips the target's own next
-        token; and what `protect_end_ids` keeps from the judge is no mismatch."""
+        """Let the draft propose along `text` from walk.next on. True: it differs, at walk.at by
+        walk.token. As in serving, a fully accepted round skips the target's own next token, and
+        tokens that `protect_end_ids` keeps from the judge are no mismatches."""
         while walk.next < len(text):
             k = min(self.draft_len, len(text) - walk.next)
             proposal: Proposal = yield ProposeRequest(
@@ -228,11 +228,11 @@ class Miner:
 
 @dataclass
 class _Walk:
-    """Where the draft stands in the text.
+    """How far the draft has followed the text.
 
-    next           the place it proposes for next
-    target_kept, draft_kept  positions of the caches that hold the text's beginning
-    at, token      the last mismatch
+    next       the next place to propose for
+    target_kept, draft_kept  cached positions that hold the text's beginning
+    at, token  the last mismatch
     """
 
     next: int
@@ -254,7 +254,11 @@ def run_all(
     in_flight: int | None = None,
     cost: Cost | None = None,
 ) -> Iterator[tuple[MiningJob, Mined]]:
-    """Run coroutines, as many at a time as the caches hold sequences, their passes batched."""
+    """Run coroutines with their passes batched; as many at a time as the caches hold sequences.
+
+    in_flight  a lower limit on coroutines at a time
+    cost       is increased by what is spent
+    """
     cost = Cost() if cost is None else cost
     most = min(target.max_sequences, drafter.max_sequences, in_flight or target.max_sequences)
     waiting = iter(jobs)
@@ -290,7 +294,7 @@ def run_all(
         if not active:
             yield from done
             return
-        # The draft until nobody asks it, so that the target's pass has all that are in flight.
+        # Serve the draft's requests first, so that the target's pass has all sequences in flight.
         while proposed := answer_all(ProposeRequest, drafter.propose):
             cost.draft_calls += 1
             cost.draft_tokens += sum(r.draft_len for r in proposed)

@@ -1,4 +1,4 @@
-"""One process's share of mining: jobs in, label records out. MPI ranks import this module."""
+"""One process's share of mining, from jobs to label records. MPI ranks import this module."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from judge_decoding.training.mining.search import Coroutine, Cost, Mined, Miner,
 
 @dataclass(frozen=True)
 class MiningSettings:
-    """What the work of every process depends on.
+    """The settings of every process.
 
     method       `search` or `likelihood`
     tau          `likelihood`: a token is good above this score, in nats
-    floor        `search`: tokens that the target finds less likely are left out; -inf: none
-    max_tokens   per answer, where the item does not say
-    max_context  prompt and answer together
+    floor        `search`: tokens of a lower log-probability, in nats, are left out; -inf: none
+    max_tokens   limit per answer if the item has none
+    max_context  tokens of prompt and answer together
     draft_len    tokens per round of the draft
-    most         labels of swaps that are not kept, per prompt
-    in_flight    prompts at a time, per process; 0: as many as suit the engine
+    most         maximum of records per prompt for swaps that are not kept
+    in_flight    prompts at a time, per process; 0: as suits the engine
     threads      CPU threads per process; 0: the cores, shared among the ranks
     """
 
@@ -53,7 +53,7 @@ class MiningSettings:
 
 @cache
 def _opened(settings: MiningSettings) -> tuple[MiningEngines, Tokenizer]:
-    """Loaded once per process, however many shares it mines."""
+    """The engines and tokenizer, loaded once per process for all shares that it mines."""
     import torch
 
     if settings.threads:
@@ -66,7 +66,7 @@ def _opened(settings: MiningSettings) -> tuple[MiningEngines, Tokenizer]:
 def mine(
     jobs: Sequence[MiningJob], settings: MiningSettings
 ) -> Iterator[tuple[list[LabelRecord], Cost]]:
-    """Each prompt's records as soon as it is done, and what was spent since the one before."""
+    """Yields each prompt's records when it is done, with the cost since the previous one."""
     opened, tokenizer = _opened(settings)
     engines = opened.engines
     assert engines.drafter is not None  # `open_engines` refuses a deployment without one
@@ -103,7 +103,7 @@ def mine(
 def mine_share(
     jobs: Sequence[MiningJob], settings: MiningSettings
 ) -> tuple[list[LabelRecord], Cost]:
-    """`mine`, all at once: what a rank sends back."""
+    """All that `mine` yields, in one piece, for a rank to send back."""
     records, total = [], Cost()
     for made, cost in mine(jobs, settings):
         records += made
@@ -112,14 +112,14 @@ def mine_share(
 
 
 def close(settings: MiningSettings) -> None:
-    """End a deployment's executors in good order, where there are any."""
+    """Close a deployment's engines, and with them their executors, if any."""
     _opened(settings)[0].engines.close()
 
 
 def records_of(
     job: MiningJob, mined: Mined, settings: MiningSettings, decode: Callable[[Sequence[int]], str]
 ) -> list[LabelRecord]:
-    """`most` records of swaps that were not kept, then the answer with those that were."""
+    """At most `most` records of swaps that were not kept, then the answer with the kept ones."""
     item = job.item
     common: dict[str, Any] = {
         "group": item.group,

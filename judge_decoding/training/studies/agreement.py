@@ -14,7 +14,7 @@ from judge_decoding.training.labels import LabelRecord
 
 
 def agreement(one: Sequence[LabelRecord], two: Sequence[LabelRecord]) -> dict[str, Any]:
-    """Over the tokens that both label: the same prompt, and the same answer up to the token."""
+    """Agreement over the tokens that both label: same prompt, same answer up to the token."""
     from sklearn.metrics import cohen_kappa_score
 
     first, other = labels_by_token(one), labels_by_token(two)
@@ -39,7 +39,7 @@ def agreement(one: Sequence[LabelRecord], two: Sequence[LabelRecord]) -> dict[st
 def labels_by_token(
     records: Sequence[LabelRecord],
 ) -> dict[tuple[str, tuple[int, ...]], tuple[str, str]]:
-    """(prompt, answer up to and with the token) -> (label, group)."""
+    """(prompt, answer up to and including the token) -> (label, group)."""
     return {
         (record.prompt, tuple(record.response_ids[: at + 1])): (label, record.group)
         for record in records

@@ -1,18 +1,18 @@
-"""What labels are worth: mined against court against both, noise, how many, and how else to train.
+"""A study of labels: mined, court or both, their noise and number, and other ways to train.
 
 The first mined file is studied. Every figure is an AUC over its mismatches (tokens that a draft
-really wrote and the target would not), each scored by a head that saw nothing of its fact, with a
-95 % bootstrap interval over facts. The parts:
+wrote and the target would not), each scored by a head that was not trained on its fact, with a 95 %
+bootstrap interval over facts. The parts:
 
-sources    a head per source, tested on every file; what a head is worth that knows only the domain;
-           and the target's own likelihood of the token (no training)
+sources    a head per source, tested on every file; a head that knows only the domain; and the
+           target's own likelihood of the token (no training)
 variants   features, class weights, likely tokens only, even domains
-mixtures   court labels as a light addition
+mixtures   court labels added with a small weight
 noise      training labels flipped with probability p
 curve      fewer facts to train on
 agreement  whether two mining methods give a token the same label
 
-The report is written row by row, so that an interrupted part goes on.
+The report is written row by row, so that an interrupted part can continue.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ PARTS = ("sources", "variants", "mixtures", "noise", "curve", "agreement")
 FLIPPED = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4)
 GROUPS = (10, 20, 40, 80, 160)
 Rows = Sequence[dict[str, Any]]
-STRENGTH = 1e-3  # of noise and curve: what cross-validation chose for all labels
+STRENGTH = 1e-3  # for noise and curve; cross-validation chose it for all labels
 
 
 def run_study(
@@ -78,8 +78,8 @@ def run_study(
     report.
 
     second  the first mined file's prompts, mined by another method
-    parts   of `PARTS`; none: all
-    seeds   of noise and curve
+    parts   some of `PARTS`; empty: all
+    seeds   number of seeds for noise and curve
     UserError for files that cannot be read, or that hold no labelled mismatches.
     """
     for name in parts:
@@ -158,7 +158,8 @@ def one_file(data: Data, name: str) -> LabelledTokens:
 def measured(
     scores: NDArray[Any], tokens: LabelledTokens, against: NDArray[Any] | None, inside: bool
 ) -> dict[str, Any]:
-    """AUC, within domains too if `inside`, and the differences to other scores of the same rows."""
+    """AUC, with `inside` also within domains, and the difference to the scores `against`, if any.
+    Each is a dict of `measures.Interval`."""
     good, domain = tokens.good, tokens.domain
     measures: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
         "auc": lambda s, w: auc(s, good, w)
@@ -179,8 +180,8 @@ def measured(
 def compare(
     recipes: Sequence[JudgeRecipe], data: Data, tested: Sequence[str], done: Rows = ()
 ) -> Iterator[dict[str, Any]]:
-    """Every recipe on every file's mismatches, and within domains on the first file's; differences
-    are to the first recipe. Rows that are `done` are handed on."""
+    """Yields a row per recipe: measured on every file's mismatches, within domains on the first
+    file's. Differences are to the first recipe. Rows in `done` are yielded as they are."""
     fold = folds_of(data.tokens.group, FOLDS, 0)
     first: NDArray[Any] | None = None
     known = {row["recipe"]: row for row in done}
@@ -248,7 +249,7 @@ def mixtures(
 
 
 def noise(tokens: LabelledTokens, seeds: int) -> Iterator[dict[str, Any]]:
-    """Training labels flipped with probability p; tested on labels as they are."""
+    """Heads trained on labels flipped with probability p, tested on the original labels."""
     for p in FLIPPED:
         found = []
         for seed in range(seeds):
@@ -262,7 +263,7 @@ def noise(tokens: LabelledTokens, seeds: int) -> Iterator[dict[str, Any]]:
 
 
 def curve(tokens: LabelledTokens, seeds: int) -> Iterator[dict[str, Any]]:
-    """Trained on so many groups of the folds that are not tested on, or on all of them."""
+    """Heads trained on growing numbers of groups of the other folds, and on all of them."""
     for most in (*GROUPS, None):
         found, labels, groups = [], [], []
         for seed in range(seeds):
@@ -276,7 +277,7 @@ def curve(tokens: LabelledTokens, seeds: int) -> Iterator[dict[str, Any]]:
                 groups.append(len(known))
                 scores[test] = fit(chosen, STRENGTH, "balanced").score(tokens.hidden[test])
             found.append(areas(scores, tokens))
-        if most is None or min(groups) == most:  # else there are no more, and "all" says it
+        if most is None or min(groups) == most:  # otherwise it is the row of all groups
             counts = {"groups": float(np.mean(groups)), "labels": float(np.mean(labels))}
             yield counts | spread(found)
 
@@ -286,7 +287,7 @@ def areas(scores: NDArray[Any], tokens: LabelledTokens) -> tuple[float, float]:
 
 
 def spread(found: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Mean, standard deviation over seeds, smallest and largest, of both areas."""
+    """Mean, standard deviation, minimum and maximum over seeds, of both AUCs of `areas`."""
     return {
         name: {
             "mean": float(np.mean(values)),

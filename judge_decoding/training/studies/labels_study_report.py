@@ -1,4 +1,4 @@
-"""What the study of labels found: one figure and Markdown tables, from its document."""
+"""The results of the study of labels: one figure and Markdown tables, from its report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from judge_decoding.training.judge.report import save
 
 
 def draw(path: Path, document: dict[str, Any]) -> None:
-    """Sources and variants; noise; the learning curve: of the parts that are there."""
+    """Draw the parts that were run: sources and variants, noise, the learning curve."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -68,12 +68,12 @@ def draw(path: Path, document: dict[str, Any]) -> None:
 
 
 def result(document: dict[str, Any], part: str) -> Any:
-    """None where the part was not run."""
+    """The result of a part; None if it was not run."""
     return document["parts"].get(part, {}).get("result")
 
 
 def tables(document: dict[str, Any]) -> str:
-    """Markdown of all parts that are there."""
+    """Markdown tables of the parts that were run."""
     made = []
     studied = document["studied"]
     if rows := result(document, "sources"):
@@ -99,7 +99,7 @@ def span(part: dict[str, float], signed: bool = False) -> str:
 
 
 def sources_table(rows: list[dict[str, Any]]) -> str:
-    """A row per source, a column per file: AUC, and last the AUC within domains on the first."""
+    """One row per source: AUC on each file, and last the AUC within domains on the first file."""
     files = list(rows[0]["on"])
     lines = ["| trained on | C | " + " | ".join(f"AUC on {name}" for name in files) + " |"]
     lines[0] += f" {files[0]}, within domains |"

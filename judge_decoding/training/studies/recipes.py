@@ -1,8 +1,8 @@
-"""Ways to train a judge, compared on the same folds: which labels, how weighted, which feature.
+"""Ways to train a judge, compared on the same folds: the labels, their weights, the feature.
 
-Every recipe gives one linear head on one vector, which scores a token by its own hidden state only.
-The folds are over groups (facts, prompts) of all label files together: a fact that one file trains
-on is never tested on in another.
+Every recipe gives one linear head on one vector, the token's own hidden state. The folds are over
+the groups (facts, prompts) of all label files together, so that no fact is trained on in one file
+and tested in another.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ DOMAINS_ALONE, LIKELIHOOD = "domain alone", "target's likelihood"
 
 @dataclass(frozen=True)
 class JudgeRecipe:
-    """files         label file -> weight of a token of it; files not named are not trained on
-    feature       `pre_norm`, `post_norm`, or `both`, one after the other
-    even          weigh the classes to be even over all tokens, within each domain (telling domains
-                  apart then earns nothing in training), or not
-    least_logprob train only on tokens that the target finds likelier
+    """files         label file -> weight of each of its tokens; other files are not trained on
+    feature       `pre_norm`, `post_norm`, or `both` concatenated
+    even          balance the classes' weights over all tokens, within each domain (so that telling
+                  domains apart gains nothing in training), or not
+    least_logprob train only on tokens of a higher log-probability
     """
 
     name: str
@@ -41,11 +41,11 @@ class JudgeRecipe:
 
 @dataclass(frozen=True)
 class Data:
-    """Mismatches of all label files, in one order.
+    """The mismatches of all label files; row i of all arrays is the same token.
 
-    tokens   hidden states before the norm
-    after    float32 [n, H], those after it
-    logprob  float [n], the target's log-probability of the token; NaN where it was not read
+    tokens   with hidden states before the norm
+    after    float32 [n, H], hidden states after the norm
+    logprob  float [n], the target's log-probability of the token; NaN if it was not read
     """
 
     tokens: LabelledTokens
@@ -70,13 +70,13 @@ def folds_of(groups: NDArray[Any], folds: int, seed: int) -> NDArray[np.int64]:
 
 
 def splits(fold: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """(rows to train on, rows to test on), one pair per fold."""
+    """Yields one pair (rows to train on, rows to test on) per fold, bool [n]."""
     for number in np.unique(fold):
         yield fold != number, fold == number
 
 
 def weights_of(recipe: JudgeRecipe, data: Data) -> NDArray[np.float64]:
-    """Of every row; 0 where it is not trained on."""
+    """float64 [n]: the weight of every row; 0 if it is not trained on."""
     tokens = data.tokens
     weight = np.zeros(len(tokens.good))
     for file, value in recipe.files.items():
@@ -87,8 +87,8 @@ def weights_of(recipe: JudgeRecipe, data: Data) -> NDArray[np.float64]:
 
 
 def even(good: NDArray[np.bool_], weight: NDArray[Any], part: NDArray[Any]) -> NDArray[np.float64]:
-    """`weight` with both classes of each part brought to half of the part's own total; a part of
-    one class is left out. With one part in all, scikit-learn's `balanced`, but by weight."""
+    """`weight` scaled so that each class has half of its part's total; parts with only one class
+    get 0. With a single part this is scikit-learn's `balanced`, by weight."""
     evened = np.zeros(len(weight))
     for name in np.unique(part):
         classes = [(part == name) & good, (part == name) & ~good]
@@ -102,7 +102,7 @@ def even(good: NDArray[np.bool_], weight: NDArray[Any], part: NDArray[Any]) -> N
 def scores_at(
     recipe: JudgeRecipe, data: Data, fold: NDArray[np.int64], strength: float
 ) -> NDArray[np.float64]:
-    """Every row's score by a head that saw nothing of its group, whatever file it is from."""
+    """float64 [n]: every row's score by a head that was not trained on its group, in any file."""
     tokens = replace(data.tokens, hidden=data.feature(recipe.feature))
     weight = weights_of(recipe, data)
     scores = np.zeros(len(weight))
@@ -120,8 +120,8 @@ def scores_at(
 def best_scores(
     recipe: JudgeRecipe, data: Data, fold: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], float]:
-    """`scores_at` the best strength for the tokens that are trained on, as train_judge chooses it:
-    the mined ones if there are any."""
+    """`scores_at` the strength with the highest AUC over the tokens that are trained on, or over
+    the mined ones of them if there are any, as in train_judge; and that strength."""
     trained = weights_of(recipe, data) > 0
     at = trained & data.tokens.mined
     at = at if at.any() else trained
@@ -131,8 +131,8 @@ def best_scores(
 
 
 def domain_scores(data: Data, fold: NDArray[np.int64], file: str) -> NDArray[np.float64]:
-    """The share of good tokens of the row's domain, in the other folds of `file`: what a head is
-    worth that knows the domain and nothing else."""
+    """float64 [n]: the share of good tokens of the row's domain in the other folds of `file`. This
+    is how well a head could score that knows only the domain."""
     tokens, here = data.tokens, data.of(file)
     scores = np.full(len(tokens.good), tokens.good[here].mean())
     for train, test in splits(fold):

@@ -35,10 +35,10 @@ from judge_decoding.trtllm.manifest import (
 from judge_decoding.trtllm.stack import check_tensorrt_llm
 
 EXAMPLES = Path("/app/examples")
-"""Where the pinned container has TensorRT-LLM's examples."""
+"""The folder of TensorRT-LLM's examples in the pinned container."""
 
 SOURCE = "source.json"
-"""Beside a checkpoint: what it was made from."""
+"""A file beside a checkpoint that records what it was made from."""
 
 
 def models(only: str) -> list[Model]:
@@ -65,7 +65,7 @@ def checkpoint_files(deployment: Deployment, model: Model) -> list[str]:
 def source(
     deployment: Deployment, model: Model, checkpoints: Checkpoints, calibration: str
 ) -> dict[str, object]:
-    """Identity of a TensorRT-LLM checkpoint."""
+    """Everything that identifies a TensorRT-LLM checkpoint; the content of SOURCE."""
     part = engine_config(deployment, model)
     found: dict[str, object] = {
         "model_fingerprint": checkpoints[model].fingerprint,
@@ -82,7 +82,7 @@ def source(
 def is_ready(
     deployment: Deployment, model: Model, checkpoints: Checkpoints, calibration: str
 ) -> bool:
-    """Whether the checkpoint is there and whole; UserError if it was made for something else."""
+    """Whether the checkpoint is complete; UserError if it was made from something else."""
     folder = checkpoint_folder(deployment, model)
     if not folder.is_dir():
         return False
@@ -107,12 +107,12 @@ def is_ready(
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What the command line adds to the deployment.
+    """The options that the deployment does not hold.
 
     examples          TensorRT-LLM's folder of examples
     calibration       FP8: a dataset's name, or a local folder that holds one
-    calibration_size  FP8: samples
-    workers           bf16: ranks that are converted at a time
+    calibration_size  FP8: number of samples
+    workers           bf16: number of ranks that are converted at a time
     """
 
     examples: Path = EXAMPLES
@@ -175,7 +175,7 @@ def quantizer(examples: Path) -> Path:
 def convert(
     deployment: Deployment, only: str, given: ConvertOptions, *, again: bool, dry_run: bool
 ) -> None:
-    """Make the checkpoints that are not ready, or with `again` all of them.
+    """Make the checkpoints that are not ready, or all of them with `again`.
 
     A dry run prints what would be done. It needs no model folder where the deployment names the
     model's `shape`.
@@ -208,6 +208,6 @@ def preflight(deployment: Deployment, todo: list[Model], examples: Path) -> None
     for model in todo:
         plain = engine_config(deployment, model).quantization == "none"
         check_script((converter if plain else quantizer)(examples))
-    check_a_gpu()  # of any kind: a checkpoint is not tied to one
+    check_a_gpu()  # of any kind: checkpoints do not depend on it
     total = sum(sizes(deployment, model).total for model in todo)
     check_disk(build.engines, total, "the checkpoints")

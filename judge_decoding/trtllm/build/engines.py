@@ -1,4 +1,4 @@
-"""TensorRT-LLM checkpoints -> TensorRT engines of draft and target, the judge inside the target's.
+"""TensorRT-LLM checkpoints -> TensorRT engines of draft and target, with the judge in the target's.
 
 `trtllm-build` runs with the options of TensorRT-LLM 1.2.1 (tensorrt_llm/commands/build.py), one
 process per rank. With `acceptance.rule: judge` the target is built through `judge_llama.py` of this
@@ -45,12 +45,12 @@ from judge_decoding.trtllm.stack import Runtime, this_runtime
 MODEL_CLASS_FILE = Path(__file__).resolve().parent / "judge_llama.py"
 MODEL_CLASS = "JudgeLlamaForCausalLM"
 BOOST = {"float32": 1e4, "float16": 3e4}
-"""Far above any logit; in float16 with room below 65504 for the row's own maximum."""
+"""Far above any logit; in float16 it leaves room below 65504 for the row's own maximum."""
 
 
 @dataclass(frozen=True)
 class EngineBuild:
-    """One engine to build: `deployment` is what it serves, baseline variants differ in its rule."""
+    """One engine to build for `deployment`, whose rule is changed for baseline engines."""
 
     name: str
     model: Model
@@ -66,13 +66,13 @@ class EngineBuild:
 
     @property
     def processes(self) -> int:
-        """How many build it at the same time, each on a GPU of its own."""
+        """Number of processes that build it at the same time, each on its own GPU."""
         tp = rank_group(self.deployment, self.model).tp
         return min(tp, sections(self.deployment).gpus_per_node)
 
 
 def engines(deployment: Deployment, only: str, baseline: bool) -> list[EngineBuild]:
-    """Draft and target, and with `baseline` the two engines that show what the plugin changes."""
+    """Draft and target, and with `baseline` the two engines that `verify` compares."""
     found = [EngineBuild(model, model, deployment) for model in models(only)]
     if baseline:
         if deployment.acceptance.rule != "judge" or deployment.judge is None:
@@ -91,10 +91,10 @@ def engines(deployment: Deployment, only: str, baseline: bool) -> list[EngineBui
 def command(engine: EngineBuild, checkpoint: Path, output: Path) -> tuple[str, ...]:
     """trtllm-build and its options.
 
-    max_seq_len is the deployment's: for a speculative target the builder adds max_draft_len itself
-    (tensorrt_llm/builder.py `build`). `--workers=1`, since a class from --model_cls_file cannot be
-    pickled into workers; several ranks are several MPI processes instead (commands/build.py
-    `parallel_build`: rank r takes the engines r, r + n, ...).
+    max_seq_len is the deployment's; for a speculative target the builder itself adds max_draft_len
+    (tensorrt_llm/builder.py `build`). `--workers=1` is needed since a class from --model_cls_file
+    cannot be pickled into workers; several ranks are several MPI processes instead
+    (commands/build.py `parallel_build`: rank r takes the engines r, r + n, ...).
     """
     deployment = engine.deployment
     build, limits = sections(deployment), deployment.limits
@@ -131,8 +131,8 @@ def command(engine: EngineBuild, checkpoint: Path, output: Path) -> tuple[str, .
 
 
 def judge_build_text(engine: EngineBuild, checkpoints: Checkpoints, absent: bool) -> str:
-    """The JSON of `judge_build`; where the models are absent (a dry run), words for what only they
-    know."""
+    """The JSON of a `JudgeBuild`. If the models are absent (a dry run), values that only they give
+    are described in words."""
     if not absent:
         return judge_build(engine, checkpoints).model_dump_json(indent=2)
     deployment = engine.deployment
@@ -172,8 +172,11 @@ def judge_build(engine: EngineBuild, checkpoints: Checkpoints) -> JudgeBuild:
 def step(
     engine: EngineBuild, checkpoints: Checkpoints, runtime: Runtime | None, absent: bool = False
 ) -> BuildStep:
-    """runtime: what the manifest names; None in a dry run, which makes none. absent: so are the
-    models."""
+    """The step that builds an engine.
+
+    runtime  what the manifest names; None in a dry run, which writes no manifest
+    absent   the models are not on this machine
+    """
     build = sections(engine.deployment)
     file = build.engines / f"{engine.name}.judge.json"
 
@@ -204,9 +207,9 @@ def build(
     again: bool,
     dry_run: bool,
 ) -> None:
-    """Build the engines that are not there, or with `again` all of them.
+    """Build the engines that are missing, or all of them with `again`.
 
-    calibration  as it was given to the conversion
+    calibration  the same value as for the conversion
     A dry run prints what would be done. It needs no model folder where the deployment names the
     model's `shape`.
     """

@@ -1,7 +1,7 @@
-"""What the judge's layer is built with: written by `engines`, read by judge_llama.py.
+"""The values that the judge's layer is built with.
 
-trtllm-build passes no values to a model class, so they travel in a JSON file that an environment
-variable names.
+trtllm-build passes no arguments to a model class, so `engines` writes the values to a JSON file, an
+environment variable names it, and `judge_llama` reads it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class JudgeBuild(BaseModel):
 
 
 def read_build() -> JudgeBuild:
-    """The file that $JUDGE_DECODING_BUILD names."""
+    """Read the file that $JUDGE_DECODING_BUILD names."""
     name = os.environ.get(VARIABLE)
     if not name:
         raise UserError(f"judge_llama: {VARIABLE} is not set; build with build/build_engines.py")

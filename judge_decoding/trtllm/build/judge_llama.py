@@ -1,11 +1,11 @@
 """The target with the judge inside, for `trtllm-build --model_cls_file`.
 
-`build_engines.py` starts trtllm-build with the path of this file, and a `judge_build.JudgeBuild`
-says what to build. The package `judge_decoding` must be installed where trtllm-build runs. The
-class is the stock Llama plus one layer: the JudgeAccept plugin between the LM head and the `logits`
-output, so that TensorRT-LLM's unmodified runtime accepts what the judge accepts. The engine's
-inputs stay the stock ones. It has one more output, `judge_scores` float32 [B, max_draft_len], NaN
-where there is no score.
+`engines` starts trtllm-build with the path of this file, and a `judge_build.JudgeBuild` says what
+to build. The package `judge_decoding` must be installed where trtllm-build runs. The class is the
+stock Llama plus one layer: the JudgeAccept plugin between the LM head and the `logits` output, so
+that TensorRT-LLM's unmodified runtime accepts what the judge accepts. The engine's inputs stay the
+stock ones. It has one more output, `judge_scores` float32 [B, max_draft_len], NaN where there is no
+score.
 
 The judge's feature says what the plugin reads:
 - `post_norm`: the LM head's input, already gathered to the rows that get logits
@@ -29,7 +29,7 @@ from judge_decoding.trtllm.build.judge_build import JudgeBuild, read_build
 
 
 class JudgeLlamaForCausalLM(trtllm.LLaMAForCausalLM):  # type: ignore[misc]  # is Any here
-    """LLaMAForCausalLM whose logits have passed the judge."""
+    """A LLaMAForCausalLM whose logits the judge edits."""
 
     def __init__(self, config: Any) -> None:
         build = read_build()
@@ -37,7 +37,7 @@ class JudgeLlamaForCausalLM(trtllm.LLaMAForCausalLM):  # type: ignore[misc]  # i
         _check(config, build, judge)
         trtllm.load_plugin(build.plugin)
         super().__init__(config)
-        # Not in the constructor of a layer: quantization and optimization passes replace layers.
+        # Not in a layer's constructor, since quantization and optimization passes replace layers.
         self.judge_build, self.judge = build, judge
 
     def forward(
@@ -72,8 +72,9 @@ class JudgeLlamaForCausalLM(trtllm.LLaMAForCausalLM):  # type: ignore[misc]  # i
             )
 
     def _judged(self, logits: Any, *inputs: Any) -> Any:
-        """Logits in the engine's logits type, edited. The plugin takes float32 and float16, the LM
-        head gives bfloat16, and the cast of the stock mark_output would come behind the plugin."""
+        """The edited logits, in the engine's logits dtype. They are cast here because the LM head
+        gives bfloat16, the plugin takes only float32 and float16, and the stock cast, in
+        mark_output, comes after the plugin."""
         build = self.judge_build
         logits = trtllm.cast(logits, self.config.logits_dtype)
         edited, scores = trtllm.add_judge(
@@ -93,10 +94,10 @@ class JudgeLlamaForCausalLM(trtllm.LLaMAForCausalLM):  # type: ignore[misc]  # i
 
 @contextmanager
 def wrapped(module: Any, around: Callable[..., Any]) -> Iterator[None]:
-    """Call `around(stock forward, ...)` instead of the module's forward, inside the block alone.
+    """Call `around(stock forward, ...)` instead of the module's forward, only inside the block.
 
-    On the instance, not by another class: names of weights and layers stay the checkpoint's, and
-    whatever layer quantization has put there is kept.
+    The instance is changed and not its class, so that names of weights and layers stay the
+    checkpoint's, and a layer that quantization has put there is kept.
     """
     stock = module.forward
     module.forward = lambda *args, **kwargs: around(stock, *args, **kwargs)
@@ -107,7 +108,7 @@ def wrapped(module: Any, around: Callable[..., Any]) -> Iterator[None]:
 
 
 def _check(config: Any, build: JudgeBuild, judge: Judge) -> None:
-    """What cannot work, refused before a build of hours."""
+    """UserError for what cannot work, before a build of hours."""
     mapping = config.mapping
     if mapping.pp_size != 1 or mapping.cp_size != 1:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What must hold before hours of work start: models, judge, disk, GPUs, tools."""
+"""Checks before hours of work start: models, judge, disk, GPUs, tools."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SPARE = 4 * GIB
 class Size:
     """Bytes of a model's weights as TensorRT-LLM holds them.
 
-    rank   on one rank; the embedding is whole on each
-    total  of all ranks: of a checkpoint, and of an engine
+    rank   on one rank; every rank holds the whole embedding
+    total  on all ranks: the size of a checkpoint, and of an engine
     """
 
     rank: int
@@ -33,9 +33,9 @@ class Size:
 
 
 def size(config: LlamaConfig, *, quantization: str, tp: int) -> Size:
-    """FP8 holds the layers' matrices in one byte; embedding and LM head stay in two."""
+    """A model's size. FP8 takes one byte for layers' matrices; embedding and LM head keep two."""
     heads = config.num_heads * config.head_dim
-    kv_heads = max(config.num_kv_heads, tp) * config.head_dim  # copied where ranks outnumber them
+    kv_heads = max(config.num_kv_heads, tp) * config.head_dim  # copied if ranks outnumber heads
     attention = config.hidden_size * (2 * heads + 2 * kv_heads)
     matrices = config.num_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
     table = 2 * config.vocab_size * config.hidden_size
@@ -52,8 +52,8 @@ def sizes(deployment: Deployment, model: Model) -> Size:
 
 
 def absent_models(deployment: Deployment) -> list[str]:
-    """The models whose folders are not on this machine, a line each. UserError unless the
-    deployment names their shapes."""
+    """One line for each model whose folder is not on this machine. UserError unless the deployment
+    names its shape."""
     found = []
     for name, model in (("draft", deployment.draft), ("target", deployment.target)):
         if model is not None and not model.model.is_dir():
@@ -63,7 +63,7 @@ def absent_models(deployment: Deployment) -> list[str]:
 
 
 def check_models(deployment: Deployment, checkpoints: Checkpoints) -> None:
-    """Both models are there and whole and share a vocabulary, and the judge is this target's."""
+    """UserError unless both models are complete, share one vocabulary, and the judge fits."""
     sections(deployment)
     checkpoints.check_vocabulary()
     draft, target = checkpoints["draft"], checkpoints.target
@@ -87,7 +87,7 @@ def check_plugin(deployment: Deployment) -> None:
 
 
 def check_disk(folder: Path, needed: int, what: str) -> None:
-    """`needed` bytes free where `folder` is or will be."""
+    """UserError unless `needed` bytes are free where `folder` is or will be."""
     there = folder
     while not there.exists():
         there = there.parent
@@ -113,7 +113,7 @@ def check_script(path: Path) -> None:
 
 
 def check_a_gpu() -> None:
-    """Any GPU: TensorRT-LLM does not import without a driver, and FP8 is calibrated on one."""
+    """UserError without any GPU: TensorRT-LLM needs a driver to import, FP8 a GPU to calibrate."""
     import torch
 
     if not torch.cuda.is_available():
@@ -123,7 +123,7 @@ def check_a_gpu() -> None:
 
 
 def check_gpus(deployment: Deployment, *, wanted: int) -> None:
-    """`wanted` GPUs of the deployment's kind, with memory for all models that share one."""
+    """UserError unless `wanted` GPUs of the deployment's kind have room for what shares one."""
     import torch
 
     check_a_gpu()
@@ -144,7 +144,7 @@ def check_gpus(deployment: Deployment, *, wanted: int) -> None:
 
 
 def check_memory(deployment: Deployment, memory: int) -> None:
-    """The weights of every rank on one GPU, and something to run in, within `memory` bytes."""
+    """UserError unless the weights of all ranks on a GPU, plus SPARE, fit in `memory` bytes."""
     groups = {model: rank_group(deployment, model).devices for model in MODELS}
     taken = {model: sizes(deployment, model).rank for model in MODELS}
     for gpu in sorted({*groups["draft"], *groups["target"]}, key=str):

@@ -1,4 +1,4 @@
-"""Long commands that run one after the other: logged, shown, resumable."""
+"""Long commands that run one after the other, with logs, progress and resumption."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ TAIL_LINES = 5
 class BuildStep:
     """One command that makes one folder.
 
-    files    what the folder holds at the end, by name
+    files    names of the files that the folder holds at the end
     output   the finished folder; the command writes `partial(output)`, which is renamed at the end,
-             so that a folder is complete or not there
+             so that a folder is either complete or missing
     env      added to the environment
     writes   files written before the command starts, with their text
     finish   called with the partial folder once the command has succeeded
@@ -38,7 +38,7 @@ class BuildStep:
     finish: Callable[[Path], None] = lambda folder: None
 
     def shell(self) -> str:
-        """The command as one would type it."""
+        """The command as typed in a shell."""
         assigned = [f"{key}={shlex.quote(value)}" for key, value in self.env.items()]
         return " ".join([*assigned, shlex.join(self.command)])
 
@@ -50,7 +50,7 @@ def partial(output: Path) -> Path:
 def describe(
     steps: Sequence[BuildStep], ready: Sequence[Path] = (), absent: Sequence[str] = ()
 ) -> str:
-    """What a dry run prints: every command, and every file and folder that would be made.
+    """The text of a dry run: every command, and every file and folder that it would make.
 
     absent  models that are not on this machine (`preflight.absent_models`)
     """
@@ -66,7 +66,7 @@ def describe(
 
 
 def run_steps(steps: Sequence[BuildStep]) -> None:
-    """Run the steps; UserError with the end of the log where one fails. Finished folders stay."""
+    """Run the steps; UserError with the end of the log if one fails. Finished folders stay."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

@@ -1,4 +1,4 @@
-"""Whether the engines are what the deployment needs, and whether they decode.
+"""Checks that the engines are what the deployment needs, and that they decode.
 
 1. Every manifest is checked.
 2. A short generation must produce tokens. It goes through TensorRT-LLM's own draft-target example
@@ -38,7 +38,7 @@ OUTPUT = "tokens.csv"
 def command(
     deployment: Deployment, target: Path, output: Path, examples: Path = EXAMPLES
 ) -> tuple[str, ...]:
-    """examples/run.py with a draft: all prompts in one batch, greedy, token mode."""
+    """examples/run.py with a draft: all prompts in one batch, greedy decoding, token mode."""
     build = sections(deployment)
     draft, target_gpus = (list(rank_group(deployment, r).devices) for r in ("draft", "target"))
     layout = f"[{deployment.max_draft_len},{draft},{target_gpus},False]".replace(" ", "")
@@ -62,7 +62,7 @@ def command(
 
 
 def read_tokens(folder: Path) -> list[list[int]]:
-    """A row per prompt: its ids and the answer's, padded with the end id (run.py print_output)."""
+    """One row per prompt: its ids and the answer's, padded with end ids (run.py print_output)."""
     path = folder / OUTPUT
     try:
         with path.open(newline="") as file:
@@ -75,7 +75,7 @@ def read_tokens(folder: Path) -> list[list[int]]:
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """Index of the first token that differs; None where all are equal, lengths included."""
+    """Index of the first token that differs; None if all tokens and the lengths are equal."""
     for index, pair in enumerate(zip(one, other, strict=False)):
         if pair[0] != pair[1]:
             return index
@@ -107,7 +107,7 @@ def step(engine: EngineBuild, examples: Path) -> BuildStep:
     output = build.engines / "verify" / engine.name
     return BuildStep(
         name=f"generate with {engine.name}",
-        # run.py makes the folder of its --output_csv
+        # run.py creates the folder of its --output_csv
         command=command(engine.deployment, engine.folder, partial(output), examples),
         output=output,
         files=(OUTPUT,),
@@ -118,10 +118,10 @@ def step(engine: EngineBuild, examples: Path) -> BuildStep:
 def verify(
     deployment: Deployment, *, baseline: bool, examples: Path, manifests_only: bool, dry_run: bool
 ) -> bool:
-    """Run the checks on the machine that serves, and print what they found; False: one failed.
+    """Run the checks on the machine that serves, and print the results. Returns False if one fails.
 
-    A dry run prints what would be done. UserError where a manifest does not fit, or where nothing
-    can be generated here.
+    A dry run prints what would be done. UserError if a manifest does not fit, or if generation is
+    impossible here.
     """
     checked = engines(deployment, "both", baseline)
     targets = [engine for engine in checked if engine.model == "target"]
