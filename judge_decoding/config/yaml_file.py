@@ -12,11 +12,14 @@ from judge_decoding.errors import UserError
 
 def deployment_file(path: Path | str) -> Path:
     """The file of a deployment, given by its path or by the name of a shipped one: `demo` is
-    configs/demo.yaml, wherever the package is installed."""
+    configs/demo.yaml, wherever the package is installed. Reading it finds out whether it exists."""
     path = Path(path)
     if path.suffix or len(path.parts) > 1 or path.exists():
         return path
-    return shipped(f"configs/{path}.yaml")
+    try:
+        return shipped(f"configs/{path}.yaml")
+    except UserError:
+        return path
 
 
 def load_deployment(path: Path | str) -> Deployment:
