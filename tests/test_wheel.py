@@ -66,6 +66,17 @@ def test_serve_takes_the_repository_of_the_wheel(installed: Path, tmp_path: Path
     assert (repository / "ensemble" / "config.pbtxt").is_file()
 
 
+def test_the_packages_are_the_library_and_the_client(installed: Path) -> None:
+    top = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}
+    assert top == {"judge_client", "judge_decoding"}
+    for file in ("judge_client/commands/chat.py", "judge_client/wire.py", "judge_client/py.typed"):
+        assert (installed / file).is_file()
+    (entries,) = installed.glob("*.dist-info/entry_points.txt")
+    text = entries.read_text()
+    assert "judge-client = judge_client.__main__:main" in text
+    assert "judge-decoding = judge_decoding.commands.main:main" in text
+
+
 def test_what_is_shipped_is_what_the_checkout_has(installed: Path) -> None:
     for name in ("configs", "models", "triton_repo"):
         listed = ["git", "ls-files", name]

@@ -401,7 +401,7 @@ def test_a_users_mistake_is_one_line(arguments: list[str], message: str) -> None
 
 
 def test_every_shipped_gpu_config_has_a_plan() -> None:
-    files = sorted(DEMO.parent.glob("llama-*.yaml"))
+    files = sorted(shipped("configs").glob("llama-*.yaml"))
     assert files
     for file in files:
         loaded = load_deployment(file)

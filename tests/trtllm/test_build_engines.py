@@ -372,7 +372,7 @@ def test_the_demo_is_hinted_at_for_its_own_folder_only(site: Site) -> None:
     site.target = site.folder / "smollm2-135m-instruct"
     site.write()
     assert site.refused(CONVERT) == (
-        f"model: no folder {site.target} (for the demo: make venv && make target)"
+        f"model: no folder {site.target} (make it: make venv && make target)"
     )
 
 
