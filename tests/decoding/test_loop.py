@@ -511,6 +511,74 @@ def test_memory_does_not_grow_over_2000_rounds(decoder: SpeculativeDecoder) -> N
     assert resident() - before < 4 * 2**20
 
 
+def test_a_draft_reads_a_long_prompt_only_where_it_will_be_asked(
+    decoder: SpeculativeDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads nothing for rule `none`. A prompt that it began too late to read in chunks is read
+    by its first proposal."""
+    long = (prompts(30)[3] * 100)[:100]
+    drafter = decoder.drafter
+    assert drafter is not None
+    prefill, read = drafter.prefill, []
+
+    def watch(sequence: int, keep: int, tokens: Sequence[int]) -> None:
+        read.append((keep, len(tokens)))
+        prefill(sequence, keep, tokens)
+
+    monkeypatch.setattr(drafter, "prefill", watch)
+    alone = own(decoder, long, 20)
+    assert read == []
+    assert decoder.generate([request(long, tokens=20)])[0].token_ids == alone
+    assert read == [(16 * i, 16) for i in range(6)]
+    read.clear()
+    decoder.draft_len_schedule = {1: 0, 2: 4}
+    number = decoder.add(request(long, tokens=20))
+    decoder.step()  # 16 tokens, by the target alone
+    decoder.draft_len_schedule = {}
+    got: list[int] = []
+    while decoder.num_active:
+        for update in decoder.step():
+            got += [token.id for token in update.tokens]
+        decoder.check_integrity(deep=True)
+    assert read == []
+    assert got == alone
+    assert decoder.result(number).record.num_accepted_draft_tokens > 0
+
+
+def test_both_models_read_every_token_once(
+    decoder: SpeculativeDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target is given its own last token; the draft also its last drafted one, where that was
+    accepted, for it has not read it."""
+    drafter, target = decoder.drafter, decoder.target
+    assert drafter is not None
+    propose, verify = drafter.propose, target.verify
+    given: list[tuple[int, int]] = []
+    accepted: list[tuple[int, int]] = []
+
+    def watch_propose(requests: Sequence[ProposeRequest]) -> list[Proposal]:
+        given.extend((len(r.tokens), r.draft_len) for r in requests)
+        return propose(requests)
+
+    def watch_verify(requests: Sequence[VerifyRequest]) -> list[Verdict]:
+        verdicts = verify(requests)
+        for r, verdict in zip(requests, verdicts, strict=True):
+            assert r.keep + len(r.tokens) == len(prompt) + sum(n + 1 for n, _ in accepted)
+            assert len(r.tokens) == (1 if accepted else len(prompt))
+            accepted.append((verdict.accepted, len(r.draft.tokens)))
+        return verdicts
+
+    monkeypatch.setattr(drafter, "propose", watch_propose)
+    monkeypatch.setattr(target, "verify", watch_verify)
+    for prompt in [p for p in prompts(30) if len(p) <= 16][:5]:
+        given.clear()
+        accepted.clear()
+        decoder.generate([request(prompt, tokens=60, max_draft_len=2)])
+        assert given[0] == (len(prompt), 2)
+        for (tokens, _), (n, k) in zip(given[1:], accepted, strict=False):
+            assert tokens == (2 if n == k else 1)
+
+
 def test_joining_prompts_share_one_chunk_a_round_and_take_turns(
     decoder: SpeculativeDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -236,11 +236,23 @@ FEW_GROUPS = Paired(
 """Cases in which the bootstrap's bound is the largest of the three."""
 
 
+GROUPS_OF_500 = [str(int(n**1.1)) for n in range(500)]
+"""Of unlike size."""
+
+
 @pytest.mark.parametrize(("confidence", "bound"), [(0.8, 8 / 31), (0.9, 10 / 31), (0.95, 11 / 31)])
 def test_the_bootstraps_bound_is_of_its_confidence(confidence: float, bound: float) -> None:
     drawn = -FEW_GROUPS.resampled(seed=3, resamples=100_000)
     found = loss_bound(FEW_GROUPS, confidence, seed=3)
     assert found == np.quantile(drawn, confidence) == pytest.approx(bound)
+
+
+def test_the_interval_is_of_the_seed_that_it_is_given() -> None:
+    """In units of 1/500, so that no two seeds agree by chance."""
+    values = Paired([n % 3 > 0 for n in range(500)], [n % 5 > 0 for n in range(500)], GROUPS_OF_500)
+    means = values.resampled(seed=7)
+    assert values.interval(seed=7) == tuple(np.quantile(means, [0.025, 1 - 0.025]))
+    assert len({values.interval(seed=seed) for seed in range(4)}) > 1
 
 
 def test_the_gate_asks_for_all_its_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,6 +310,10 @@ def test_a_bound_that_is_the_budget_passes() -> None:
     bound = loss_bound(paired(1, 0, 99))
     assert choose_threshold({0.4: paired(1, 0, 99)}, bound).threshold == 0.4
     assert choose_threshold({0.4: paired(1, 0, 99)}, bound - 1e-9).threshold == NEVER
+
+
+def test_a_confidence_of_one_half_is_allowed() -> None:
+    assert choose_threshold({0.5: paired(0, 0, 400)}, 0.01, confidence=0.5).threshold == 0.5
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
@@ -403,6 +419,8 @@ def test_where_nothing_passes_the_rule_is_the_standard_one() -> None:
         ({}, 0.01, 0.95, "no thresholds"),
         ({0.5: paired(0, 0, 1)}, 1.0, 0.95, "quality budget of 1.0"),
         ({0.5: paired(0, 0, 1)}, 0.01, 95, "confidence of 95"),
+        ({0.5: paired(0, 0, 1)}, 0.01, 1.0, r"confidence of 1.0 is not in \[0.5, 1\)"),
+        ({0.5: paired(0, 0, 1)}, 0.01, 0.49, "confidence of 0.49"),
     ],
 )
 def test_a_bad_gate_is_refused(

@@ -87,6 +87,29 @@ def edits(edited: np.ndarray, logits: np.ndarray) -> set[tuple[int, int]]:
     return {(int(r), int(c)) for r, c in np.argwhere(edited != logits)}
 
 
+# ---- the reference alone ----
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_reference_takes_values_that_overflow() -> None:
+    """Products and sums that are no numbers, an exponential beyond float32, a raise beyond it."""
+
+    def scored(hidden: list[float], weight: list[float]) -> float:
+        arrays = (np.array(values, dtype=np.float32) for values in (hidden, weight))
+        return float(score(next(arrays), PluginSettings(next(arrays), 0.0, 0.5, 30)))
+
+    assert np.isnan(scored([np.inf, 1.0], [0.0, 1.0]))
+    assert np.isnan(scored([3e38, 1.0], [10.0, 1.0]))
+    assert scored([-1e4], [1.0]) == 0.0
+    batch = batch_of(verify(1, 20))
+    logits, hidden = example(batch)
+    logits[0, 0] = np.float32(1e38)
+    indices = (batch.input_ids, batch.last_token_ids, batch.context_lengths)
+    edited, _ = judge_accept(logits, hidden, *indices, plugin_of(boost=3.4e38))
+    assert edits(edited, logits) == {(0, 20)}
+    assert edited[0, 20] == np.finfo(np.float32).max
+
+
 # ---- hand-built batches ----
 
 

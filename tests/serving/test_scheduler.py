@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -176,6 +177,24 @@ def test_a_cancel_by_name_ends_what_runs_and_what_waits(run: Run) -> None:
     assert run.seen.cancel_rounds <= 2
 
 
+def test_the_rounds_that_a_cancel_waited_are_counted(
+    decoder: SpeculativeDecoder, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while a round runs: that one, and no other."""
+    step = decoder.step
+
+    def cancelling() -> list[Update]:
+        run.scheduler.cancel("a")
+        return step()
+
+    monkeypatch.setattr(decoder, "step", cancelling)
+    run.scheduler.submit(request([1], 250), owner := Owner(), "a")
+    result = owner.wait().result
+    assert result is not None and result.finish_reason == "cancelled"
+    run.scheduler.stop()
+    assert (run.seen.rounds, run.seen.cancel_rounds) == (1, 1)
+
+
 def test_a_cancel_is_not_kept_for_a_request_to_come(run: Run) -> None:
     """Regression: it was kept until the next round, and a retry under the same id gave no token."""
     hold = threading.Event()
@@ -290,6 +309,7 @@ def test_an_owner_who_left_just_before_its_turn_does_not_start(run: Run) -> None
     # The first began at once, two others half a second later, and one never began.
     assert (run.seen.queue_time.count, run.seen.queue_time.sum) == (3, 2 * 0.5)
     assert (run.seen.latency.count, run.seen.latency.sum) == (4, 4 * 0.5)
+    assert (run.seen.first_token_time.count, run.seen.first_token_time.sum) == (3, 2 * 0.5)
 
 
 def test_a_scheduler_that_nobody_stops_does_not_keep_its_process(run: Run) -> None:
@@ -462,6 +482,11 @@ def test_stopping_fails_what_still_runs(tiny_target: Path, tiny_draft: Path) -> 
     assert running.started.wait(LIMIT_S)
     stopper = threading.Thread(target=run.scheduler.stop)
     stopper.start()
+    deadline = time.monotonic() + LIMIT_S
+    while not run.scheduler._stopping and time.monotonic() < deadline:
+        time.sleep(0.001)
+    with pytest.raises(UserError, match="server: it is shutting down"):  # the round still runs
+        run.scheduler.submit(request([3], 250), Owner())
     hold.set()
     stopper.join(LIMIT_S)
     for owner in (running, *queued):

@@ -20,7 +20,7 @@ from judge_decoding.ranks import run_folder
 from judge_decoding.serving import order
 from judge_decoding.serving.detokenizer import Detokenizer
 from judge_decoding.serving.reply import Reply
-from judge_decoding.serving.request import Parameters, parameters, prompt
+from judge_decoding.serving.request import Parameters, parameters, prompt, to_json
 from judge_decoding.text import TextStream, Tokenizer
 
 
@@ -235,6 +235,12 @@ def test_the_earliest_deadline_counts_in_seconds(
 ) -> None:
     limited = deployment.override(server={"deadline_ms": deployment_ms})
     assert Parameters(deadline_ms=own_ms).deadline_s(limited, timeout_us) == expected
+
+
+def test_documents_are_one_line_of_json_proper() -> None:
+    assert to_json({"a": [1, 0.5, None], "b": "é"}) == b'{"a": [1, 0.5, null], "b": "\\u00e9"}'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_json({"score": float("nan")})
 
 
 def test_an_array_of_any_shape_holds_its_values(deployment: Deployment) -> None:
