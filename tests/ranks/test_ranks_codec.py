@@ -361,3 +361,11 @@ def test_a_digest_sees_the_result_and_not_the_clock() -> None:
     both = m.RoundReply([Proposal([3])], other, 0.1, EngineClock(1.0), EngineClock(2.0))
     assert codec.digest(both) == codec.digest(m.RoundReply([Proposal([3])], other))
     assert codec.digest(both) != codec.digest(m.RoundReply([Proposal([4])], other))
+
+
+def test_a_digest_has_64_bits_and_is_sent_as_any_message() -> None:
+    verdicts = m.Verdicts([Verdict(1, [False], [], 7)], EngineClock())
+    found = codec.digest(verdicts)
+    assert 0 < found.value < 2**64
+    assert codec.decode(codec.encode(found, 3)) == (found, 3)
+    assert codec.digest(m.Ping()) == m.Digest(0)
