@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from judge_decoding.config.fields import ModelPath, Strict
 from judge_decoding.decoding.contracts import RuleName
@@ -97,7 +97,7 @@ class RanksConfig(Strict):
 
 
 class TlsConfig(Strict):
-    """TLS of the gRPC endpoint. Triton's HTTP endpoint has none and then listens on loopback only.
+    """TLS of the gRPC endpoint. HTTP has none and then listens on loopback only.
 
     certificate  PEM, with the chain below its root
     key          PEM
@@ -112,8 +112,9 @@ class TlsConfig(Strict):
 
 
 class ServerConfig(Strict):
-    """Triton's ports, and the limits on requests.
+    """The server's ports, and the limits on requests.
 
+    http_port          None, in the file `off`: no HTTP but the metrics
     max_queue          requests that may wait while all sequences are in use; more are refused
     max_prompt_bytes   largest text of a request
     deadline_ms        time limit of every request, waiting included; a request may only lower it
@@ -126,7 +127,7 @@ class ServerConfig(Strict):
     """
 
     host: str = "127.0.0.1"
-    http_port: int = Field(default=8000, ge=1, le=65535)
+    http_port: Annotated[int, Field(ge=1, le=65535)] | None = 8000
     grpc_port: int = Field(default=8001, ge=1, le=65535)
     metrics_port: int = Field(default=8002, ge=1, le=65535)
     max_queue: int = Field(default=64, ge=0)
@@ -138,6 +139,11 @@ class ServerConfig(Strict):
     startup_timeout_s: float = Field(default=900.0, gt=0)
     tls: TlsConfig | None = None
     token_file: ModelPath | None = None
+
+    @field_validator("http_port", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return None if value is False or value == "off" else value  # YAML's `off` is False
 
 
 class AuditConfig(Strict):

@@ -13,27 +13,28 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from judge_client.connection import DIRECT
+from judge_client.client import JudgeClient
+from judge_client.errors import JudgeClientError
 from judge_decoding.config import Deployment, ServerConfig
 from judge_decoding.config.layout import Layout
 from judge_decoding.errors import UserError
 from judge_decoding.ranks import mpiexec, run_folder
 from judge_decoding.ranks.shared_memory import Segments
 from judge_decoding.serving import access
+from judge_decoding.serving.front import Front, bind
 from judge_decoding.serving.processes import Deaths, become_child, is_running, session
-from judge_decoding.serving.triton import ENSEMBLE, find_triton, is_noise
+from judge_decoding.serving.stub_health import Patience
+from judge_decoding.serving.triton import SHM, find_triton, is_noise
 from judge_decoding.serving.warmup import warm_up
 
 POLL_S = 0.1
@@ -43,7 +44,6 @@ STOP_MARGIN_S = 15.0
 """Seconds beyond `drain_s`: for answers on their way, and again for the models to unload."""
 KILL_S = 10.0
 """Seconds until killed processes are gone; one that is inside a driver may take longer."""
-_SHM = Path("/dev/shm")
 
 
 def serve(
@@ -68,11 +68,15 @@ def serve(
             print(shlex.join([*(f"{k}={v}" for k, v in variables.items()), *line]))
             return 0
         _check_ports(deployment.server)
-        _forget_ready(ready_file)
-        return ServerJob(deployment, folder, line, variables, stops).run(ready_file)
+        front = Front(deployment, f"{SHM}/{folder.name}-")
+        try:
+            _forget_ready(ready_file)
+            return ServerJob(deployment, folder, line, variables, stops, front).run(ready_file)
+        finally:
+            front.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        for region in _SHM.glob(f"{folder.name}*"):
+        for region in SHM.glob(f"{folder.name}*"):
             region.unlink(missing_ok=True)
 
 
@@ -96,16 +100,7 @@ def _check_ports(server: ServerConfig) -> None:
     ports = {"http": server.http_port, "grpc": server.grpc_port, "metrics": server.metrics_port}
     if len(set(ports.values())) < len(ports):
         raise UserError(f"serve: the three ports must differ; they are {ports}")
-    for name, port in ports.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((server.host, port))
-            except OSError as error:
-                raise UserError(
-                    f"serve: cannot listen on {server.host}:{port} ({error.strerror}); "
-                    f"choose another --{name}-port"
-                ) from None
+    bind("grpc", server.host, server.grpc_port).close()  # Triton's own; the front takes the others
 
 
 def _forget_ready(path: Path | None) -> None:
@@ -141,11 +136,14 @@ class ServerJob:
         line: list[str],
         variables: dict[str, str],
         stops: Stops,
+        front: Front,
     ) -> None:
         self._deployment = deployment
         self._folder = folder
         self._program = Path(line[0]).name
         self._stops = stops
+        self._front = front
+        self._patience = Patience()
         self._ready = threading.Event()
         self._warmup_error: str | None = None
         self._deaths = Deaths()
@@ -174,6 +172,7 @@ class ServerJob:
         finally:
             if ready_file is not None:
                 ready_file.unlink(missing_ok=True)
+            self._patience.stop()
             self._kill()
         if reason is None:
             return 0
@@ -185,7 +184,7 @@ class ServerJob:
         started, announced = time.monotonic(), False
         while not self._stops.count:
             self._segments.look()
-            if culprit := self._death():
+            if culprit := self._front.look() or self._death():
                 return f"{culprit}; everything is stopped"
             if self._ready.is_set() and not announced:
                 try:
@@ -210,8 +209,10 @@ class ServerJob:
             self._warmup_error = str(error)
 
     def _announce(self, ready_file: Path | None) -> None:
-        for region in _SHM.glob(f"{self._folder.name}*"):
+        for region in SHM.glob(f"{self._folder.name}*"):
             region.chmod(0o600)  # prompts and answers pass through it; Triton lets all users read
+        if self._patience.start(process.pid for process in self._here()):
+            _say("this Triton is another one than we know: a model that is paused for 1 s ends")
         server = self._deployment.server
         host = _reachable(server.host)
         addresses = {
@@ -219,6 +220,8 @@ class ServerJob:
             "grpc": f"{host}:{server.grpc_port}",
             "metrics": f"{host}:{server.metrics_port}",
         }
+        if server.http_port is None:
+            del addresses["http"]
         shown = ", ".join(f"{name} {address}" for name, address in addresses.items())
         with suppress(OSError):
             print(f"ready: {self._deployment.name} at {shown}", flush=True)
@@ -291,13 +294,11 @@ class ServerJob:
     def _flush(self) -> None:
         """Cancel a request that does not exist: the reply comes after all that the loop sent."""
         server = self._deployment.server
-        host = _reachable(access.http_host(server))
-        url = f"http://{host}:{server.http_port}/v2/models/{ENSEMBLE}/generate"
-        body = json.dumps({"id": "drain", "text_input": "", "stop": True}).encode()
-        request = urllib.request.Request(url, body, access.http_headers(server))
+        address = f"{_reachable(server.host)}:{server.grpc_port}"
         try:
-            DIRECT.open(request, timeout=STOP_MARGIN_S).close()
-        except OSError as error:
+            with JudgeClient(address, access=access.client_access(server)) as client:
+                client.cancel("drain")
+        except JudgeClientError as error:
             _say(f"the server does not answer while it drains ({error})")
 
     def _kill(self) -> None:

@@ -23,6 +23,9 @@ NO_GPU = (
     "no pinned memory pool, falling back to non-pinned system memory",
 )
 """What the server logs about a missing GPU; no option prevents it."""
+NO_DELAY = "NODELAY NOT SUPPORTED"
+"""What its HTTP server logs about every connection of a Unix socket."""
+SHM = Path("/dev/shm")
 
 STUB = "triton_python_backend_stub"
 ENSEMBLE = "ensemble"
@@ -37,18 +40,23 @@ class Triton:
     environment: dict[str, str]
 
     def command(self, server: ServerConfig, *, shm_prefix: str) -> list[str]:
-        """The server's command line. Shared memory of Python models is named `shm_prefix`*."""
+        """The server's command line. Files in /dev/shm are named `shm_prefix`*: the memory of the
+        models, and the sockets of HTTP and metrics, which `serving.http_front` serves."""
+        sockets = f"--{{}}-address=unix:{SHM}/{shm_prefix}{{}}.sock"
         backends = [f"--backend-directory={self.backends}"] if self.backends else []
         return [
             str(self.binary),
             f"--model-repository={shipped('triton_repo')}",
             *backends,
-            f"--http-address={access.http_host(server)}",
-            f"--http-port={server.http_port}",
+            *(
+                ["--allow-http=false"]
+                if server.http_port is None
+                else [sockets.format("http", "http"), "--http-port=1"]
+            ),
             f"--grpc-address={server.host}",
             f"--grpc-port={server.grpc_port}",
-            f"--metrics-address={server.host}",
-            f"--metrics-port={server.metrics_port}",
+            sockets.format("metrics", "metrics"),
+            "--metrics-port=2",  # of a Unix socket too, and not HTTP's
             *access.arguments(server),
             # Our configurations are complete; completing them would start every model twice.
             "--disable-auto-complete-config",
@@ -67,8 +75,8 @@ def has_gpu() -> bool:
 
 
 def is_noise(line: str) -> bool:
-    """Whether a line of the server's log says only that there is no GPU, where there is none."""
-    return any(text in line for text in NO_GPU) and not has_gpu()
+    """Whether a line of the server's log says only what we know."""
+    return NO_DELAY in line or (any(text in line for text in NO_GPU) and not has_gpu())
 
 
 def find_triton(folder: Path) -> Triton:
