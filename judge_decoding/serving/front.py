@@ -39,9 +39,10 @@ class Front:
         Binds the ports; UserError if one is taken.
         """
         server = deployment.server
-        self._bound = {"metrics": bind("metrics", server.host, server.metrics_port)}
+        self._bound = dict[str, socket.socket]()
         if server.http_port is not None:
             self._bound["http"] = bind("http", access.http_host(server), server.http_port)
+        self._bound["metrics"] = bind("metrics", server.host, server.metrics_port)
         waiting = deployment.limits.max_sequences + server.max_queue
         self._line = [
             *(sys.executable, "-m", "judge_decoding.serving.http_front"),

@@ -70,6 +70,8 @@ def serve(
         _check_ports(deployment.server)
         front = Front(deployment, f"{SHM}/{folder.name}-")
         try:
+            # Triton's own; the front has the others.
+            bind("grpc", deployment.server.host, deployment.server.grpc_port).close()
             _forget_ready(ready_file)
             return ServerJob(deployment, folder, line, variables, stops, front).run(ready_file)
         finally:
@@ -100,7 +102,6 @@ def _check_ports(server: ServerConfig) -> None:
     ports = {"http": server.http_port, "grpc": server.grpc_port, "metrics": server.metrics_port}
     if len(set(ports.values())) < len(ports):
         raise UserError(f"serve: the three ports must differ; they are {ports}")
-    bind("grpc", server.host, server.grpc_port).close()  # Triton's own; the front takes the others
 
 
 def _forget_ready(path: Path | None) -> None:

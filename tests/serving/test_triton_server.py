@@ -523,13 +523,12 @@ def order_of(response: Response) -> str:
 
 def detokenize(server: Serving, order: str) -> str:
     """Calls the postprocessing by name; returns the text, or the error."""
-    tensor = {"name": "detokenize", "datatype": "BYTES", "shape": [1, 1], "data": [order]}
-    body = json.dumps({"inputs": [tensor]}).encode()
-    try:
-        answer = json.loads(server.http("/v2/models/postprocessing/infer", body))
-    except HTTPError as refused:
-        return str(json.loads(refused.read())["error"])
-    return str(answer["outputs"][0]["data"][0])
+    with Stream(server) as stream:
+        stream.send(model="postprocessing", detokenize=order)
+        try:
+            return str(stream.next()["text_output"][0].decode())
+        except InferenceServerException as refused:
+            return str(refused.message())
 
 
 def test_nobody_writes_into_anothers_text(server: Serving) -> None:
