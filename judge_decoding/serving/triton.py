@@ -36,12 +36,16 @@ class Triton:
     backends: Path | None
     environment: dict[str, str]
 
-    def command(self, server: ServerConfig, *, shm_prefix: str) -> list[str]:
-        """The server's command line. Shared memory of Python models is named `shm_prefix`*."""
+    def command(self, server: ServerConfig, *, name: str) -> list[str]:
+        """The server's command line.
+
+        name  what the server calls itself, and the prefix of its Python models' shared memory
+        """
         backends = [f"--backend-directory={self.backends}"] if self.backends else []
         return [
             str(self.binary),
             f"--model-repository={shipped('triton_repo')}",
+            f"--id={name}",
             *backends,
             f"--http-address={access.http_host(server)}",
             f"--http-port={server.http_port}",
@@ -55,7 +59,7 @@ class Triton:
             # After SIGTERM Triton refuses the ensemble's own steps, so the launcher drains requests
             # before. A request that a vanished client left behind must not delay the end.
             "--exit-timeout-secs=5",
-            f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+            f"--backend-config=python,shm-region-prefix-name={name}-",
             "--log-info=false",
             *(() if has_gpu() else ("--allow-gpu-metrics=false",)),  # else NVML's errors are logged
         ]
