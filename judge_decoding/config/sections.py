@@ -123,6 +123,8 @@ class ServerConfig(Strict):
     metrics            publish the loop's own metrics beside Triton's
     drain_s            time that running requests get after SIGTERM
     startup_timeout_s  time limit for the warm-up request's answer, loading included
+    stall_timeout_s    time for which tritonserver or a model's process may be stopped (SIGSTOP);
+                       then the server ends. Ranks have `ranks.timeout_s`
     token_file         its first line is a token that every request must bring (docs/operations/)
     """
 
@@ -137,6 +139,7 @@ class ServerConfig(Strict):
     metrics: bool = True
     drain_s: float = Field(default=30.0, ge=0)
     startup_timeout_s: float = Field(default=900.0, gt=0)
+    stall_timeout_s: float = Field(default=30.0, gt=0)
     tls: TlsConfig | None = None
     token_file: ModelPath | None = None
 

@@ -100,6 +100,7 @@ def drain_when_asked(drain: Callable[[], object]) -> None:
     while not (Path(folder) / "drain").exists():
         time.sleep(POLL_S)
     drain()
+    _wait_for(Path(folder))
     (Path(folder) / "drained").touch()
 
 
@@ -119,6 +120,15 @@ def _write_note(name: str, document: dict[str, object]) -> None:
     folder = os.environ.get(FOLDER_VARIABLE)
     if not folder:
         return
+    _wait_for(Path(folder))
     part = Path(folder) / f"{name}.part"
     part.write_text(json.dumps(document))
     part.rename(Path(folder) / name)  # a reader never sees half a note
+
+
+def _wait_for(folder: Path) -> None:
+    """Wait a moment for a folder that a cleaner of /tmp has removed: the launcher makes it again
+    (`serving.kept_folder`)."""
+    end = time.monotonic() + 10 * POLL_S
+    while not folder.is_dir() and time.monotonic() < end:
+        time.sleep(POLL_S / 10)

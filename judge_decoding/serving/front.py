@@ -15,6 +15,7 @@ from functools import partial
 
 from judge_decoding.config import Deployment, ServerConfig
 from judge_decoding.errors import UserError
+from judge_decoding.ranks.shared_memory import FOLDER
 from judge_decoding.serving import access
 from judge_decoding.serving.processes import become_child
 
@@ -33,10 +34,10 @@ def body_limit(server: ServerConfig) -> int:
 class Front:
     """The process, and the sockets that it serves."""
 
-    def __init__(self, deployment: Deployment, sockets: str) -> None:
-        """sockets  what the paths of Triton's Unix sockets begin with
+    def __init__(self, deployment: Deployment, name: str) -> None:
+        """Binds the ports; UserError if one is taken.
 
-        Binds the ports; UserError if one is taken.
+        name  the server's (`Triton.command`)
         """
         server = deployment.server
         self._bound = dict[str, socket.socket]()
@@ -46,7 +47,7 @@ class Front:
         waiting = deployment.limits.max_sequences + server.max_queue
         self._line = [
             *(sys.executable, "-m", "judge_decoding.serving.http_front"),
-            *("--sockets", sockets),
+            *("--sockets", f"{FOLDER}/{name}-"),
             *("--max-body", str(body_limit(server))),
             *("--max-connections", str(2 * waiting + _SPARE_CONNECTIONS)),
         ]
@@ -54,6 +55,17 @@ class Front:
             self._line += [f"--{name}-fd", str(bound.fileno())]
         self._process: subprocess.Popen[bytes] | None = None
         self._starts: list[float] = []
+
+    def __enter__(self) -> Front:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The process holds nothing that a signal could save."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        for bound in self._bound.values():
+            bound.close()
 
     def look(self) -> str | None:
         """Start the process if it does not run; in words, why that is no use any longer."""
@@ -74,14 +86,6 @@ class Front:
             preexec_fn=partial(become_child, signal.SIGKILL),
         )
         return None
-
-    def stop(self) -> None:
-        """It holds nothing that a signal could save."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        for bound in self._bound.values():
-            bound.close()
 
 
 def bind(name: str, host: str, port: int) -> socket.socket:

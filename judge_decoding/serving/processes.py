@@ -6,12 +6,20 @@ import ctypes
 import os
 import select
 import signal
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+_POLL_S = 0.05
 
 
 def is_running(pid: int) -> bool:
     return _stat(pid)[:1] not in ([], ["Z"], ["X"])
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal (SIGSTOP) or a debugger has stopped the process."""
+    return _stat(pid)[:1] in (["T"], ["t"])
 
 
 class Deaths:
@@ -61,8 +69,30 @@ def session(leader: int) -> list[int]:
 
 
 def become_child(number: signal.Signals) -> None:
-    """Called in a new process: send it this signal when its parent ends, however that happens."""
+    """Called in a new process: send it this signal when its parent ends, however that happens.
+
+    And let a write beyond a file's size limit fail (EFBIG) instead of ending the process: see
+    `serving.regions`.
+    """
     ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def ignores(pid: int, number: signal.Signals) -> bool:
+    """Whether the process ignores this signal; False if it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    mask = next(line for line in status.splitlines() if line.startswith("SigIgn:")).split()[1]
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float) -> None:
+    """Return once the condition holds, or the time is over."""
+    end = time.monotonic() + limit_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(_POLL_S)
 
 
 def _stat(pid: int) -> list[str]:

@@ -19,8 +19,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from judge_decoding.ranks.shared_memory import FOLDER
 from judge_decoding.serving.processes import is_running
-from judge_decoding.serving.triton import SHM, STUB
+from judge_decoding.serving.triton import STUB
 
 BEAT_S = 0.2
 """Seconds between two signs; Triton looks after one second."""
@@ -81,7 +82,7 @@ def _sign(arguments: list[str]) -> tuple[mmap.mmap, int] | None:
     """
     try:
         region, size, handle = arguments[1], int(arguments[2]), int(arguments[6])
-        with (SHM / region).open("r+b") as file:
+        with (FOLDER / region).open("r+b") as file:
             memory = mmap.mmap(file.fileno(), size)
     except (IndexError, ValueError, OSError):
         return None

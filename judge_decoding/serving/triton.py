@@ -13,6 +13,7 @@ from pathlib import Path
 
 from judge_decoding.config import ServerConfig, shipped
 from judge_decoding.errors import UserError
+from judge_decoding.ranks.shared_memory import FOLDER
 from judge_decoding.serving import access
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
@@ -25,7 +26,6 @@ NO_GPU = (
 """What the server logs about a missing GPU; no option prevents it."""
 NO_DELAY = "NODELAY NOT SUPPORTED"
 """What its HTTP server logs about every connection of a Unix socket."""
-SHM = Path("/dev/shm")
 
 STUB = "triton_python_backend_stub"
 ENSEMBLE = "ensemble"
@@ -39,23 +39,27 @@ class Triton:
     backends: Path | None
     environment: dict[str, str]
 
-    def command(self, server: ServerConfig, *, shm_prefix: str) -> list[str]:
-        """The server's command line. Files in /dev/shm are named `shm_prefix`*: the memory of the
-        models, and the sockets of HTTP and metrics, which `serving.http_front` serves."""
-        sockets = f"--{{}}-address=unix:{SHM}/{shm_prefix}{{}}.sock"
+    def command(self, server: ServerConfig, *, name: str) -> list[str]:
+        """The server's command line.
+
+        name  what the server calls itself. Its files in /dev/shm are named `name`-*: the memory of
+              the models, and the sockets of HTTP and metrics, which `serving.http_front` serves
+        """
         backends = [f"--backend-directory={self.backends}"] if self.backends else []
+        socket = f"unix:{FOLDER}/{name}-{{}}.sock"
         return [
             str(self.binary),
             f"--model-repository={shipped('triton_repo')}",
+            f"--id={name}",
             *backends,
             *(
                 ["--allow-http=false"]
                 if server.http_port is None
-                else [sockets.format("http", "http"), "--http-port=1"]
+                else [f"--http-address={socket.format('http')}", "--http-port=1"]
             ),
             f"--grpc-address={server.host}",
             f"--grpc-port={server.grpc_port}",
-            sockets.format("metrics", "metrics"),
+            f"--metrics-address={socket.format('metrics')}",
             "--metrics-port=2",  # of a Unix socket too, and not HTTP's
             *access.arguments(server),
             # Our configurations are complete; completing them would start every model twice.
@@ -63,7 +67,7 @@ class Triton:
             # After SIGTERM Triton refuses the ensemble's own steps, so the launcher drains requests
             # before. A request that a vanished client left behind must not delay the end.
             "--exit-timeout-secs=5",
-            f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+            f"--backend-config=python,shm-region-prefix-name={name}-",
             "--log-info=false",
             *(() if has_gpu() else ("--allow-gpu-metrics=false",)),  # else NVML's errors are logged
         ]

@@ -14,8 +14,10 @@ from judge_decoding.serving import access
 POLL_S = 0.1
 
 
-def warm_up(deployment: Deployment, address: str) -> None:
+def warm_up(deployment: Deployment, address: str, *, name: str) -> None:
     """Wait until the server at HOST:PORT (gRPC) has answered; UserError if the answer is wrong.
+
+    name  what the server calls itself (Triton's `--id`): another one may listen there
 
     It blocks until the server is ready, so the caller must watch the server meanwhile.
     """
@@ -26,6 +28,8 @@ def warm_up(deployment: Deployment, address: str) -> None:
         while not _is_ready(client):
             time.sleep(POLL_S)
         try:
+            if (answering := client.server_name()) != name:
+                raise UserError(f"serve: another server answers at {address} ({answering!r})")
             answer = client.generate(request, request_id="warm-up")
         except JudgeClientError as error:
             raise UserError(f"serve: the warm-up request failed: {error}") from None

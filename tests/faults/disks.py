@@ -10,12 +10,27 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from tests.faults.bench import Bench, Fault, Outcome, Remains, Watched, answer, ended
-from tests.faults.processes import TARGET, pid_of
-from tests.triton_world import wait_for
+import pytest
+
+from judge_client.client import JudgeClient
+from judge_client.errors import JudgeClientError
+from judge_client.wire import GenerateRequest
+from tests.faults.bench import (
+    PATIENCE_S,
+    Bench,
+    Fault,
+    Outcome,
+    Remains,
+    Watched,
+    answer,
+    ended,
+    said,
+)
+from tests.faults.processes import TARGET, pid_of, whole
 
 
 @contextmanager
@@ -118,21 +133,52 @@ def ready_file_cannot_be_written(bench: Bench) -> Outcome:
             server.stop()
 
 
+def own_shm(mib: int) -> list[str]:
+    """Words before a command: it gets a /dev/shm of this size, in its own mount namespace."""
+    script = f'mount -t tmpfs -o size={mib}m tmpfs /dev/shm && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, "serve"]
+
+
 def shm_too_small(bench: Bench) -> Outcome:
-    """/dev/shm has 2 MB, in its own mount namespace."""
-    script = 'mount -t tmpfs -o size=2m tmpfs /dev/shm && exec "$@"'
-    prefix = ["unshare", "--mount", "sh", "-c", script, "serve"]
-    document = bench.document()
-    document["server"]["startup_timeout_s"] = 120
+    """/dev/shm has 2 MB."""
     began = time.monotonic()
-    server = bench.start(document, prefix=prefix)
+    server = bench.start(bench.document(), prefix=own_shm(2))
     try:
-        wait_for(lambda: server.process.poll() is not None, "the end", 180)
-        after = ended(server, 1)
+        after = ended(server, 2)
+        assert "/dev/shm has 2 MB free" in said(server) and "--shm-size=1g" in said(server)
         seconds = time.monotonic() - began
         return Outcome("cannot connect", seconds, after, Remains(server).left())
     finally:
         server.stop()
+
+
+def large_requests_in_a_small_shm(bench: Bench) -> Outcome:
+    """/dev/shm has 64 MB, a container's default. Twenty clients send texts of 3 and 30 MB."""
+    with bench.start(bench.document(), prefix=own_shm(64)) as server:
+        remains, stream = Remains(server), Watched(server.url)
+        texts = ["x" * size for size in (3_000_000, 30_000_000) for _ in range(10)]
+        began = time.monotonic()
+        with ThreadPoolExecutor(20) as pool:
+            errors = list(pool.map(lambda text: refused(server.url, text), texts))
+        seconds = time.monotonic() - began
+        no_room = "the server has no room for a request of this size; shorten it or try again"
+        too_long = "prompt: 3000000 bytes are more than server.max_prompt_bytes 1000000"
+        assert set(errors[:10]) <= {too_long, no_room}
+        assert set(errors[10:]) == {no_room}
+        stream.seen()
+        assert stream.answer.text == whole(server)
+        assert answer(server) == answer(bench.shared)
+        shm = Path(f"/proc/{pid_of(server, 'tritonserver')}/root/dev/shm")
+        assert sum(one.stat().st_size for one in shm.iterdir()) < 64 * 2**20
+        assert server.stop() == 0, server.output
+        return Outcome(f"`{errors[-1]}`", seconds, "goes on", remains.left())
+
+
+def refused(url: str, text: str) -> str:
+    """The error for this prompt."""
+    with JudgeClient(url, timeout=PATIENCE_S) as client, pytest.raises(JudgeClientError) as caught:
+        client.generate(GenerateRequest(text))
+    return str(caught.value)
 
 
 GROUP = "disk"
@@ -142,5 +188,6 @@ FAULTS = [
     Fault(GROUP, "disk of $TMPDIR is full from the start", run_folder_full_from_the_start),
     Fault(GROUP, "disk of the run folder fills up, then a rank dies", run_folder_fills_up),
     Fault(GROUP, "disk of the ready file is full", ready_file_cannot_be_written),
-    Fault(GROUP, "/dev/shm of 2 MB", shm_too_small),
+    Fault(GROUP, "/dev/shm of 2 MB", shm_too_small, quick=True),
+    Fault(GROUP, "/dev/shm of 64 MB, ten texts of 3 and of 30 MB", large_requests_in_a_small_shm),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -75,22 +76,20 @@ def paused_too_long(role: str, bench: Bench, *, ranks: int = 1) -> Outcome:
 
 
 def paused_for_ever(role: str, bench: Bench) -> Outcome:
-    """No time-out covers this process: the client's own limit ends its wait, a probe finds it."""
-    with bench.server() as server:
-        remains, stream = Remains(server), Watched(server.url, timeout=5).running()
-        os.kill(pid_of(server, role), signal.SIGSTOP)
+    """No request's time-out covers this process. `server.stall_timeout_s` is 3 here."""
+    document = bench.document(ranks=0)
+    document["server"]["stall_timeout_s"] = 3
+    with bench.start(document) as server:
+        remains, stream = Remains(server), Watched(server.url).running()
+        pid = pid_of(server, role)
+        os.kill(pid, signal.SIGSTOP)
         began = time.monotonic()
-        wait_for(lambda: stream.error is not None, "the client's limit")
-        seconds = time.monotonic() - began
         seen = stream.seen()
-        assert stream.error is not None and stream.error.status == "DEADLINE_EXCEEDED"
-        assert server.process.poll() is None
-        server.process.send_signal(signal.SIGTERM)
-        time.sleep(1)
-        server.process.send_signal(signal.SIGTERM)
-        code = server.wait()
-        after = f"does not notice (`clients.probe --live` does); two SIGTERM end it, exit {code}"
-        return Outcome(seen, seconds, after, remains.left())
+        assert stream.error is not None
+        after = ended(server, 1)
+        expected = f"{role} (pid {pid}) was stopped for 3 s (server.stall_timeout_s)"
+        assert said(server) == f"{expected}; everything is stopped"
+        return Outcome(seen, stream.ended - began, after, remains.left())
 
 
 def paused_a_while(names: Sequence[str], seconds: float, bench: Bench) -> Outcome:
@@ -223,6 +222,53 @@ def restarted(bench: Bench) -> Outcome:
         return Outcome("the same answer again", seconds, "starts, exit 0 later", remains.left())
 
 
+def told_to_stop(number: signal.Signals, bench: Bench, *, remove: bool = False) -> Outcome:
+    """A signal to the launcher in the middle of a stream.
+
+    remove  a cleaner of /tmp has removed the run folder, and does so again
+    """
+    document = bench.document(ranks=0)
+    document["server"]["drain_s"] = 100
+    with bench.start(document) as server:
+        remains, stream = Remains(server), Watched(server.url).running()
+        if remove:
+            (folder,) = server.temporary.glob("judge-decoding-*")
+            shutil.rmtree(folder)
+            wait_for(folder.is_dir, "the launcher to make the folder again")
+            shutil.rmtree(folder)
+        server.process.send_signal(number)
+        began = time.monotonic()
+        seen = stream.seen()
+        assert stream.answer.finish_reason == "length", seen
+        assert server.wait() == 0, server.output
+        return Outcome(seen, stream.ended - began, "stops after that, exit 0", remains.left())
+
+
+def started_twice(bench: Bench) -> Outcome:
+    """Two servers are started at once on the same ports, with the same ready file."""
+    one = bench.start(bench.document(ranks=0))
+    other = bench.start(bench.document(ranks=0), ports=one.ports, ready_file=one.ready_file)
+    began = time.monotonic()
+    try:
+        wait_for(lambda: {one.process.poll(), other.process.poll()} != {None}, "one to end")
+        seconds = time.monotonic() - began
+        loser, winner = (one, other) if one.process.poll() is not None else (other, one)
+        after = ended(loser, 2)
+        pid = winner.process.pid
+        assert (
+            f"cannot listen on 127.0.0.1:{one.ports[0]} (the server of process {pid} has it)"
+            in (said(loser))
+        )
+        with winner:
+            assert answer(winner) == answer(bench.shared)
+            remains = Remains(winner)
+            assert winner.stop() == 0
+        return Outcome("the first answers", seconds, f"the second {after}", remains.left())
+    finally:
+        one.stop()
+        other.stop()
+
+
 KILL, STOP = signal.SIGKILL, "processes"
 FAULTS = [
     Fault(STOP, "draft rank: kill -9", partial(killed, DRAFT, KILL)),
@@ -249,7 +295,7 @@ FAULTS = [
         "one of two target ranks: paused for good",
         partial(paused_too_long, "rank 2 (target 1 of 2)", ranks=2),
     ),
-    Fault(STOP, "core stub: paused for good", partial(paused_for_ever, CORE)),
+    Fault(STOP, "core stub: paused for good", partial(paused_for_ever, CORE), quick=True),
     Fault(STOP, "tritonserver: paused for good", partial(paused_for_ever, "tritonserver")),
     Fault(STOP, "target rank: paused for 2 s", partial(paused_a_while, [TARGET], 2)),
     Fault(STOP, "all stubs: paused for 2 s", partial(paused_a_while, STUBS, 2), quick=True),
@@ -258,4 +304,13 @@ FAULTS = [
         for short, name in zip(("core", "preprocessing", "postprocessing"), STUBS, strict=True)
     ),
     Fault(STOP, "target rank: ten times slower", partial(slowed, TARGET), quick=True),
+    Fault(STOP, "launcher: SIGHUP", partial(told_to_stop, signal.SIGHUP)),
+    Fault(STOP, "launcher: SIGQUIT", partial(told_to_stop, signal.SIGQUIT)),
+    Fault(
+        STOP,
+        "run folder removed twice, then SIGHUP",
+        partial(told_to_stop, signal.SIGHUP, remove=True),
+        quick=True,
+    ),
+    Fault(STOP, "two servers started at once on the same ports", started_twice),
 ]

@@ -242,10 +242,9 @@ def deployment(**server: object) -> Deployment:
     return Deployment.read(values, Path(), "test")
 
 
-def test_a_front_that_dies_is_started_again_but_not_for_ever(tmp_path: Path) -> None:
+def test_a_front_that_dies_is_started_again_but_not_for_ever() -> None:
     http, metrics = free_ports(2)
-    front = Front(deployment(http_port=http, metrics_port=metrics), f"{tmp_path}/none-")
-    try:
+    with Front(deployment(http_port=http, metrics_port=metrics), "none") as front:
         for _ in range(STARTS):
             assert front.look() is None
             process = front._process
@@ -261,27 +260,23 @@ def test_a_front_that_dies_is_started_again_but_not_for_ever(tmp_path: Path) -> 
             os.kill(process.pid, 9)
             process.wait()
         assert front.look() == "the HTTP front ended 5 times within 60 s, with -9"
-    finally:
-        front.stop()
     bind("http", "127.0.0.1", http).close()
 
 
-def test_a_port_is_owned_from_the_start(tmp_path: Path) -> None:
+def test_a_port_is_owned_from_the_start() -> None:
     http, metrics = free_ports(2)
-    front = Front(deployment(http_port=http, metrics_port=metrics), f"{tmp_path}/none-")
-    for name, port in (("http", http), ("metrics", metrics)):
-        with pytest.raises(UserError, match=rf"choose another --{name}-port") as taken:
-            bind(name, "127.0.0.1", port)
-        assert f"127.0.0.1:{port} (Address already in use)" in str(taken.value)
-    front.stop()
+    with Front(deployment(http_port=http, metrics_port=metrics), "none"):
+        for name, port in (("http", http), ("metrics", metrics)):
+            with pytest.raises(UserError, match=rf"choose another --{name}-port") as taken:
+                bind(name, "127.0.0.1", port)
+            assert f"127.0.0.1:{port} (Address already in use)" in str(taken.value)
 
 
-def test_off_means_no_port(tmp_path: Path) -> None:
+def test_off_means_no_port() -> None:
     for value in (False, "off", None):
         assert deployment(http_port=value).server.http_port is None
-    front = Front(deployment(http_port="off", metrics_port=free_ports(1)[0]), f"{tmp_path}/none-")
-    assert list(front._bound) == ["metrics"]
-    front.stop()
+    with Front(deployment(http_port="off", metrics_port=free_ports(1)[0]), "none") as front:
+        assert list(front._bound) == ["metrics"]
     with pytest.raises(UserError, match=r"config: test: server\.http_port: .* \(got 0\)$"):
         deployment(http_port=0)
     assert body_limit(ServerConfig()) == 3_262_144

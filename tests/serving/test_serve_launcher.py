@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -23,8 +24,9 @@ from judge_decoding.ranks import mpiexec, run_folder
 from judge_decoding.serving import access, launcher, triton
 from judge_decoding.serving.front import Front
 from judge_decoding.serving.processes import is_running
+from judge_decoding.serving.ready_file import ReadyFile
 from judge_decoding.serving.warmup import must_draft
-from tests.triton_world import COMMAND, free_ports
+from tests.triton_world import COMMAND, free_ports, wait_for
 
 pytestmark = pytest.mark.servers
 
@@ -298,19 +300,18 @@ def test_without_a_gpu_the_server_does_not_complain_of_it(
     (tmp_path / "nvidiactl").touch()
     devices = (str(tmp_path / ("nvidiactl" if gpu else "none")),)
     monkeypatch.setattr(triton, "GPU_DEVICES", devices)
-    command = triton.Triton(Path("tritonserver"), None, {}).command(ServerConfig(), shm_prefix="x")
+    command = triton.Triton(Path("tritonserver"), None, {}).command(ServerConfig(), name="x")
     assert ("--allow-gpu-metrics=false" in command) is not gpu
 
     monkeypatch.setattr(launcher.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(launcher, "warm_up", lambda *_: threading.Event().wait())
+    monkeypatch.setattr(launcher, "warm_up", lambda *_, **__: threading.Event().wait())
     script = [f"echo '{line}'" for line in (*NO_GPU, OTHER)]
     script.insert(0, f'echo "{NO_DELAY}"')
     lines = program(tmp_path / "bin", "lines", "\n".join([*script, "exit 7"]))
     deployment = load_deployment(config)
-    front = Front(deployment.override(server=chosen_ports()), f"{tmp_path}/none-")
-    job = launcher.ServerJob(deployment, tmp_path, [str(lines)], {}, launcher.Stops(), front)
-    assert job.run(None) == 1
-    front.stop()
+    with Front(deployment.override(server=chosen_ports()), "none") as front:
+        job = launcher.ServerJob(deployment, tmp_path, [str(lines)], {}, launcher.Stops(), front)
+        assert job.run(ReadyFile(None)) == 1
     shown = [OTHER, "judge-decoding: lines ended with exit code 7; everything is stopped"]
     assert capfd.readouterr().err.splitlines() == ([*NO_GPU, *shown] if gpu else shown)
 
@@ -338,7 +339,7 @@ from judge_decoding.serving import launcher
 from judge_decoding.serving.triton import Triton
 
 def find_triton(folder):
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), int(sys.argv[3]))
     return Triton(Path(sys.argv[2]), None, {})
 
 launcher.find_triton = find_triton
@@ -347,9 +348,12 @@ sys.exit(launcher.serve(load_deployment(config), config))
 """
 
 
-def test_a_stop_in_the_middle_of_the_start_cleans_up_as_well(config: Path, tmp_path: Path) -> None:
-    """Regression: a SIGTERM before the handlers were set left the run folder, with exit code
-    -15."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_a_stop_in_the_middle_of_the_start_cleans_up_as_well(
+    config: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Regression: a SIGTERM before the handlers were set left the run folder, with exit code -15;
+    SIGHUP and SIGQUIT (issue 16) always left it."""
     document = yaml.safe_load(config.read_text())
     http, grpc, metrics = free_ports(3)
     document["server"] = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics}
@@ -358,12 +362,60 @@ def test_a_stop_in_the_middle_of_the_start_cleans_up_as_well(config: Path, tmp_p
     (tmp_path / "tmp").mkdir()
     server = program(tmp_path / "bin", "tritonserver", "exec sleep 60")
     done = subprocess.run(
-        [sys.executable, "-c", STOPPED_AT_ONCE, config, server],
+        [sys.executable, "-c", STOPPED_AT_ONCE, config, server, str(int(number))],
         env=os.environ | {"TMPDIR": str(tmp_path / "tmp")},
         check=False,
     )
     assert done.returncode == 0
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        stops = launcher.Stops()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stops.count == 0
+        os.kill(os.getpid(), signal.SIGQUIT)
+        assert stops.count == 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_of_two_servers_started_at_once_on_the_same_ports_one_starts(
+    config: Path, tmp_path: Path
+) -> None:
+    """Regression (issue 16): both found the ports free and both said that they were ready; the one
+    that then ended removed the other's ready file.
+
+    `tritonserver` is a FAKE here, which never gets ready.
+    """
+    document = yaml.safe_load(config.read_text())
+    del document["ranks"]
+    config.write_text(yaml.safe_dump(document))
+    found = program(tmp_path / "bin", "tritonserver", "exec sleep 100")
+    path = f"{found.parent}{os.pathsep}{os.environ['PATH']}"
+    command = [COMMAND, "serve", "--config", config, *ports()]
+    both = [
+        subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PATH": path}
+        )
+        for _ in range(2)
+    ]
+    wait_for(lambda: any(one.poll() is not None for one in both), "one to give up")
+    loser, winner = sorted(both, key=lambda one: one.poll() is None)
+    assert winner.poll() is None
+    winner.terminate()
+    assert loser.returncode == 2
+    assert loser.communicate()[1] == (
+        f"judge-decoding: serve: cannot listen on 127.0.0.1:{command[5]} "
+        f"(the server of process {winner.pid} has it); choose another --http-port\n"
+    )
+    winner.communicate()
+    assert winner.returncode == 0
 
 
 def test_a_watched_rank_writes_its_end_down_and_the_first_bad_one_counts(
@@ -404,11 +456,11 @@ def test_the_launcher_sees_gone_what_it_kills(
     stops = launcher.Stops()
     document = {"name": "x", "target": {"model": "t"}, "acceptance": {"rule": "none"}}
     line = ["/bin/sh", "-c", "sleep 60 > /dev/null 2>&1 & exit 7"]
-    monkeypatch.setattr(launcher, "warm_up", lambda *_: threading.Event().wait())  # not even asked
+    never = threading.Event()
+    monkeypatch.setattr(launcher, "warm_up", lambda *_, **__: never.wait())
     deployment = Deployment.model_validate(document | {"server": chosen_ports()})
-    front = Front(deployment, f"{tmp_path}/none-")
-    server = launcher.ServerJob(deployment, tmp_path, line, {}, stops, front)
-    monkeypatch.setattr(launcher.os, "kill", kill_later)
-    assert server.run(None) == 1
-    front.stop()
+    with Front(deployment, "none") as front:
+        server = launcher.ServerJob(deployment, tmp_path, line, {}, stops, front)
+        monkeypatch.setattr(launcher.os, "kill", kill_later)
+        assert server.run(ReadyFile(None)) == 1
     assert launched and not any(map(is_running, launched))

@@ -19,14 +19,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
 from judge_client.client import JudgeClient
-from judge_client.errors import ServerBusy
+from judge_client.errors import JudgeClientError, ServerBusy
 from judge_client.wire import GenerateRequest, infer_request
 from judge_decoding.config import load_deployment
 from judge_decoding.decoding.contracts import Sampling
 from judge_decoding.decoding.loop import Result
 from judge_decoding.decoding.sequence import Request
+from judge_decoding.errors import UserError
 from judge_decoding.pipeline import Pipeline, load_pipeline
 from judge_decoding.serving.metrics import FAMILIES, PREFIX
+from judge_decoding.serving.regions import region_bytes
+from judge_decoding.serving.warmup import warm_up
 from tests.conftest import write_judge
 from tests.deploy.test_operations import used
 from tests.triton_world import Response, Serving, Stream, Trap, ask, ids, text, wait_for
@@ -474,7 +477,7 @@ BAD = [
     ({"text_input": ""}, "text_input is empty"),
     ({"text_input": "x" * 1200}, "1200 tokens do not fit the context of 1024"),
     ({"text_input": "x" * 2001}, "2001 bytes are more than server.max_prompt_bytes 2000"),
-    ({"text_input": "x" * 10_000_000}, "10000000 bytes"),
+    ({"text_input": "x" * 1_000_000}, "1000000 bytes"),
     ({"text_input": b"ab\xff"}, "text_input: not valid UTF-8 at byte 2"),
     ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
     ({"max_tokens": -3}, r"max_tokens: .*\(got -3\)"),
@@ -574,5 +577,37 @@ def test_a_port_in_use_is_one_clear_line(server: Serving, config: Path, tmp_path
     assert second.wait() == 2
     assert second.output.strip().splitlines() == [
         f"judge-decoding: serve: cannot listen on 127.0.0.1:{server.ports[0]} "
-        "(Address already in use); choose another --http-port"
+        f"(the server of process {server.process.pid} has it); choose another --http-port"
     ]
+    assert json.loads(server.ready_file.read_text())["pid"] == server.process.pid
+
+
+def test_the_warm_up_knows_its_own_server(server: Serving, config: Path) -> None:
+    """Regression (issue 16): a server that could not bind its port was warmed up by another one
+    there, and said that it was ready."""
+    with pytest.raises(UserError, match=f"another server answers at {server.url} "):
+        warm_up(load_deployment(config), server.url, name="judge-decoding-mine")
+
+
+def test_a_request_that_is_far_too_large_takes_no_memory_for_good(
+    server: Serving, config: Path
+) -> None:
+    """Regression (issue 16): Triton made a region of /dev/shm as large as the largest request, up
+    to all of it, and never smaller again."""
+    bound = region_bytes(load_deployment(config))
+    assert bound == 4 * 2**20
+    prompt = GenerateRequest(PROMPTS[0], max_tokens=8, ignore_eos=True)
+    with JudgeClient(server.url) as client:
+        expected = client.generate(prompt).text
+        for text_input in ("x" * 2 * bound, "x" * 10 * bound):
+            with pytest.raises(JudgeClientError, match="the server has no room for a request of"):
+                client.generate(GenerateRequest(text_input))
+        ids = np.zeros((1, bound), np.int32)
+        with Stream(server) as stream:
+            stream.send(model="judge_decoding", input_ids=ids)
+            with pytest.raises(InferenceServerException, match="File too large"):
+                stream.next()
+        assert client.generate(prompt).text == expected
+    (folder,) = server.temporary.glob("judge-decoding-*")
+    found = [one for one in Path("/dev/shm").glob(f"{folder.name}*") if one.is_file()]
+    assert len(found) == 3 and max(one.stat().st_size for one in found) <= bound

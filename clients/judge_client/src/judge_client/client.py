@@ -54,6 +54,21 @@ class JudgeClient(BaseClient):
         if not ready:
             raise JudgeClientError(f"{self.url}: the server has no model {self.model!r} ready")
 
+    def server_name(self) -> str:
+        """What the server calls itself: Triton's `--id`. JudgeClientError if it does not answer."""
+        import grpc
+        from tritonclient.grpc import service_pb2
+
+        try:
+            answer = self._stub.ServerMetadata(
+                service_pb2.ServerMetadataRequest(),
+                timeout=self.control_s,
+                metadata=self._access.metadata(""),
+            )
+        except grpc.RpcError as error:
+            raise call_error(error, self.url, self.control_s) from None
+        return str(answer.name)
+
     def generate(self, request: GenerateRequest, *, request_id: str | None = None) -> Answer:
         """The whole answer. JudgeClientError where the server refuses, or is too late."""
         answer = Answer()

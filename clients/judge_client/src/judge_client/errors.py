@@ -56,8 +56,13 @@ def refusal(message: str) -> JudgeClientError:
 
 
 def plain(message: str) -> str:
-    """A message of Triton's without the names of the models that it passed through."""
+    """A message of Triton's without the names of the models that it passed through.
+
+    Its advice on shared memory is for whoever runs the server, and only where that is small.
+    """
     message = re.sub(r"^in ensemble '[^']*', ", "", message.strip())
+    if message.startswith("Failed to increase the shared memory pool size"):
+        return "the server has no room for a request of this size; shorten it or try again"
     return re.sub(r"^Failed to process the request\(s\).*?, message: ", "", message, flags=re.S)
 
 
