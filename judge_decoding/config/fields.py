@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, Va
 
 from judge_decoding.config.paths import in_cache
 from judge_decoding.cpu import fast_dtype
+from judge_decoding.errors import shown
 
 
 def _resolve(value: Any, info: ValidationInfo) -> Any:
@@ -49,9 +50,11 @@ def describe(error: ValidationError, root: str = "deployment") -> str:
     for item in error.errors(include_url=False):
         where = ".".join(str(key) for key in item["loc"]) or root
         got = item["input"]
-        shown = f" (got {got!r})" if isinstance(got, (str, int, float, bool, type(None))) else ""
+        said = (
+            f" (got {shown(got)})" if isinstance(got, (str, int, float, bool, type(None))) else ""
+        )
         what = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             what = "unknown key"
-        parts.append(f"{where}: {what}{shown}")
+        parts.append(f"{where}: {what}{said}")
     return "; ".join(parts)
