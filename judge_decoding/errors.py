@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from judge_client.echo import shown
+from judge_client.echo import cut, shown
 
 Choice = TypeVar("Choice", bound=str)
 
 
 class UserError(ValueError):
     """Bad configuration, input, file or version. The message names the value and the fix."""
+
+
+def shorten(error: BaseException) -> str:
+    """The message of a library's error on one line, cut."""
+    return cut(" ".join(str(error).split()))
 
 
 def check_choice(option: str, value: str, choices: Sequence[Choice]) -> Choice:
