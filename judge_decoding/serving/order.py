@@ -19,17 +19,23 @@ from judge_decoding.serving.request import to_json
 
 _SIZE = 64
 """Bytes of the signature, which precedes the document."""
+_FIRST = b', "first": '
+"""Begins the part that was made beforehand. What precedes it holds no text of a client."""
 
 
 class Part(NamedTuple):
-    """A part of an order that is made beforehand, because it may be large."""
+    """A part of an order that is made beforehand, because it may be large.
+
+    data    as it ends the order
+    digest  SHA-256 of it
+    """
 
     data: bytes
     digest: bytes
 
 
 def part(document: dict[str, Any]) -> Part:
-    data = to_json(document)
+    data = to_json(document) + b"}"
     return Part(data, hashlib.sha256(data).digest())
 
 
@@ -37,21 +43,21 @@ NOTHING = part({})
 
 
 def sign(document: dict[str, Any], secret: bytes, rest: Part = NOTHING) -> bytes:
-    """The signature, the document on one line, and `rest`, which costs only its copying."""
-    data = to_json(document)
-    return b"%b%b\n%b" % (_signature(data, rest.digest, secret), data, rest.data)
+    """The signature, and the document with `rest` in it, which costs only its copying."""
+    data = to_json(document)[:-1]
+    return b"".join((_signature(data, rest.digest, secret), data, _FIRST, rest.data))
 
 
 def read(order: bytes, secret: bytes, most: int = sys.maxsize) -> dict[str, Any]:
-    """The signed document and its rest; UserError for anything else.
+    """The signed document, together with its rest; UserError for anything else.
 
     most  bytes of the longest order that the server makes
     """
     if len(order) <= most:
-        data, _, rest = order[_SIZE:].partition(b"\n")
+        data, _, rest = order[_SIZE:].partition(_FIRST)
         signature = _signature(data, hashlib.sha256(rest).digest(), secret)
         if hmac.compare_digest(order[:_SIZE], signature):
-            return {**json.loads(data), **json.loads(rest)}
+            return {**json.loads(data + b"}"), **json.loads(rest[:-1])}
     raise UserError("detokenize: it is not signed by this server; call the model `ensemble`")
 
 
