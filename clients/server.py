@@ -56,12 +56,12 @@ def serving(config: Path) -> Iterator[ServerProcess]:
     """Start a server on free ports of loopback, wait until it is ready, and stop it afterwards."""
     with tempfile.TemporaryDirectory(prefix="judge-decoding-") as folder, ExitStack() as stack:
         ready, log = Path(folder) / "ready", Path(folder) / "log"
-        http, grpc, metrics = free_ports(3)
+        grpc, metrics = free_ports(2)
         out = stack.enter_context(log.open("wb"))
         options = {
             "--config": config,
             "--ready-file": ready,
-            "--http-port": http,
+            "--http-port": "off",
             "--grpc-port": grpc,
             "--metrics-port": metrics,
         }

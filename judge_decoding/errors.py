@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
+from judge_client.echo import cut, shown
+
 Choice = TypeVar("Choice", bound=str)
 
 
@@ -12,9 +14,14 @@ class UserError(ValueError):
     """Bad configuration, input, file or version. The message names the value and the fix."""
 
 
+def shorten(error: BaseException) -> str:
+    """The message of a library's error on one line, cut."""
+    return cut(" ".join(str(error).split()))
+
+
 def check_choice(option: str, value: str, choices: Sequence[Choice]) -> Choice:
     """Return `value` with the type of `choices`; UserError if it is none of them."""
     for choice in choices:
         if value == choice:
             return choice
-    raise UserError(f"{option}: {value!r} is not one of {', '.join(choices)}")
+    raise UserError(f"{option}: {shown(value)} is not one of {', '.join(choices)}")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from judge_decoding.checkpoint import read_json
-from judge_decoding.errors import UserError
+from judge_client.echo import shown
+from judge_decoding.chat_template import SOURCE_BYTES, Template, TemplateTooMuch
+from judge_decoding.checkpoint.folder import TOKENIZER_BYTES
+from judge_decoding.errors import UserError, shorten
+from judge_decoding.files import read_bounded, read_object
+from judge_decoding.tokenizer_patterns import check_patterns, is_panic
 
 _REPLACEMENT = "\ufffd"
 ChatTemplate = Literal["own", "none"]
@@ -30,16 +33,19 @@ class Tokenizer:
         self.folder = folder
         self.chat_template: ChatTemplate = chat_template
         path = folder / "tokenizer.json"
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"tokenizer: no file {path}")
         try:
-            self._fast = Fast.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"tokenizer: {path} is not readable ({error})") from None
+            self._fast = Fast.from_buffer(read_bounded(path, TOKENIZER_BYTES))
+        except BaseException as error:  # the library raises bare Exception, and panics
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
+            raise UserError(f"tokenizer: {path} is not readable ({shorten(error)})") from None
         # Training may leave these settings in the file. They would cut and pad prompts;
         # transformers removes both as well.
         self._fast.no_truncation()
         self._fast.no_padding()
+        check_patterns(self._fast, path)
 
     @property
     def size(self) -> int:
@@ -48,7 +54,14 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids; `special` adds the tokens that surround a raw text (Llama's BOS)."""
         check_unicode("prompt", text)
-        return list(self._fast.encode(text, add_special_tokens=special).ids)
+        try:
+            return list(self._fast.encode(text, add_special_tokens=special).ids)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise UserError(
+                f"tokenizer: a pattern of {self.folder} gives up on the text ({shorten(error)})"
+            ) from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens; bytes that are not (yet) valid UTF-8 become U+FFFD."""
@@ -91,48 +104,49 @@ class Tokenizer:
         template = self._template
         if template is None:
             raise UserError(f"tokenizer: {self.folder} has no chat template; {instead}")
+        values = {"add_generation_prompt": add_generation_prompt, **self._special_tokens}
         try:
-            text = template.render(
-                messages=list(messages),
-                add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
-            )
+            return template.render(messages, **values)
+        except TemplateTooMuch as error:
+            raise UserError(f"tokenizer: the chat template of {self.folder}: {error}") from None
         except Exception as error:  # a template may raise anything, mostly for bad roles
-            raise UserError(f"tokenizer: the chat template refused the messages: {error}") from None
-        return str(text)
+            raise UserError(
+                f"tokenizer: the chat template refused the messages: {shorten(error)}"
+            ) from None
 
     @cached_property
     def _config(self) -> dict[str, Any]:
         path = self.folder / "tokenizer_config.json"
-        return read_json(path) if path.is_file() else {}
+        return read_object(path, "tokenizer") if path.exists() else {}
 
     @cached_property
     def _special_tokens(self) -> dict[str, str]:
         found = {}
         for name in ("bos_token", "eos_token"):
             value = self._config.get(name)
-            found[name] = value["content"] if isinstance(value, dict) else value or ""
+            text = value.get("content") if isinstance(value, dict) else value or ""
+            if not isinstance(text, str):
+                path = self.folder / "tokenizer_config.json"
+                raise UserError(f"tokenizer: {path} has {name} {shown(value)}, not a text")
+            found[name] = text
         return found
 
     @cached_property
-    def _template(self) -> Any:
+    def _template(self) -> Template | None:
         """The compiled template; None if the folder has none."""
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
         path = self.folder / "chat_template.jinja"
-        source = path.read_text() if path.is_file() else self._config.get("chat_template")
-        if not isinstance(source, str):
-            return None
-        # transformers renders templates in this way, with trimmed blocks and these two helpers.
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
-            return environment.from_string(source)
-        except TemplateError as error:
+            if path.exists():
+                source: Any = read_bounded(path, SOURCE_BYTES).decode()
+            else:
+                source = self._config.get("chat_template")
+            return Template(source) if isinstance(source, str) else None
+        except UserError:
+            raise
+        except (OSError, ValueError) as error:
             raise UserError(
-                f"tokenizer: {self.folder} has a chat template that is not readable ({error})"
+                f"tokenizer: {self.folder} has a chat template that is not readable "
+                f"({shorten(error)})"
             ) from None
 
 
@@ -144,10 +158,6 @@ def check_unicode(what: str, text: str) -> None:
         raise UserError(
             f"{what}: it holds {text[error.start]!a}, which is no character; is the input UTF-8?"
         ) from None
-
-
-def _raise(message: str) -> None:
-    raise ValueError(message)
 
 
 class TextStream:

@@ -30,6 +30,7 @@ KINDS = {
     "messages": ("BYTES", object),
     "acceptance_rule": ("BYTES", object),
     "stop_words": ("BYTES", object),
+    "detokenize": ("BYTES", object),
     "temperature": ("FP32", np.float32),
     "top_p": ("FP32", np.float32),
     "judge_threshold": ("FP32", np.float32),
@@ -136,10 +137,14 @@ class Serving:
     def url(self) -> str:
         return f"127.0.0.1:{self.ports[1]}"
 
+    @property
+    def run_folder(self) -> Path:
+        (folder,) = self.temporary.glob("judge-decoding-*")
+        return folder
+
     def processes(self) -> dict[str, int]:
         """Role -> pid."""
-        (folder,) = self.temporary.glob("judge-decoding-*")
-        return {p.role: p.pid for p in run_folder.processes(folder)}
+        return {p.role: p.pid for p in run_folder.processes(self.run_folder)}
 
     def http(self, path: str, body: bytes | None = None, port: int = 0) -> str:
         url = f"http://127.0.0.1:{self.ports[port]}{path}"

@@ -1,8 +1,8 @@
 """A Hugging Face Llama folder: its configuration, tensors, fingerprint and tokenizer identity."""
 
-from judge_decoding.checkpoint.config_json import LlamaConfig, RopeScaling, read_json
+from judge_decoding.checkpoint.config_json import LlamaConfig, RopeScaling
 from judge_decoding.checkpoint.folder import Checkpoint
-from judge_decoding.checkpoint.tensors import EMBEDDING, HEAD, Tensors, save_tensors
+from judge_decoding.checkpoint.tensors import EMBEDDING, HEAD, Tensors, check_header, save_tensors
 
 __all__ = [
     "EMBEDDING",
@@ -11,6 +11,6 @@ __all__ = [
     "LlamaConfig",
     "RopeScaling",
     "Tensors",
-    "read_json",
+    "check_header",
     "save_tensors",
 ]

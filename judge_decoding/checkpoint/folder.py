@@ -8,9 +8,12 @@ import math
 from functools import cached_property
 from pathlib import Path
 
-from judge_decoding.checkpoint.config_json import LlamaConfig, read_config, read_json
+from judge_decoding.checkpoint.config_json import LlamaConfig, read_config
 from judge_decoding.checkpoint.tensors import Tensors
+from judge_decoding.files import read_object
 
+TOKENIZER_BYTES = 64 << 20
+"""The most that a `tokenizer.json` may have; Llama-3's has 17 MB."""
 _SAMPLE_BYTES = 4096
 
 
@@ -67,6 +70,6 @@ class Checkpoint:
     def tokenizer_hash(self) -> str:
         """16 hex digits that identify the vocabulary: a hash of the model and the added tokens of
         `tokenizer.json`."""
-        raw = read_json(self.folder / "tokenizer.json")
+        raw = read_object(self.folder / "tokenizer.json", most=TOKENIZER_BYTES)
         core = json.dumps([raw.get("model"), raw.get("added_tokens")], sort_keys=True)
         return hashlib.sha256(core.encode()).hexdigest()[:16]

@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from judge_decoding.checkpoint.config_json import LlamaConfig, read_json
-from judge_decoding.errors import UserError
+from judge_client.echo import shown
+from judge_decoding.checkpoint.config_json import LlamaConfig
+from judge_decoding.errors import UserError, shorten
+from judge_decoding.files import read_object
 
 if TYPE_CHECKING:
     import torch
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+HEADER_BYTES = 16 << 20
+"""The most that the header of a `.safetensors` file may have; 405B's have 0.3 MB."""
 
 
 def save_tensors(
@@ -35,6 +39,28 @@ def save_tensors(
     os.replace(part, path)
 
 
+def check_header(file: Path) -> None:
+    """Raise OSError unless it is a regular file with a header that is read in a moment.
+
+    safetensors itself checks the rest: names, shapes, offsets, and that they cover the file. It
+    would read a header of 100 MB, which takes a minute and gigabytes, and wait for a pipe.
+    """
+    if not file.is_file():
+        raise OSError("it is not a regular file")
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+    if size > HEADER_BYTES:
+        raise OSError(f"its header says that it has {size:,} bytes, at most {HEADER_BYTES:,}")
+
+
+def _shards(index: Path) -> set[str]:
+    """Names of the files that an index lists."""
+    files = read_object(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise UserError(f"model: {index} has a weight_map that does not map names to files")
+    return set(files.values())
+
+
 class Tensors:
     """The tensors of a folder by name, read on demand."""
 
@@ -47,17 +73,21 @@ class Tensors:
             raise UserError(f"model: no .safetensors file in {folder}")
         index = folder / "model.safetensors.index.json"
         if index.is_file():
-            named = set(read_json(index).get("weight_map", {}).values())
+            named = _shards(index)
             if missing := sorted(named - {file.name for file in files}):
-                raise UserError(f"model: {folder} lacks the shard {missing[0]}")
+                raise UserError(f"model: {folder} lacks the shard {shown(missing[0])}")
             files = [file for file in files if file.name in named]
         self._where: dict[str, Any] = {}
         for file in files:
             try:
+                check_header(file)
                 handle: Any = safe_open(str(file), framework="pt")
             except (SafetensorError, OSError) as error:
-                raise UserError(f"model: {file} is damaged ({error})") from None
-            self._where.update((name, handle) for name in handle.keys())  # noqa: SIM118
+                raise UserError(f"model: {file} is damaged ({shorten(error)})") from None
+            names = handle.keys()
+            if twice := sorted(self._where.keys() & set(names)):
+                raise UserError(f"model: {folder} has {shown(twice[0])} in two files; keep one")
+            self._where.update((name, handle) for name in names)
 
     def names(self) -> list[str]:
         return sorted(self._where)
@@ -117,7 +147,8 @@ class Tensors:
                 found = list(self.slice(name).get_shape())
                 if found != shape:
                     raise UserError(
-                        f"model: {self.folder} has {name} of shape {found}, its config says {shape}"
+                        f"model: {self.folder} has {name} of shape {shown(found)}, its config says "
+                        f"{shape}"
                     )
 
     def slice(self, name: str) -> Any:

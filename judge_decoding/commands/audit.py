@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated
@@ -60,7 +61,10 @@ def audit(
         if deployment.audit is None:
             raise UserError(f"audit: {config} has no audit section; add one, or give --log")
         log = deployment.audit.log
-    logged = read_log(log)[-limit:]
+    read = read_log(log)
+    if read.torn:
+        print(f"audit: {log}: {read.torn} torn lines are skipped", file=sys.stderr)
+    logged = read.entries[-limit:]
     with ExitStack() as stack:
         deployed: auditing.Deployed
         if url is not None:
@@ -78,6 +82,7 @@ def audit(
     report = auditing.report(
         found,
         logged=len(logged),
+        torn=read.torn,
         window_s=window,
         parse=auditing.PARSERS[parser],
         decode=tokenizer.decode,

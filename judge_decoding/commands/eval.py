@@ -12,6 +12,7 @@ import typer
 
 from judge_decoding.commands.options import DEMO, Config, Json, print_json, read_deployment
 from judge_decoding.errors import UserError
+from judge_decoding.files import write_whole
 from judge_decoding.progress import progress
 
 
@@ -89,10 +90,10 @@ def evaluate(
             )
         report = report_of(pipeline, found, task=task)
     if answers is not None:
-        answers.write_text("".join(json.dumps(row) + "\n" for row in found.rows()))
+        write_whole(answers, "".join(json.dumps(row) + "\n" for row in found.rows()), "--answers")
     tables.print_report(console.console(), report)
     if out is not None:
-        out.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        write_whole(out, json.dumps(report, indent=1, allow_nan=False) + "\n", "--out")
     if plot is not None:
         plotting.plot(report, plot)
     if as_json:

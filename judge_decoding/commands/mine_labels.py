@@ -91,6 +91,8 @@ def mine_labels(
     print(run.prompts.summary(split))
     if done := len(run.prompts.jobs) - len(run.todo):
         print(f"{done} of them are in {run.file.path} already")
+    if run.file.torn:
+        print(f"{run.file.torn} torn lines in it are skipped; what they held is mined again")
     sys.stdout.flush()
     began = time.monotonic()
     try:

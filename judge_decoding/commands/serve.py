@@ -10,11 +10,12 @@ import typer
 from judge_decoding.commands.options import DEMO, Config, read_deployment
 
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Instead of the file's.")]
+HttpPort = Annotated[str | None, typer.Option(help="Instead of the file's; `off` for none.")]
 
 
 def serve(
     config: Config = DEMO,
-    http_port: Port = None,
+    http_port: HttpPort = None,
     grpc_port: Port = None,
     metrics_port: Port = None,
     dry_run: Annotated[bool, typer.Option(help="Print the command, start nothing.")] = False,

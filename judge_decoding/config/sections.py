@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from judge_decoding.config.fields import ModelPath, Strict
 from judge_decoding.decoding.contracts import RuleName
@@ -97,7 +97,7 @@ class RanksConfig(Strict):
 
 
 class TlsConfig(Strict):
-    """TLS of the gRPC endpoint. Triton's HTTP endpoint has none and then listens on loopback only.
+    """TLS of the gRPC endpoint. HTTP has none and then listens on loopback only.
 
     certificate  PEM, with the chain below its root
     key          PEM
@@ -112,9 +112,11 @@ class TlsConfig(Strict):
 
 
 class ServerConfig(Strict):
-    """Triton's ports, and the limits on requests.
+    """The server's ports, and the limits on requests.
 
+    http_port          None, in the file `off`: no HTTP but the metrics
     max_queue          requests that may wait while all sequences are in use; more are refused
+    max_wait_s         a request that would wait longer, by the time of the last answers, is refused
     max_prompt_bytes   largest text of a request
     deadline_ms        time limit of every request, waiting included; a request may only lower it
     stream_interval    rounds between two responses of a stream, after the first (TensorRT-LLM's
@@ -128,10 +130,11 @@ class ServerConfig(Strict):
     """
 
     host: str = "127.0.0.1"
-    http_port: int = Field(default=8000, ge=1, le=65535)
+    http_port: Annotated[int, Field(ge=1, le=65535)] | None = 8000
     grpc_port: int = Field(default=8001, ge=1, le=65535)
     metrics_port: int = Field(default=8002, ge=1, le=65535)
     max_queue: int = Field(default=64, ge=0)
+    max_wait_s: float | None = Field(default=None, gt=0)
     max_prompt_bytes: int = Field(default=1_000_000, ge=1)
     deadline_ms: int | None = Field(default=None, ge=1)
     stream_interval: int = Field(default=1, ge=1, le=1024)
@@ -141,6 +144,11 @@ class ServerConfig(Strict):
     stall_timeout_s: float = Field(default=30.0, gt=0)
     tls: TlsConfig | None = None
     token_file: ModelPath | None = None
+
+    @field_validator("http_port", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return None if value is False or value == "off" else value  # YAML's `off` is False
 
 
 class AuditConfig(Strict):

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+from judge_client.echo import cut
 from judge_decoding.config.deployment import Deployment
 from judge_decoding.config.paths import shipped
 from judge_decoding.errors import UserError
+from judge_decoding.files import read_bounded
+
+_BYTES = 1 << 20
+_OPEN = 256
+"""Open brackets, those inside texts included."""
+_REASON = 400
+"""Characters of an error that are shown."""
 
 
 def deployment_file(path: Path | str) -> Path:
@@ -31,20 +40,34 @@ def load_deployment(path: Path | str) -> Deployment:
 
     path = deployment_file(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, _BYTES).decode()
+        _check_depth(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         raw = yaml.safe_load(text)
     except FileNotFoundError:
         raise UserError(f"config: no file {path}") from None
+    except RecursionError:
+        raise UserError(f"config: {path} is not readable YAML (it is nested too deeply)") from None
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, a bad date
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:_REASON]
         raise UserError(f"config: {path} is not readable YAML ({reason})") from None
     if not isinstance(raw, dict):
         raise UserError(f"config: {path} must hold a mapping, not {type(raw).__name__}")
     if (twice := _given_twice(node, set())) is not None:
         line = twice.start_mark.line + 1
-        raise UserError(f"config: {path} line {line}: {twice.value} is given twice; keep one")
+        raise UserError(
+            f"config: {path} line {line}: {cut(str(twice.value))} is given twice; keep one"
+        )
     return Deployment.read(raw, path.resolve().parent, str(path))
+
+
+def _check_depth(text: str) -> None:
+    """Raise ValueError for many open brackets, on which YAML's parser spends seconds."""
+    depth = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > _OPEN:
+            raise ValueError(f"it is nested deeper than {_OPEN} levels")
 
 
 def _given_twice(node: Any, seen: set[int]) -> Any:

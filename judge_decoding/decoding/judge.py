@@ -9,7 +9,6 @@ target's reaction to having read it. The verify pass computes it anyway. One jud
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,8 +16,10 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from judge_decoding.checkpoint import Checkpoint, save_tensors
-from judge_decoding.errors import UserError
+from judge_client.echo import shown
+from judge_decoding.checkpoint import Checkpoint, check_header, save_tensors
+from judge_decoding.errors import UserError, shorten
+from judge_decoding.files import JsonError, parse_json
 
 FORMAT = "judge-decoding/1"
 
@@ -83,27 +84,29 @@ class Judge:
     def load(cls, path: Path | str) -> Judge:
         from safetensors import SafetensorError, safe_open
 
-        if not Path(path).is_file():
+        if not Path(path).exists():
             raise UserError(f"judge: no file {path}; train one with build/train_judge.py")
         try:
+            check_header(Path(path))
             with safe_open(str(path), framework="pt") as file:
                 header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                names = set(file.keys())
+                tensors = {n: file.get_tensor(n) for n in names & {"weight", "bias"}}
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"judge: {path} is not a readable .safetensors file ({error})"
+                f"judge: {path} is not a readable .safetensors file ({shorten(error)})"
             ) from None
         if header.get("format") != FORMAT or "judge" not in header:
             raise UserError(
-                f"judge: {path} has format {header.get('format')!r}, this version reads {FORMAT!r}"
+                f"judge: {path} has format {shown(header.get('format'))}, this version reads "
+                f"{FORMAT!r}"
             )
         try:
-            metadata = JudgeMetadata.model_validate(json.loads(header["judge"]))
-        except (ValidationError, json.JSONDecodeError) as error:
-            reason = str(error).replace("\n", " ")
-            raise UserError(f"judge: {path} has bad metadata: {reason}") from None
-        if set(tensors) != {"weight", "bias"} or tensors["bias"].numel() != 1:
-            raise UserError(f"judge: {path} must hold weight [H] and bias [1], not {set(tensors)}")
+            metadata = JudgeMetadata.model_validate(parse_json(header["judge"]))
+        except (ValidationError, JsonError) as error:
+            raise UserError(f"judge: {path} has bad metadata: {shorten(error)}") from None
+        if names != {"weight", "bias"} or tensors["bias"].numel() != 1:
+            raise UserError(f"judge: {path} must hold weight [H] and bias [1], not {shown(names)}")
         weight, bias = tensors["weight"], float(tensors["bias"])
         _check_weights(weight, bias, metadata, str(path))
         return cls(weight, bias, metadata)
@@ -112,8 +115,8 @@ class Judge:
 def _check_weights(weight: torch.Tensor, bias: float, meta: JudgeMetadata, path: str) -> None:
     if weight.dtype != torch.float32 or tuple(weight.shape) != (meta.hidden_size,):
         raise UserError(
-            f"judge: {path} has weight {weight.dtype} {list(weight.shape)}, "
-            f"its metadata says float32 [{meta.hidden_size}]"
+            f"judge: {path} has weight {weight.dtype} {shown(list(weight.shape))}, "
+            f"its metadata says float32 {shown([meta.hidden_size])}"
         )
     if not bool(torch.isfinite(weight).all()) or not torch.isfinite(torch.tensor(bias)):
         raise UserError(f"judge: {path} holds NaN or infinite weights; train it again")

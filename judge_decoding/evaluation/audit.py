@@ -138,13 +138,15 @@ def report(
     audited: Iterable[Audited],
     *,
     logged: int,
+    torn: int = 0,
     window_s: float,
     parse: Parse,
     decode: Callable[[Sequence[int]], str],
 ) -> dict[str, Any]:
-    """{"windows", "total", "logged", "audited", "provenance"}.
+    """{"windows", "total", "logged", "torn", "audited", "window_s", "provenance"}.
 
     logged  number of requests to decode; fewer were decoded if the server was never idle
+    torn    number of the log's lines that were skipped
     """
     found = sorted(audited, key=lambda one: one.logged.time)
     windows: dict[int, list[Audited]] = {}
@@ -157,6 +159,7 @@ def report(
         ],
         "total": _figures(found, parse, decode),
         "logged": logged,
+        "torn": torn,
         "audited": len(found),
         "window_s": window_s,
         "provenance": provenance.collect(),

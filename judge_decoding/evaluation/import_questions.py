@@ -12,13 +12,13 @@ The items have parser `number` for the first form and `choice` for the others.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-from judge_decoding.errors import UserError
+from judge_decoding.errors import UserError, shorten
 from judge_decoding.evaluation.parsers import LETTERS, last_number
 from judge_decoding.evaluation.task import Item, ParserName, half_of
+from judge_decoding.files import parse_json, read_lines
 
 NUMBER = "{question}\n\nThink step by step, and end with: The answer is NUMBER."
 CHOICE = "{question}\n\n{choices}\n\nEnd with: The answer is LETTER."
@@ -89,12 +89,10 @@ def read_rows(path: Path, domain: str, split: str) -> list[Item]:
     if not path.is_file():
         raise UserError(f"import: no file {path}")
     items: dict[str, Item] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, line, _ in read_lines(path, "import"):
         try:
-            item = item_from(json.loads(line), domain, split)
-        except ValueError as error:  # a JSONDecodeError is one too
-            raise UserError(f"import: {path}:{number}: {error}") from None
+            item = item_from(parse_json(line), domain, split)
+        except ValueError as error:  # a JsonError is one too
+            raise UserError(f"import: {path}:{number}: {shorten(error)}") from None
         items[item.id] = item
     return list(items.values())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 from pathlib import Path
 
 from judge_decoding.errors import UserError
+from judge_decoding.files import JsonError, parse_json, read_lines
 
 
 def read_prompts(path: Path | None) -> list[str]:
@@ -14,18 +14,12 @@ def read_prompts(path: Path | None) -> list[str]:
 
     UserError names the file and the line that is wrong.
     """
-    where = path or resources.files("judge_decoding") / "data" / "chat_prompts.jsonl"
-    try:
-        lines = where.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts: cannot read {path} ({error})") from None
+    where = path or Path(str(resources.files("judge_decoding") / "data" / "chat_prompts.jsonl"))
     prompts = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line, _ in read_lines(where, "prompts"):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = parse_json(line)
+        except JsonError as error:
             raise UserError(f"prompts: {path} line {number} is not JSON ({error})") from None
         text = row.get("prompt") if isinstance(row, dict) else None
         if not isinstance(text, str) or not text.strip():

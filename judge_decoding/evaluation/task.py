@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from judge_decoding.config import describe
 from judge_decoding.errors import UserError
+from judge_decoding.files import read_lines, write_whole
 from judge_decoding.text import SET_CHAT_TEMPLATE
 
 ParserName = Literal["number", "choice", "exact", "first_of", "python", "none"]
@@ -95,12 +96,10 @@ def task_names() -> list[str]:
 
 def read_task(name_or_path: str | Path) -> list[Item]:
     """The items of a shipped task or of a file; UserError names the line that is wrong."""
-    text, source = _read(name_or_path)
+    path, source = _file(name_or_path)
     items: dict[str, Item] = {}
     splits: dict[str, Split | None] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, line, _ in read_lines(path, "task"):
         try:
             item = Item.model_validate_json(line)
         except ValidationError as error:
@@ -118,23 +117,20 @@ def read_task(name_or_path: str | Path) -> list[Item]:
 def write_task(path: Path, items: Iterable[Item]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [item.model_dump_json(exclude_defaults=True) + "\n" for item in items]
-    path.write_text("".join(lines), encoding="utf-8")
+    write_whole(path, "".join(lines), "task")
 
 
-def _read(name_or_path: str | Path) -> tuple[str, str]:
-    """The text, and its name for messages."""
-    path = Path(name_or_path)
-    try:
-        if path.suffix or len(path.parts) != 1:
-            return path.read_text(encoding="utf-8"), str(path)
-        where = resources.files("judge_decoding") / "data" / "tasks" / f"{path}.jsonl"
-        return where.read_text(encoding="utf-8"), f"{path}.jsonl"
-    except FileNotFoundError:
+def _file(name_or_path: str | Path) -> tuple[Path, str]:
+    """The file, and its name for messages."""
+    path, source = Path(name_or_path), str(name_or_path)
+    if not path.suffix and len(path.parts) == 1:
+        source = f"{path}.jsonl"
+        path = Path(str(resources.files("judge_decoding") / "data" / "tasks" / source))
+    if not path.exists():
         raise UserError(
             f"task: no task or file {str(name_or_path)!r}; shipped are {', '.join(task_names())}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"task: cannot read {path} ({error})") from None
+        )
+    return path, source
 
 
 def _with_domains_choices(items: Iterable[Item]) -> list[Item]:

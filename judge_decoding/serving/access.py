@@ -31,7 +31,9 @@ def arguments(server: ServerConfig) -> list[str]:
     options = []
     for names, (key, value) in groups.items():
         setting = f"{','.join(names)}:{key}={value}"
-        options += [f"--grpc-restricted-protocol={setting}", f"--http-restricted-api={setting}"]
+        options.append(f"--grpc-restricted-protocol={setting}")
+        if server.http_port is not None:
+            options.append(f"--http-restricted-api={setting}")
     if tls := server.tls:
         for name, path in (("certificate", tls.certificate), ("key", tls.key), ("ca", tls.ca)):
             if not path.is_file():
@@ -45,7 +47,7 @@ def arguments(server: ServerConfig) -> list[str]:
 
 
 def http_host(server: ServerConfig) -> str:
-    """The address for HTTP: loopback if TLS is on, since Triton does not encrypt HTTP."""
+    """The address for HTTP: loopback if TLS is on, since HTTP is not encrypted."""
     return server.host if server.tls is None else "127.0.0.1"
 
 
@@ -64,11 +66,6 @@ def token(server: ServerConfig) -> str:
             "write one with `openssl rand -hex 32`"
         )
     return value
-
-
-def http_headers(server: ServerConfig) -> dict[str, str]:
-    value = token(server)
-    return {TOKEN: value} if value else {}
 
 
 def client_access(server: ServerConfig) -> Access:

@@ -11,12 +11,11 @@ replaces an older one.
 from __future__ import annotations
 
 import logging
-import os
 import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -25,6 +24,7 @@ from judge_decoding.decoding.contracts import Provenance
 from judge_decoding.decoding.loop import Result, Update
 from judge_decoding.decoding.sequence import Request
 from judge_decoding.errors import UserError
+from judge_decoding.files import GrowingFile, read_lines
 from judge_decoding.serving.admission import UpdateListener
 
 LOSSY = frozenset({"judge", "topk", "typical", "kl", "fly"})
@@ -64,7 +64,8 @@ class Logged(BaseModel):
 class AuditLog:
     """Writes the log, on the scheduler's thread only. Without a configuration it does nothing.
 
-    A line that cannot be written is lost, and serving goes on; only the first one logs a warning.
+    A line that cannot be written is lost as a whole, and serving goes on; only the first one logs
+    a warning.
     """
 
     def __init__(
@@ -143,38 +144,43 @@ def _append(path: Path, text: str, most: int) -> None:
     if path.exists() and path.stat().st_size + len(data) > most:
         path.replace(_older(path))
     # Opened anew each time, so that the file may be moved or deleted while the server runs.
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        os.write(handle, data)
-    finally:
-        os.close(handle)
+    with GrowingFile(path, mode=0o600) as file:
+        file.append(data)
 
 
 def _older(path: Path) -> Path:
     return path.with_name(f"{path.name}.1")
 
 
-def read_log(path: Path) -> list[Logged]:
-    """All entries of the log, the oldest first; UserError for an invalid line.
+class ReadLog(NamedTuple):
+    """The entries of a log, the oldest first, and the number of torn lines, which are skipped."""
 
-    A last line without a newline is still being written and is left out.
+    entries: list[Logged]
+    torn: int
+
+
+def read_log(path: Path) -> ReadLog:
+    """Read the log. UserError for JSON that is no entry, and for a log that has only torn lines.
+
+    A torn line is one that is no JSON: a crash or a full disk has cut it. A last line without a
+    newline is still being written; it is left out and not counted.
     """
     found: list[Logged] = []
-    texts = []
-    for part in (_older(path), path):
-        try:
-            texts.append((part, part.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            continue
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"audit: cannot read {part} ({error})") from None
-    if not texts:
+    parts = [part for part in (_older(path), path) if part.exists()]
+    if not parts:
         raise UserError(f"audit: no log {path}; a deployment with an `audit` section writes one")
-    for part, text in texts:
-        # The last piece has no newline. splitlines() would also split at U+2028 inside a string.
-        for number, line in enumerate(text.split("\n")[:-1], 1):
+    torn = 0
+    for part in parts:
+        for line in read_lines(part, "audit", torn=True):
+            if not line.whole:
+                continue
             try:
-                found.append(Logged.model_validate_json(line))
+                found.append(Logged.model_validate_json(line.text))
             except ValidationError as error:
-                raise UserError(f"audit: {part}:{number}: {describe(error, 'line')}") from None
-    return found
+                if error.errors()[0]["type"] != "json_invalid":
+                    where = f"{part}:{line.number}"
+                    raise UserError(f"audit: {where}: {describe(error, 'line')}") from None
+                torn += 1
+    if torn and not found:
+        raise UserError(f"audit: {path} holds no entry, only {torn} lines that are no JSON")
+    return ReadLog(found, torn)

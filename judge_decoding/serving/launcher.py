@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -19,22 +18,24 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from judge_client.connection import DIRECT
+from judge_client.client import JudgeClient
+from judge_client.errors import JudgeClientError
 from judge_decoding.config import Deployment
 from judge_decoding.ranks import mpiexec, run_folder
 from judge_decoding.ranks.shared_memory import Segments
 from judge_decoding.serving import access, regions
 from judge_decoding.serving.causes import Causes
+from judge_decoding.serving.front import Front
 from judge_decoding.serving.kept_folder import KeptFolder
 from judge_decoding.serving.ports import Ports
 from judge_decoding.serving.processes import become_child, is_running, session, wait_until
 from judge_decoding.serving.ready_file import ReadyFile
-from judge_decoding.serving.triton import ENSEMBLE, find_triton, is_noise
+from judge_decoding.serving.stub_health import Patience
+from judge_decoding.serving.triton import find_triton, is_noise
 from judge_decoding.serving.warmup import warm_up
 
 POLL_S = 0.1
@@ -65,10 +66,10 @@ def serve(
         if dry_run:
             print(shlex.join([*(f"{k}={v}" for k, v in variables.items()), *line]))
             return 0
-        with Ports(deployment.server):
+        with Ports(deployment.server), Front(deployment, folder.name) as front:
             ready = ReadyFile(ready_file)
             regions.check_room(deployment)
-            return ServerJob(deployment, folder, line, variables, stops).run(ready)
+            return ServerJob(deployment, folder, line, variables, stops, front).run(ready)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         regions.remove(folder.name)
@@ -115,12 +116,15 @@ class ServerJob:
         line: list[str],
         variables: dict[str, str],
         stops: Stops,
+        front: Front,
     ) -> None:
         self._deployment = deployment
         self._folder = folder
         self._kept = KeptFolder(folder)
         self._program = Path(line[0]).name
         self._stops = stops
+        self._front = front
+        self._patience = Patience()
         self._ready = threading.Event()
         self._warmup_error: str | None = None
         self._process = subprocess.Popen(
@@ -147,6 +151,7 @@ class ServerJob:
         try:
             reason = self._watch(ready)
         finally:
+            self._patience.stop()
             ready.remove()
             self._kill()
             self._kept.close()
@@ -161,7 +166,7 @@ class ServerJob:
         while not self._stops.count:
             self._segments.look()
             self._kept.keep()
-            if cause := self._causes.death() or self._warmup_error:
+            if cause := self._front.look() or self._causes.death() or self._warmup_error:
                 return f"{cause}; everything is stopped"
             if announced and (cause := self._causes.stall()):
                 return f"{cause}; everything is stopped"
@@ -192,6 +197,8 @@ class ServerJob:
         regions.hide(self._folder.name)
         if not regions.bound(self._causes.server() or 0, regions.region_bytes(self._deployment)):
             _say("/dev/shm is not bounded: tritonserver's RLIMIT_FSIZE cannot be set")
+        if self._patience.start(process.pid for process in self._kept.processes()):
+            _say("this Triton is another one than we know: a model that is paused for 1 s ends")
         server = self._deployment.server
         host = _reachable(server.host)
         addresses = {
@@ -199,6 +206,8 @@ class ServerJob:
             "grpc": f"{host}:{server.grpc_port}",
             "metrics": f"{host}:{server.metrics_port}",
         }
+        if server.http_port is None:
+            del addresses["http"]
         shown = ", ".join(f"{name} {address}" for name, address in addresses.items())
         with suppress(OSError):
             print(f"ready: {self._deployment.name} at {shown}", flush=True)
@@ -231,13 +240,11 @@ class ServerJob:
     def _flush(self) -> None:
         """Cancel a request that does not exist: the reply comes after all that the loop sent."""
         server = self._deployment.server
-        host = _reachable(access.http_host(server))
-        url = f"http://{host}:{server.http_port}/v2/models/{ENSEMBLE}/generate"
-        body = json.dumps({"id": "drain", "text_input": "", "stop": True}).encode()
-        request = urllib.request.Request(url, body, access.http_headers(server))
+        address = f"{_reachable(server.host)}:{server.grpc_port}"
         try:
-            DIRECT.open(request, timeout=STOP_MARGIN_S).close()
-        except OSError as error:
+            with JudgeClient(address, access=access.client_access(server)) as client:
+                client.cancel("drain")
+        except JudgeClientError as error:
             _say(f"the server does not answer while it drains ({error})")
 
     def _kill(self) -> None:

@@ -26,6 +26,8 @@ class Ports:
             raise UserError(f"serve: the three ports must differ; they are {ports}")
         with ExitStack() as held:
             for name, port in ports.items():
+                if port is None:
+                    continue
                 held.enter_context(_lock(server.host, port, name))
                 _check_free(server.host, port, name)
             self._held = held.pop_all()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from judge_decoding.config import ServerConfig, shipped
 from judge_decoding.errors import UserError
+from judge_decoding.ranks.shared_memory import FOLDER
 from judge_decoding.serving import access
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
@@ -23,6 +24,8 @@ NO_GPU = (
     "no pinned memory pool, falling back to non-pinned system memory",
 )
 """What the server logs about a missing GPU; no option prevents it."""
+NO_DELAY = "NODELAY NOT SUPPORTED"
+"""What its HTTP server logs about every connection of a Unix socket."""
 
 STUB = "triton_python_backend_stub"
 ENSEMBLE = "ensemble"
@@ -39,20 +42,25 @@ class Triton:
     def command(self, server: ServerConfig, *, name: str) -> list[str]:
         """The server's command line.
 
-        name  what the server calls itself, and the prefix of its Python models' shared memory
+        name  what the server calls itself. Its files in /dev/shm are named `name`-*: the memory of
+              the models, and the sockets of HTTP and metrics, which `serving.http_front` serves
         """
         backends = [f"--backend-directory={self.backends}"] if self.backends else []
+        socket = f"unix:{FOLDER}/{name}-{{}}.sock"
         return [
             str(self.binary),
             f"--model-repository={shipped('triton_repo')}",
             f"--id={name}",
             *backends,
-            f"--http-address={access.http_host(server)}",
-            f"--http-port={server.http_port}",
+            *(
+                ["--allow-http=false"]
+                if server.http_port is None
+                else [f"--http-address={socket.format('http')}", "--http-port=1"]
+            ),
             f"--grpc-address={server.host}",
             f"--grpc-port={server.grpc_port}",
-            f"--metrics-address={server.host}",
-            f"--metrics-port={server.metrics_port}",
+            f"--metrics-address={socket.format('metrics')}",
+            "--metrics-port=2",  # of a Unix socket too, and not HTTP's
             *access.arguments(server),
             # Our configurations are complete; completing them would start every model twice.
             "--disable-auto-complete-config",
@@ -71,8 +79,8 @@ def has_gpu() -> bool:
 
 
 def is_noise(line: str) -> bool:
-    """Whether a line of the server's log says only that there is no GPU, where there is none."""
-    return any(text in line for text in NO_GPU) and not has_gpu()
+    """Whether a line of the server's log says only what we know."""
+    return NO_DELAY in line or (any(text in line for text in NO_GPU) and not has_gpu())
 
 
 def find_triton(folder: Path) -> Triton:

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from judge_decoding.config import describe
-from judge_decoding.errors import UserError
+from judge_decoding.errors import UserError, shorten
+from judge_decoding.files import GrowingFile, read_lines
 from judge_decoding.text import Tokenizer
 from judge_decoding.training.court.spans import error_spans
 from judge_decoding.training.court.split import split_in
@@ -69,9 +70,7 @@ def read_answers(path: Path, tokenizer: Tokenizer) -> list[AnswerToLabel]:
     if not path.is_file():
         raise UserError(f"annotate: no file {path}")
     answers: dict[str, AnswerToLabel] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, line, _ in read_lines(path, "annotate"):
         try:
             answer = AnswerToLabel.model_validate_json(line)
         except ValidationError as error:
@@ -99,16 +98,15 @@ class Work:
         after_error: AfterError,
     ) -> None:
         self._origin, self._seed, self._after_error = origin, seed, after_error
-        done = set()
-        if out.is_file() and out.stat().st_size:
-            text = out.read_bytes()
-            out.write_bytes(text[: text.rfind(b"\n") + 1])  # drops a line that a crash cut off
-            done = {record.id for record in read_labels([out])}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._file = GrowingFile(out)
+        except OSError as error:
+            raise UserError(f"annotate: cannot write {out} ({shorten(error)})") from None
+        done = {record.id for record in read_labels([out])}
         self.total = len(answers)
         self.todo = [a for a in answers if self._id(a) not in done]
         self.at = 0
-        out.parent.mkdir(parents=True, exist_ok=True)
-        self._file = out.open("ab")
         self._undo: list[tuple[int, int]] = []
 
     def _id(self, answer: AnswerToLabel) -> str:
@@ -117,7 +115,7 @@ class Work:
     def decide(self, spans: list[Span] | None) -> None:
         """Write a decision and go on to the next answer; None leaves the answer for a later run."""
         answer = self.todo[self.at]
-        self._undo.append((self.at, self._file.tell()))
+        self._undo.append((self.at, self._file.size))
         if spans is not None:
             group = answer.group or f"{answer.domain}:{answer.prompt}"
             record = LabelRecord(
@@ -131,17 +129,20 @@ class Work:
                 split=answer.split or split_in(answer.domain, group, self._seed),
                 chat=answer.chat,
             )
-            self._file.write(f"{record.to_json()}\n".encode())
-            self._sync()
+            try:
+                self._file.append(f"{record.to_json()}\n".encode(), sync=True)
+            except OSError as error:
+                raise UserError(
+                    f"annotate: cannot write this decision ({error.strerror}); the earlier ones "
+                    "are there: make space and run again"
+                ) from None
         self.at += 1
 
     def undo(self) -> None:
         """Go back to the previous answer and take its decision out of the file."""
         if self._undo:
             self.at, size = self._undo.pop()
-            self._file.truncate(size)
-            self._file.seek(size)
-            self._sync()
+            self._file.cut(size)
 
     def spans(self, key: str, start: int, end: int) -> list[Span]:
         """The spans of a key: g and i label the whole answer, e marks tokens [start, end) bad."""
@@ -156,10 +157,6 @@ class Work:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-
-    def _sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
 
 def show(console: Console, work: Work, tokenizer: Tokenizer, cursor: int, mark: int | None) -> None:

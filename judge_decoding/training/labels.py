@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from judge_decoding.errors import UserError
+from judge_decoding.files import read_lines, write_whole
 from judge_decoding.text import Tokenizer
 
 Label = Literal["good", "bad", "ignore"]
@@ -105,16 +105,6 @@ def file_name(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).stem
 
 
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise UserError(f"labels: no file {path}; write one with build/court_labels.py")
-    try:
-        read = gzip.decompress if path.suffix == ".gz" else bytes
-        return read(path.read_bytes()).decode().split("\n")  # splitlines() splits at more than \n
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"labels: {path}: it cannot be read ({error})") from None
-
-
 def read_labels(paths: Sequence[Path]) -> list[LabelRecord]:
     """All records of the files (.jsonl, .jsonl.gz), in order.
 
@@ -123,9 +113,9 @@ def read_labels(paths: Sequence[Path]) -> list[LabelRecord]:
     records: dict[str, LabelRecord] = {}
     splits: dict[str, Split] = {}
     for path in paths:
-        for number, line in enumerate(_lines(path), 1):
-            if not line.strip():
-                continue
+        if not path.is_file():
+            raise UserError(f"labels: no file {path}; write one with build/court_labels.py")
+        for number, line, _ in read_lines(path, "labels"):
             try:
                 record = LabelRecord.model_validate_json(line)
             except ValidationError as error:
@@ -146,7 +136,8 @@ def write_labels(path: Path, records: Iterable[LabelRecord]) -> None:
     """Write one file, gzipped if its name ends in .gz."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(record.to_json() + "\n" for record in records).encode()
-    path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
+    data = gzip.compress(text, mtime=0) if path.suffix == ".gz" else text
+    write_whole(path, data, "labels")
 
 
 def check_growing(path: Path) -> None:

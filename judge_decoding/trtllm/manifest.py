@@ -8,7 +8,6 @@ folder without one is unfinished.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,7 +18,9 @@ from judge_decoding.config import Deployment, EngineConfig, RankGroup, TrtLlmCon
 from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.config.layout import Model
 from judge_decoding.decoding.judge import Judge
-from judge_decoding.errors import UserError
+from judge_decoding.errors import UserError, shorten
+from judge_decoding.files import parse_json, read_bounded, write_whole
+from judge_decoding.files.json_text import SETTINGS_BYTES
 from judge_decoding.trtllm.stack import (
     CONTAINER,
     PLUGIN_ABI,
@@ -68,7 +69,7 @@ class EngineManifest(BaseModel):
     protect_end_ids: bool | None = None
 
     def save(self, folder: Path) -> None:
-        (folder / MANIFEST).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_whole(folder / MANIFEST, self.model_dump_json(indent=2) + "\n", "engine")
 
     @classmethod
     def load(cls, folder: Path) -> EngineManifest:
@@ -76,11 +77,10 @@ class EngineManifest(BaseModel):
         if not path.is_file():
             raise UserError(f"engine: no {path}; build it with build/build_engines.py")
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            return cls.model_validate(parse_json(read_bounded(path, SETTINGS_BYTES)))
         except (OSError, ValueError, ValidationError) as error:
-            reason = " ".join(str(error).split())
             raise UserError(
-                f"engine: {path} is not readable ({reason}); build the engine again"
+                f"engine: {path} is not readable ({shorten(error)}); build the engine again"
             ) from None
 
 

@@ -162,7 +162,7 @@ def test_a_cut_off_run_is_made_again_and_counts_nowhere(
     assert program.runs == 4
     with pytest.raises(Truncated):
         made._run(SweepSystem("judge", 2), at, 1)
-    assert program.runs == 8
+    assert program.runs == 4 + sweep.ATTEMPTS
 
 
 def test_input_data_is_a_row_a_prompt() -> None:

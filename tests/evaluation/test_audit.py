@@ -70,7 +70,7 @@ def test_the_log_holds_what_decoding_again_needs(tmp_path: Path) -> None:
     finish(log, request, decoded([5, 6, 7], "ajt"))
     finish(log, Request([3], 1, Acceptance("topk")), decoded([4], "j", "stop"))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    first, second = read_log(path)
+    first, second = read_log(path).entries
     assert first == Logged(
         time=12.5,
         rule="judge",
@@ -133,7 +133,8 @@ def test_the_share_is_a_share_and_the_size_is_bounded(tmp_path: Path) -> None:
         finish(log, request, result)
     sizes = [file.stat().st_size for file in tmp_path.iterdir()]
     assert len(sizes) == 2 and max(sizes) <= 5000
-    stamps = [one.time for one in read_log(path)]  # the newest, in order, none lost in between
+    # The newest, in order, none lost in between.
+    stamps = [one.time for one in read_log(path).entries]
     assert stamps == [float(n) for n in range(200 - len(stamps), 200)] and len(stamps) > 20
 
 
@@ -155,14 +156,14 @@ def line(**changes: Any) -> str:
 def test_a_line_still_being_written_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     path.write_text(f"{line()}\n{line(time=2.0)[:20]}")
-    assert [one.time for one in read_log(path)] == [1.0]
+    assert [one.time for one in read_log(path).entries] == [1.0]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{}\n", "audit.jsonl:1: time: Field required"),
-        (f"{line()}\nnonsense\n", "audit.jsonl:2: line: Invalid JSON"),
+        (f"{line()[:9]}\nnonsense\n", "holds no entry, only 2 lines that are no JSON"),
         (f"{line(provenance=[])}\n", "provenance needs one entry a token"),
         (f"{line(extra=1)}\n", "extra: unknown key"),
     ],
@@ -287,13 +288,13 @@ def test_served_requests_are_logged_and_audited(folder: Path) -> None:
     config, log = folder / "deployment.yaml", folder / "audit.jsonl"
     with Serving(config, folder) as server:
         wait_for(log.exists, "the warm-up's line")  # written once its answer is through
-        before = len(read_log(log))
+        before = len(read_log(log).entries)
         answers = [
             ids(ask(server, text_input=f"Count to {n}", max_tokens=24, stop_words=["zz"]))
             for n in range(4)
         ]
         ask(server, text_input="Another", max_tokens=8, acceptance_rule="strict")
-        wait_for(lambda: len(read_log(log)) == before + 4, "the log")
+        wait_for(lambda: len(read_log(log).entries) == before + 4, "the log")
         _http, grpc, metrics = server.ports
         live = document(
             run(
@@ -301,8 +302,8 @@ def test_served_requests_are_logged_and_audited(folder: Path) -> None:
                 "--limit", "4", "--json",
             )
         )  # fmt: skip
-        assert len(read_log(log)) == before + 4  # the audit's own requests are not lossy
-    logged = read_log(log)[-4:]
+        assert len(read_log(log).entries) == before + 4  # the audit's own requests are not lossy
+    logged = read_log(log).entries[-4:]
     assert [one.token_ids for one in logged] == answers
     assert all(abs(one.time - time.time()) < 3600 for one in logged)
     total = live["total"]

@@ -14,8 +14,10 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
+from clients.server import descendants
 from judge_client.client import JudgeClient
 from judge_client.wire import GenerateRequest
 from tests.faults.bench import LONG, PATIENCE_S, Bench, Fault, Outcome, Watched, answer, slots
@@ -220,6 +222,49 @@ def half_requests(bench: Bench) -> Outcome:
     return Outcome("others are served", seconds, "goes on", bench.unharmed())
 
 
+def http(server: Serving, data: bytes) -> str:
+    """All that the HTTP port sends back, first line only."""
+    with socket.create_connection(("127.0.0.1", server.ports[0]), 30) as raw:
+        with suppress(ConnectionError):  # it may close before it has read everything
+            raw.sendall(data)
+        answer = b""
+        with suppress(ConnectionError):
+            while chunk := raw.recv(65536):
+                answer += chunk
+    return answer.decode(errors="replace").partition("\r\n")[0].partition(" ")[2]
+
+
+def http_attack(head: str, body: bytes, status: str, bench: Bench) -> Outcome:
+    """Regression: the first two ended tritonserver with SIGSEGV, without a token."""
+    server = bench.shared
+    began = time.monotonic()
+    seen = http(server, f"POST {head}\r\n\r\n".encode() + body)
+    seconds = time.monotonic() - began
+    assert seen == status
+    return Outcome(f"HTTP {seen}", seconds, "goes on", bench.unharmed())
+
+
+def front_killed(bench: Bench) -> Outcome:
+    """The launcher starts it again; gRPC streams do not go through it."""
+    server = bench.shared
+    stream = Watched(server.url).running()
+    (pid,) = (
+        pid
+        for pid in descendants(server.process.pid)
+        if b"judge_decoding.serving.http_front" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+    os.kill(pid, signal.SIGKILL)
+    began = time.monotonic()
+    assert server.http("/v2/health/ready") == ""
+    seconds = time.monotonic() - began
+    assert stream.seen() == "the whole answer (`length`)"
+    return Outcome("HTTP waits, gRPC goes on", seconds, "starts it again", bench.unharmed())
+
+
+LIVE = "/v2/health/live HTTP/1.1\r\nHost: a"
+GENERATE = "/v2/models/ensemble/generate HTTP/1.1\r\nHost: a"
+
+
 def reconnecting(bench: Bench) -> Outcome:
     """A hundred clients connect, ask and leave in the first round."""
     server = bench.shared
@@ -256,6 +301,40 @@ FAULTS = [
     Fault(GROUP, "HTTP stream reset", http_dropped, quick=True),
     Fault(GROUP, "garbage on every port", garbage, quick=True),
     Fault(GROUP, "300 connections with half a request", half_requests, quick=True),
+    Fault(
+        GROUP,
+        "HTTP body of 4.2 MB",
+        partial(
+            http_attack,
+            f"{LIVE}\r\nContent-Length: 4200000",
+            bytes(4_200_000),
+            "404 Not Found",
+        ),
+        quick=True,
+    ),
+    Fault(
+        GROUP,
+        "JSON nested 110,000 deep",
+        partial(
+            http_attack,
+            f"{GENERATE}\r\nContent-Length: 110000",
+            b"[" * 110_000,
+            "400 Bad Request",
+        ),
+        quick=True,
+    ),
+    Fault(
+        GROUP,
+        "HTTP with two lengths",
+        partial(
+            http_attack,
+            f"{GENERATE}\r\nContent-Length: 2\r\nContent-Length: 3",
+            b"{}",
+            "400 Bad Request",
+        ),
+        quick=True,
+    ),
+    Fault(GROUP, "HTTP front: kill -9", front_killed, quick=True),
     Fault(GROUP, "100 clients leave after a chunk", reconnecting, quick=True),
     Fault(GROUP, "300 cancels of unknown requests", thousand_cancels),
 ]

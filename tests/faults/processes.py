@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -16,6 +16,7 @@ from clients.server import descendants
 from judge_client.client import JudgeClient
 from tests.faults.bench import (
     LONG,
+    SHORT,
     Bench,
     Fault,
     Outcome,
@@ -29,6 +30,7 @@ from tests.triton_world import Serving, wait_for
 
 DRAFT, TARGET = "rank 1 (draft)", "rank 2 (target)"
 CORE = "the judge_decoding model"
+STUBS = (CORE, "the preprocessing model", "the postprocessing model")
 LAUNCHER, MPIEXEC = "launcher", "mpiexec"
 
 
@@ -90,19 +92,28 @@ def paused_for_ever(role: str, bench: Bench) -> Outcome:
         return Outcome(seen, stream.ended - began, after, remains.left())
 
 
-def paused_a_while(role: str, bench: Bench) -> Outcome:
-    """Two seconds are longer than a round and shorter than the time-out."""
+def paused_a_while(names: Sequence[str], seconds: float, bench: Bench) -> Outcome:
+    """A request is under way and another one arrives.
+
+    Regression: Triton gave a Python model one second, and then the whole server ended."""
     server = bench.shared
-    pid = pid_of(server, role)
+    expected = whole(server)
     stream = Watched(server.url).running()
+    pids = [pid_of(server, name) for name in names]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
-    os.kill(pid, signal.SIGSTOP)
-    time.sleep(2)
+    second = Watched(server.url, SHORT)
+    time.sleep(seconds)
     assert stream.is_alive()
-    os.kill(pid, signal.SIGCONT)
+    assert second.is_alive()
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
     seen = stream.seen()
-    assert stream.answer.text == whole(server)
-    return Outcome(f"{seen}, two seconds late", stream.ended - began, "goes on", bench.unharmed())
+    assert stream.answer.text == expected
+    assert second.seen() == seen, second.error
+    late = f"{seen}, {seconds:g} seconds late"
+    return Outcome(late, stream.ended - began, "goes on", bench.unharmed())
 
 
 @contextmanager
@@ -286,8 +297,12 @@ FAULTS = [
     ),
     Fault(STOP, "core stub: paused for good", partial(paused_for_ever, CORE), quick=True),
     Fault(STOP, "tritonserver: paused for good", partial(paused_for_ever, "tritonserver")),
-    Fault(STOP, "target rank: paused for 2 s", partial(paused_a_while, TARGET), quick=True),
-    Fault(STOP, "core stub: paused for 2 s", partial(paused_a_while, CORE)),
+    Fault(STOP, "target rank: paused for 2 s", partial(paused_a_while, [TARGET], 2)),
+    Fault(STOP, "all stubs: paused for 2 s", partial(paused_a_while, STUBS, 2), quick=True),
+    *(
+        Fault(STOP, f"{short} stub: paused for 12 s", partial(paused_a_while, [name], 12))
+        for short, name in zip(("core", "preprocessing", "postprocessing"), STUBS, strict=True)
+    ),
     Fault(STOP, "target rank: ten times slower", partial(slowed, TARGET), quick=True),
     Fault(STOP, "launcher: SIGHUP", partial(told_to_stop, signal.SIGHUP)),
     Fault(STOP, "launcher: SIGQUIT", partial(told_to_stop, signal.SIGQUIT)),

@@ -4,6 +4,7 @@ test_serve_faults."""
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from judge_decoding.config import Deployment, ServerConfig, load_deployment, shi
 from judge_decoding.errors import UserError
 from judge_decoding.ranks import mpiexec, run_folder
 from judge_decoding.serving import access, launcher, triton
+from judge_decoding.serving.front import Front
 from judge_decoding.serving.processes import is_running
 from judge_decoding.serving.ready_file import ReadyFile
 from judge_decoding.serving.warmup import must_draft
@@ -74,10 +76,11 @@ def test_a_dry_run_prints_the_whole_command_and_leaves_nothing(
     server, draft, target = " ".join(line).split(" : ")
     assert "mpiexec -n 1 sh -c " in server
     assert "bin/tritonserver --model-repository=" in server
-    for option in ("http", "grpc", "metrics"):
-        assert f"--{option}-address=127.0.0.1" in server
-    assert "--http-port=7001" in server and "--grpc-port=7002" in server
-    assert "--metrics-port=7003" in server
+    assert "--grpc-address=127.0.0.1 --grpc-port=7002 " in server
+    for option in ("http", "metrics"):  # the ports are the front's
+        assert re.search(
+            rf"--{option}-address=unix:/dev/shm/judge-decoding-\w+-{option}.sock", server
+        )
     worker = f"{sys.executable} -m judge_decoding.ranks.launch --config {config}"
     assert draft.startswith("-n 1 sh -c ") and draft.endswith(worker)
     assert target.startswith("-n 2 sh -c ") and target.endswith(worker)
@@ -241,12 +244,17 @@ def test_the_launchers_own_calls_take_no_proxy(tmp_path: Path) -> None:
     assert made[1][-1] == ("grpc.ssl_target_name_override", "localhost")
 
 
+def chosen_ports() -> dict[str, int]:
+    return dict(zip(("http_port", "grpc_port", "metrics_port"), free_ports(3), strict=True))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--http-port", "7002", "--grpc-port", "7002"], "the three ports must differ"),
-        (["--http-port", "0"], "http-port"),
-        (["--http-port", "70000"], "http-port"),
+        (["--http-port", "0"], "server.http_port: Input should be greater than or equal to 1"),
+        (["--http-port", "70000"], "server.http_port: Input should be less than or equal to 65535"),
+        (["--grpc-port", "0"], "grpc-port"),
     ],
 )
 def test_bad_ports_are_one_line(config: Path, options: list[str], message: str) -> None:
@@ -263,6 +271,10 @@ def test_no_server_anywhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         triton.find_triton(tmp_path)
 
 
+NO_DELAY = (
+    "[WARN]  [33mevhtp.c:4050     [39m[94mNODELAY NOT SUPPORTED[39m :: [35m(errno: "
+    "Operation not supported)[39m"
+)
 NO_GPU = [
     'W pinned_memory_manager.cc:273] "Unable to allocate pinned system memory, pinned memory pool '
     'will not be available: CUDA driver version is insufficient for CUDA runtime version"',
@@ -283,7 +295,8 @@ def test_without_a_gpu_the_server_does_not_complain_of_it(
     capfd: pytest.CaptureFixture[str],
     gpu: bool,
 ) -> None:
-    """An option keeps Triton from asking NVML, and the remaining lines are not passed on."""
+    """An option keeps Triton from asking NVML, and the remaining lines are not passed on. Nor is
+    what its HTTP server says about Unix sockets."""
     (tmp_path / "nvidiactl").touch()
     devices = (str(tmp_path / ("nvidiactl" if gpu else "none")),)
     monkeypatch.setattr(triton, "GPU_DEVICES", devices)
@@ -293,10 +306,12 @@ def test_without_a_gpu_the_server_does_not_complain_of_it(
     monkeypatch.setattr(launcher.signal, "signal", lambda *_: None)
     monkeypatch.setattr(launcher, "warm_up", lambda *_, **__: threading.Event().wait())
     script = [f"echo '{line}'" for line in (*NO_GPU, OTHER)]
+    script.insert(0, f'echo "{NO_DELAY}"')
     lines = program(tmp_path / "bin", "lines", "\n".join([*script, "exit 7"]))
     deployment = load_deployment(config)
-    job = launcher.ServerJob(deployment, tmp_path, [str(lines)], {}, launcher.Stops())
-    assert job.run(ReadyFile(None)) == 1
+    with Front(deployment.override(server=chosen_ports()), "none") as front:
+        job = launcher.ServerJob(deployment, tmp_path, [str(lines)], {}, launcher.Stops(), front)
+        assert job.run(ReadyFile(None)) == 1
     shown = [OTHER, "judge-decoding: lines ended with exit code 7; everything is stopped"]
     assert capfd.readouterr().err.splitlines() == ([*NO_GPU, *shown] if gpu else shown)
 
@@ -441,10 +456,11 @@ def test_the_launcher_sees_gone_what_it_kills(
     stops = launcher.Stops()
     document = {"name": "x", "target": {"model": "t"}, "acceptance": {"rule": "none"}}
     line = ["/bin/sh", "-c", "sleep 60 > /dev/null 2>&1 & exit 7"]
-    monkeypatch.setattr(
-        launcher, "warm_up", lambda *_, **__: threading.Event().wait()
-    )  # not even asked
-    server = launcher.ServerJob(Deployment.model_validate(document), tmp_path, line, {}, stops)
-    monkeypatch.setattr(launcher.os, "kill", kill_later)
-    assert server.run(ReadyFile(None)) == 1
+    never = threading.Event()
+    monkeypatch.setattr(launcher, "warm_up", lambda *_, **__: never.wait())
+    deployment = Deployment.model_validate(document | {"server": chosen_ports()})
+    with Front(deployment, "none") as front:
+        server = launcher.ServerJob(deployment, tmp_path, line, {}, stops, front)
+        monkeypatch.setattr(launcher.os, "kill", kill_later)
+        assert server.run(ReadyFile(None)) == 1
     assert launched and not any(map(is_running, launched))

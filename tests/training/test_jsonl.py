@@ -43,7 +43,7 @@ READERS: dict[str, tuple[dict[str, Any], Callable[[Path, Path], list[Any]]]] = {
     ),
     "audit": (
         LOGGED | {"provenance": ["judged"], "finish_reason": "stop", "stop_words": [TEXT]},
-        lambda path, _: read_log(path)[0].stop_words,
+        lambda path, _: read_log(path).entries[0].stop_words,
     ),
     "import": (
         {"question": TEXT, "answer": "it is 1 #### 1"},

@@ -30,13 +30,14 @@ from judge_decoding.decoding.sequence import Request
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.parsers import final_answer
 from judge_decoding.evaluation.task import Item, write_task
+from judge_decoding.files import whole
 from judge_decoding.ranks.shared_memory import Segments
 from judge_decoding.torch_engine.engine import load_target
 from judge_decoding.training.court.facts import questions
 from judge_decoding.training.court.items import item_of, rivals_by_domain
 from judge_decoding.training.labels import LabelRecord, read_labels
-from judge_decoding.training.mining import label_file, work
 from judge_decoding.training.mining import run as run_module
+from judge_decoding.training.mining import work
 from judge_decoding.training.mining.engines import BatchedLlama, open_engines
 from judge_decoding.training.mining.jobs import ChosenPrompts, MiningJob, fact_jobs, task_jobs
 from judge_decoding.training.mining.label_file import DONE, LabelFile
@@ -504,7 +505,7 @@ def test_what_is_rewritten_is_whole_at_every_moment(tmp_path, monkeypatch):
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(label_file.os, "fsync", die)
+    monkeypatch.setattr(whole.os, "fsync", die)
     with pytest.raises(KeyboardInterrupt):
         LabelFile(path, {"x": 1})
     monkeypatch.undo()

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from judge_decoding.checkpoint import EMBEDDING, HEAD, Checkpoint, read_json, save_tensors
+from judge_decoding.checkpoint import EMBEDDING, HEAD, Checkpoint, save_tensors
+from judge_decoding.files import read_object
 from judge_decoding.text import Tokenizer
 from judge_decoding.training.draft.data import (
     TargetAnswer,
@@ -168,7 +169,7 @@ class Distiller:
         }
         tensors["draft_vocab_ids"] = self.short_list.int()
         save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-        config = read_json(target / "config.json")
+        config = read_object(target / "config.json")
         config["num_hidden_layers"] = self.student.config.num_hidden_layers
         config["shared_with_target"] = [EMBEDDING, HEAD]
         config["draft_vocab_size"] = len(self.short_list)

@@ -19,10 +19,9 @@ import hashlib
 import json
 import random
 import time
-import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -33,6 +32,7 @@ from judge_decoding.cpu import fast_dtype
 from judge_decoding.decoding.contracts import Sampling
 from judge_decoding.decoding.sampling import greedy, probabilities
 from judge_decoding.errors import UserError
+from judge_decoding.files import GrowingFile, JsonError, parse_json, read_lines, write_whole
 from judge_decoding.text import Tokenizer
 from judge_decoding.torch_engine.engine import DTYPES
 from judge_decoding.torch_engine.llama import Llama
@@ -219,35 +219,35 @@ def held_out_prompt(prompt: str) -> str | None:
 def read_text(path: Path) -> list[dict[str, Any]]:
     """The lines of a text file, gzipped or not; a last line that an interrupt cut off is dropped.
     UserError for any other line without a prompt, and for a file that cannot be read."""
-    rows, opener = [], gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    row = None
-                if isinstance(row, dict) and isinstance(row.get("prompt"), str):
-                    rows.append(row)
-                elif line.endswith(b"\n"):
-                    raise UserError(f'{path}:{number}: no object with "prompt"; mend or remove it')
-    except EOFError:
-        pass  # a gzip that was cut off
-    except (OSError, zlib.error) as error:
-        raise UserError(f"{path}: it cannot be read ({error})") from None
+    rows = []
+    for line in read_lines(path, "text", torn=True, blank=True):
+        try:
+            row = parse_json(line.text)
+        except JsonError:
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("prompt"), str):
+            rows.append(row)
+        elif line.whole:
+            raise UserError(f'{path}:{line.number}: no object with "prompt"; mend or remove it')
     return rows
 
 
-def open_states(out: Path, rows: Sequence[dict[str, Any]], width: int) -> BinaryIO:
-    """OUT.states, cut to the states of `rows` and positioned at its end. UserError if too short."""
+def open_states(out: Path, rows: Sequence[dict[str, Any]], width: int) -> GrowingFile:
+    """OUT.states, cut to the states of `rows`. UserError if too short."""
     path = out.with_name(out.name + ".states")
-    file = path.open("r+b" if path.exists() else "w+b")
+    file = GrowingFile(path, lines=False)
     size = sum(len(row["response_ids"]) for row in rows) * width * 2
-    if file.seek(0, 2) < size:
+    if file.size < size:
+        file.close()
         raise UserError(f"distil: {path} is shorter than {out} needs; remove both and start anew")
-    file.seek(size)
-    file.truncate()
+    file.cut(size)
     return file
+
+
+def _packed(out: Path, rows: Sequence[dict[str, Any]]) -> bytes:
+    """Rows as bytes to append to OUT; a gzipped file may consist of several members."""
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    return gzip.compress(data) if out.suffix == ".gz" else data
 
 
 def write_text(
@@ -275,9 +275,9 @@ def write_text(
     templated = (pair for pair in templated_prompts(seed).items() if pair[0] not in known)
     made = own_prompts(writer, tokenizer, seed + len(rows), known)
     began, written, rng = time.monotonic(), 0, random.Random(seed + len(rows))
-    with gzip.open(out, "wt", encoding="utf-8") as file, states:
-        for row in rows:  # rewrite them: a truncated gzip cannot be appended to
-            file.write(json.dumps(row) + "\n")
+    # Rewrite them, because a truncated gzip cannot be appended to, and not in place.
+    write_whole(out, _packed(out, rows), "distil")
+    with GrowingFile(out, lines=False) as file, states:
         for start in range(len(rows), count, BATCH):
             batch = []
             for _ in range(min(BATCH, count - start)):
@@ -285,12 +285,19 @@ def write_text(
                 batch.append(pair or next(made))
             ids = [tokenizer.chat([{"role": "user", "content": p}]) for p, _ in batch]
             answers = writer.write_with_states(ids, tokens)
-            for (prompt, held_out), (answer, state) in zip(batch, answers, strict=True):
-                states.write(state.bfloat16().view(torch.int16).numpy().tobytes())
-                row = {"prompt": prompt, "response_ids": answer}
-                file.write(json.dumps(row | ({"held_out": held_out} if held_out else {})))
-                file.write("\n")
-                written += len(answer)
-            states.flush()
-            file.flush()
+            new = [
+                {"prompt": prompt, "response_ids": answer}
+                | ({"held_out": held_out} if held_out else {})
+                for (prompt, held_out), (answer, _) in zip(batch, answers, strict=True)
+            ]
+            raw = (state.bfloat16().view(torch.int16).numpy().tobytes() for _, state in answers)
+            try:
+                states.append(b"".join(raw))
+                file.append(_packed(out, new))
+            except OSError as error:
+                raise UserError(
+                    f"distil: cannot write {out} ({error.strerror}); what it holds is whole: make "
+                    "space and run again"
+                ) from None
+            written += sum(len(answer) for answer, _ in answers)
             yield start + len(batch), written / (time.monotonic() - began)

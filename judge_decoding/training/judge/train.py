@@ -23,6 +23,7 @@ import torch
 from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.decoding.judge import Judge, JudgeMetadata
 from judge_decoding.errors import check_choice
+from judge_decoding.files import write_whole
 from judge_decoding.provenance import collect
 from judge_decoding.training.judge.features import (
     READERS,
@@ -258,7 +259,7 @@ def write_judge(trained: TrainedJudge, out: Path, docs: Path) -> list[Path]:
     trained.judge.save(out)
     draw(docs / "figures", trained.series, trained.choice.threshold)
     write_card(card, trained.document, docs / "figures")
-    results.write_text(json.dumps(without_nan(trained.document), indent=1) + "\n")
+    write_whole(results, json.dumps(without_nan(trained.document), indent=1) + "\n", "train")
     return [out, card, results, *(docs / "figures" / name for name in FIGURES)]
 
 

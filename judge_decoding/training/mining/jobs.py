@@ -9,7 +9,6 @@ FILE.jsonl[.gz]   lines with a "prompt" and no parser (distil_text.py), for `lik
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from pathlib import Path
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.parsers import code, final_answer, is_right, plain
 from judge_decoding.evaluation.task import WITHOUT_CHAT, Item, read_task
+from judge_decoding.files import JsonError, parse_json, read_lines
 from judge_decoding.text import Tokenizer
 from judge_decoding.training.court.facts import questions
 from judge_decoding.training.court.items import item_of, rivals_by_domain
@@ -179,11 +179,10 @@ def _are_prompts(path: Path) -> bool:
     """Whether the file's first line is a bare prompt and not a task item."""
     if not path.is_file():
         return False
-    with path.open("rb") as file:
-        first = file.readline()
     try:
-        row = json.loads(first)
-    except ValueError:
+        first = next(read_lines(path, "mine"), None)
+        row = None if first is None else parse_json(first.text)
+    except (UserError, JsonError):
         return False  # read_task reports what is wrong with the file
     return isinstance(row, dict) and isinstance(row.get("prompt"), str) and "parser" not in row
 

@@ -7,14 +7,16 @@ refused.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from judge_decoding.errors import UserError
+from judge_client.echo import shown
+from judge_decoding.config import describe
+from judge_decoding.errors import UserError, shorten
+from judge_decoding.files import GrowingFile, read_lines, read_object, write_whole
 from judge_decoding.training.labels import LabelRecord
 
 DONE = "-mined"
@@ -31,22 +33,36 @@ class LabelFile:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         note = path.with_name(path.name + ".run.json")
-        if fresh:
-            path.unlink(missing_ok=True)
-        if path.is_file() and path.stat().st_size:
-            _compare(note, identity, path)
-        _replace(note, json.dumps(identity, indent=1) + "\n")
-        kept = _whole(path)
-        self.known = {record.prompt for record in kept}
-        # Not in place: a crash in the middle would lose what an earlier run has found.
-        _replace(path, "".join(record.to_json() + "\n" for record in kept))
-        self._file = path.open("a", encoding="utf-8")
+        with self._open():  # locks it: another run would find its file replaced
+            if path.stat().st_size and not fresh:
+                _compare(note, identity, path)
+            kept, self.torn = ([], 0) if fresh else _whole(path)
+            self.known = {record.prompt for record in kept}
+            # Not in place: a crash in the middle would lose what an earlier run has found. If both
+            # runs are the same, the order does not matter; if not, old labels never get a new note.
+            if fresh:
+                write_whole(path, "", "mine")
+            write_whole(note, json.dumps(identity, indent=1) + "\n", "mine")
+            write_whole(path, "".join(record.to_json() + "\n" for record in kept), "mine")
+        self._file = self._open()
+
+    def _open(self) -> GrowingFile:
+        try:
+            return GrowingFile(self.path, lines=False)
+        except OSError as error:
+            raise UserError(f"mine: cannot write {self.path} ({shorten(error)})") from None
 
     def add(self, records: Iterable[LabelRecord]) -> None:
-        """Append records; they are on disk when this returns."""
-        self._file.writelines(record.to_json() + "\n" for record in records)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Append records; they are on disk when this returns. UserError if there is no space; the
+        file then holds none of them, and a later run continues."""
+        data = "".join(record.to_json() + "\n" for record in records).encode()
+        try:
+            self._file.append(data, sync=True)
+        except OSError as error:
+            raise UserError(
+                f"mine: cannot write {self.path} ({error.strerror}); what it holds is whole: make "
+                "space and run again"
+            ) from None
 
     def close(self) -> None:
         self._file.close()
@@ -55,38 +71,35 @@ class LabelFile:
 def _compare(note: Path, identity: dict[str, Any], path: Path) -> None:
     way_out = "choose another --out, or begin anew with --fresh"
     try:
-        before = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        before = read_object(note)
+    except UserError:
         raise UserError(
             f"mine: {path} has labels of an unknown run (no {note}); {way_out}"
         ) from None
     for key, value in identity.items():
         if before.get(key) != value:
             raise UserError(
-                f"mine: {path} was mined with {key} {before.get(key)}, now it is {value}; {way_out}"
+                f"mine: {path} was mined with {key} {shown(before.get(key))}, now it is "
+                f"{value}; {way_out}"
             )
 
 
-def _replace(path: Path, text: str) -> None:
-    """Replace a file atomically: after a crash it is the old one or the new one."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+def _whole(path: Path) -> tuple[list[LabelRecord], int]:
+    """Records of an earlier run, and the number of torn lines, whose prompts are mined again.
 
-
-def _whole(path: Path) -> list[LabelRecord]:
-    """Records of an earlier run; those of a prompt that was not finished are dropped."""
-    if not path.is_file():
-        return []
-    records = []
-    # The last piece has no newline and is dropped. splitlines() would split at more than \n.
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+    The records of a prompt that was not finished are dropped.
+    """
+    records, torn = [], 0
+    for line in read_lines(path, "mine", torn=True):
+        if not line.whole:  # an interrupted write
+            continue
         try:
-            records.append(LabelRecord.model_validate_json(line))
+            records.append(LabelRecord.model_validate_json(line.text))
         except ValidationError as error:
-            raise UserError(f"mine: {path} holds a line that is no label record: {error}") from None
+            if error.errors()[0]["type"] != "json_invalid":
+                raise UserError(
+                    f"mine: {path}:{line.number}: it is no label record: {describe(error, 'line')}"
+                ) from None
+            torn += 1
     done = {r.prompt for r in records if r.id.endswith(DONE)}
-    return [r for r in records if r.prompt in done]
+    return [r for r in records if r.prompt in done], torn

@@ -62,10 +62,12 @@ class MiningRun:
             results = _by_ranks(self.todo, self.settings, self.workers, share)
         else:
             results = mine(self.todo, self.settings)
-        for records, cost in results:
-            self.file.add(records)
-            yield cost
-        self.file.close()
+        try:
+            for records, cost in results:
+                self.file.add(records)
+                yield cost
+        finally:
+            self.file.close()
         if self.todo and not self.workers:
             close(self.settings)
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.errors import UserError, check_choice
+from judge_decoding.files import read_object, write_whole
 from judge_decoding.provenance import collect
 from judge_decoding.training.judge.features import (
     LabelledTokens,
@@ -110,7 +111,7 @@ def run_study(
     out = docs / "results" / "judge_study.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     identity = {n: labels_hash(r) for n, r in records.items()}
-    document: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
+    document: dict[str, Any] = read_object(out, "labels study") if out.is_file() else {}
     if document.get("labels") != identity or document.get("studied") != studied:
         document = {"studied": studied, "labels": identity, "folds": FOLDS, "parts": {}}
     for name, run in wanted.items():
@@ -121,9 +122,9 @@ def run_study(
         for row in run(() if before["complete"] else before["result"]):
             rows.append(row)
             document["parts"][name] = {"result": rows, "complete": False}
-            out.write_text(json.dumps(document, indent=1) + "\n")
+            write_whole(out, json.dumps(document, indent=1) + "\n", "labels study")
         document["parts"][name] |= {"complete": True, "provenance": collect()}
-        out.write_text(json.dumps(document, indent=1) + "\n")
+        write_whole(out, json.dumps(document, indent=1) + "\n", "labels study")
     draw(docs / "figures" / "judge_study.png", document)
     return document
 

@@ -18,6 +18,7 @@ from judge_decoding.config import Deployment
 from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.config.layout import Model
 from judge_decoding.errors import UserError
+from judge_decoding.files import read_object
 from judge_decoding.trtllm.build.preflight import (
     absent_models,
     check_a_gpu,
@@ -88,8 +89,8 @@ def is_ready(
         return False
     wanted = source(deployment, model, checkpoints, calibration)
     try:
-        has = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        has = read_object(folder / SOURCE, "checkpoint")
+    except UserError:
         has = {}
     for key, value in wanted.items():
         if has.get(key) != value:

@@ -6,13 +6,13 @@ environment variable names it, and `judge_llama` reads it.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from judge_decoding.errors import UserError
+from judge_decoding.errors import UserError, shorten
+from judge_decoding.files import read_object
 
 VARIABLE = "JUDGE_DECODING_BUILD"
 
@@ -43,7 +43,6 @@ def read_build() -> JudgeBuild:
     if not name:
         raise UserError(f"judge_llama: {VARIABLE} is not set; build with build/build_engines.py")
     try:
-        return JudgeBuild.model_validate(json.loads(Path(name).read_text(encoding="utf-8")))
-    except (OSError, ValueError, ValidationError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"judge_llama: {name} is no judge build ({reason})") from None
+        return JudgeBuild.model_validate(read_object(Path(name), "judge_llama"))
+    except (UserError, ValidationError) as error:
+        raise UserError(f"judge_llama: {name} is no judge build ({shorten(error)})") from None
