@@ -266,9 +266,11 @@ class Scheduler:
             return
         try:
             entry.listener.updated(update, None)
-        except Exception:
-            _log.exception("a reply could not be sent; its request is cancelled")
-            self._cut_off(decoder, update.sequence, "cancelled")
+        except Exception as error:
+            decoder.cancel(update.sequence)
+            decoder.result(update.sequence)
+            del self._active[update.sequence]
+            self._fail_unsent(entry, error)
 
     def _finish(self, decoder: SpeculativeDecoder, update: Update) -> None:
         entry, result = self._active.pop(update.sequence), decoder.result(update.sequence)
@@ -278,10 +280,21 @@ class Scheduler:
         """Send a request's last update, count it and forget it."""
         try:
             entry.listener.updated(update, result)
-        except Exception:
-            _log.exception("a last reply could not be sent")
+        except Exception as error:
+            self._fail_unsent(entry, error)
+            return
         self.metrics.finish(str(update.finish_reason), self._now() - entry.arrived)
         self._forget(entry, tokens=len(result.token_ids))
+
+    def _fail_unsent(self, entry: QueuedRequest, error: Exception) -> None:
+        """End a request whose reply could not be sent, such as one that finds no room in /dev/shm.
+        Its owner gets an error, which is short."""
+        _log.error("a reply could not be sent", exc_info=error)
+        try:
+            entry.listener.failed(f"server: the answer could not be sent ({error})")
+        except Exception:
+            _log.exception("a failure could not be sent")
+        self._forget(entry, "engine")
 
     def _forget(self, entry: QueuedRequest, failure: str | None = None, *, tokens: int = 0) -> None:
         with self._wake:

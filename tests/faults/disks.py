@@ -6,6 +6,7 @@ The full disks are small tmpfs mounts (this needs root); /dev/full is one that i
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -14,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from judge_client.client import JudgeClient
 from judge_client.errors import JudgeClientError
@@ -31,6 +34,7 @@ from tests.faults.bench import (
     said,
 )
 from tests.faults.processes import TARGET, pid_of, whole
+from tests.triton_world import Stream
 
 
 @contextmanager
@@ -174,6 +178,26 @@ def large_requests_in_a_small_shm(bench: Bench) -> Outcome:
         return Outcome(f"`{errors[-1]}`", seconds, "goes on", remains.left())
 
 
+def shm_fills_up(bench: Bench) -> Outcome:
+    """Something else takes all of /dev/shm; then an answer is larger than its region is now."""
+    with bench.start(bench.document(), prefix=own_shm(64)) as server:
+        fill(Path(f"/proc/{pid_of(server, 'tritonserver')}/root/dev/shm"))
+        remains = Remains(server)
+        began = time.monotonic()
+        with Stream(server) as stream:
+            text = np.array([[b"\1" * 900_000]], object)  # six times as long in JSON
+            ids = np.array([[1, 2, 3]], np.int32)
+            stream.send(model="judge_decoding", input_ids=ids, input_text=text, max_tokens=4)
+            with pytest.raises(InferenceServerException) as caught:
+                stream.next(PATIENCE_S)
+        seconds = time.monotonic() - began
+        message = str(caught.value)
+        assert re.match("server: the answer could not be sent .*No space left on device", message)
+        assert answer(server) == answer(bench.shared)
+        assert server.stop() == 0, server.output
+        return Outcome(f"`{message[:36]}`", seconds, "goes on", remains.left())
+
+
 def refused(url: str, text: str) -> str:
     """The error for this prompt."""
     with JudgeClient(url, timeout=PATIENCE_S) as client, pytest.raises(JudgeClientError) as caught:
@@ -189,5 +213,6 @@ FAULTS = [
     Fault(GROUP, "disk of the run folder fills up, then a rank dies", run_folder_fills_up),
     Fault(GROUP, "disk of the ready file is full", ready_file_cannot_be_written),
     Fault(GROUP, "/dev/shm of 2 MB", shm_too_small, quick=True),
+    Fault(GROUP, "/dev/shm fills up, then an answer of 5 MB", shm_fills_up),
     Fault(GROUP, "/dev/shm of 64 MB, ten texts of 3 and of 30 MB", large_requests_in_a_small_shm),
 ]

@@ -20,8 +20,9 @@ ALWAYS = "; everything is stopped"
 HEAD = f"""# Faults
 
 `python -m tests.faults` breaks a real server while a client reads a stream. The server has a draft
-rank and a target rank (two where a row says so) and tiny random models. A server that survives must
-then write the same text as before and have every slot free.
+rank and a target rank (two where a row says so, none where only the launcher matters) and tiny
+random models. A server that survives must then write the same text as before and have every slot
+free.
 
 - The client knows, or a server that does not start has ended, within {SOON:.0f} seconds unless the
   row gives the time (measured on {{cpu}}).

@@ -353,6 +353,14 @@ def test_an_owner_who_left_is_cancelled(run: Run) -> None:
 
 
 def test_an_owner_whose_update_raises_does_not_hurt_others(run: Run) -> None:
+    """Regression (issue 16): an answer that found no room in /dev/shm ended as `cancelled`, or not
+    at all for its client."""
+
+    class BrokenAtTheEnd(Owner):
+        def updated(self, update: Update, result: Result | None) -> None:
+            if result is not None:
+                raise RuntimeError("no room")
+
     class Broken(Owner):
         def updated(self, update: Update, result: Result | None) -> None:
             super().updated(update, result)
@@ -362,9 +370,14 @@ def test_an_owner_whose_update_raises_does_not_hurt_others(run: Run) -> None:
     run.scheduler.submit(request([1], 250), broken)
     run.scheduler.submit(request([2], 40), other)
     assert other.wait().result is not None and len(other.ids) == 40
-    result = broken.wait().result
-    assert result is not None and result.finish_reason == "cancelled"
-    assert len(broken.ids) <= 5
+    owner = broken.wait()
+    assert owner.error == "server: the answer could not be sent (the connection is gone)"
+    assert owner.result is None and len(broken.ids) <= 5
+    last = BrokenAtTheEnd()
+    run.scheduler.submit(request([3], 9), last)
+    assert last.wait().error == "server: the answer could not be sent (no room)"
+    assert run.scheduler.drain(LIMIT_S)
+    assert run.seen.failed == {"engine": 2} and run.seen.finished == {"length": 1}
 
 
 def test_a_full_queue_refuses_and_takes_in_again(decoder: SpeculativeDecoder) -> None:

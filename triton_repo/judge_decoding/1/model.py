@@ -32,6 +32,9 @@ from judge_decoding.serving.scheduler import Scheduler
 
 NOTHING = np.array(b"", object)
 LOOK_S = 0.1
+LARGE_BYTES = 64 * 1024
+"""A larger last response may find no room in /dev/shm. It is followed by an empty one that ends the
+stream: after a last response that failed, Triton would not send the error."""
 LAST = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -130,7 +133,12 @@ class Stream:
         arrays = self.reply.add(update, result)
         if arrays is not None:
             tensors = [self.tensor(name, array) for name, array in arrays.items()]
-            self.sender.send(pb_utils.InferenceResponse(tensors), flags=LAST if result else 0)
+            response = pb_utils.InferenceResponse(tensors)
+            if result is None or len(arrays["detokenize"].item()) <= LARGE_BYTES:
+                self.sender.send(response, flags=LAST if result else 0)
+            else:
+                self.sender.send(response)
+                self.sender.send(flags=LAST)
 
     def tensor(self, name: str, array: Array) -> pb_utils.Tensor:
         """Reuse the last response's tensor if the array is the same: a new one takes 15 us."""
