@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jinja2 import nodes
 
-CPU_SECONDS = 5.0
+CPU_SECONDS = 2.0
 """For one rendering; a conversation of 1,000 turns takes 0.01."""
 MOST = 16 << 20
 """Characters or items of a value, and characters of the output."""

@@ -184,6 +184,59 @@ def judge_cut(bench: Bench, path: Path) -> None:
     path.write_bytes(bench.judge.read_bytes()[:100])
 
 
+def judge_with_metadata(text: str) -> Callable[[Bench, Path], None]:
+    def make(bench: Bench, path: Path) -> None:
+        header = {"format": "judge-decoding/1", "judge": text}
+        save_file(load_file(bench.judge), path, metadata=header)
+
+    return make
+
+
+def sparse(header_bytes: int) -> Callable[[Path], None]:
+    """Weights whose header says that it has so many bytes, and that have them, as a hole."""
+
+    def change(folder: Path) -> None:
+        with (folder / "model.safetensors").open("wb") as file:
+            file.write(header_bytes.to_bytes(8, "little") + b"{")
+            file.truncate(8 + header_bytes)
+
+    return change
+
+
+def header(offsets: dict[str, list[int]]) -> Callable[[Path], None]:
+    """Weights of 64 bytes with a float32 tensor at each of the offsets."""
+
+    def change(folder: Path) -> None:
+        entries = {
+            name: {"dtype": "F32", "shape": [(end - begin) // 4], "data_offsets": [begin, end]}
+            for name, (begin, end) in offsets.items()
+        }
+        data = json.dumps(entries).encode()
+        size = len(data).to_bytes(8, "little")
+        (folder / "model.safetensors").write_bytes(size + data + bytes(64))
+
+    return change
+
+
+def linked(name: str, to: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to(to)
+
+    return change
+
+
+def pattern(folder: Path) -> None:
+    """The tokenizer splits with a regular expression that backtracks without end."""
+    path = folder / "tokenizer.json"
+    document = json.loads(path.read_text())
+    split = {"type": "Split", "behavior": "Isolated", "invert": False}
+    split["pattern"] = {"Regex": "(a+a+)+$"}
+    before = document["pre_tokenizer"]
+    document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, before]}
+    path.write_text(json.dumps(document))
+
+
 def set_nan(tensors: dict[str, torch.Tensor]) -> None:
     tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = float("nan")
 
@@ -224,6 +277,9 @@ FILES = [
     File(
         "config: Python objects", raw(b"!!python/object/apply:os.system ['id']"), "not readable", 2
     ),
+    File("config: YAML nested 100,000 deep", raw(b"[" * 100_000), "nested deeper than 256", 2),
+    File("config: integer of 10,000 digits", raw(b"name: 1" + b"0" * 10_000), "4300 digits", 2),
+    File("config: 2 MB", raw(b"#" * 2_000_000), "at most 1,048,576 are read", 2),
     File("config: unknown key", changed(max_draft_length=3), "max_draft_length: unknown key", 2),
     File("config: wrong type", changed(max_draft_len="many"), "max_draft_len: .*got 'many'", 2),
     File("config: port 0", changed(server={"grpc_port": 0}), "grpc_port: ", 2),
@@ -248,6 +304,22 @@ FILES = [
         target(overwritten("model.safetensors", (1 << 60).to_bytes(8, "little") + b"{}")),
         "is damaged",
     ),
+    File("target: header of 99 MB", target(sparse(99_000_000)), "is damaged .*at most 16,777,216"),
+    File(
+        "target: overlapping offsets",
+        target(header({"a": [0, 64], "b": [32, 64]})),
+        "is damaged .*invalid offset",
+    ),
+    File(
+        "target: offsets past the end",
+        target(header({"a": [0, 128]})),
+        "is damaged .*not fully covered|is damaged .*invalid offset",
+    ),
+    File(
+        "target: weights are a link to /dev/zero",
+        target(linked("model.safetensors", "/dev/zero")),
+        "not a regular file",
+    ),
     File("target: NaN in a weight", target(weights(set_nan)), "down_proj.*not finite"),
     File("target: infinity in a weight", target(weights(set_infinite)), "lm_head.*not finite"),
     File("target: a weight of another shape", target(weights(narrow)), "q_proj.*shape"),
@@ -258,6 +330,17 @@ FILES = [
         "no tensor model.norm.weight",
     ),
     File("target: config.json cut short", target(cut("config.json", 0.5)), "not readable JSON"),
+    File(
+        "target: config.json nested 5,000 deep",
+        target(overwritten("config.json", b'{"a":' * 5000)),
+        "nested deeper than 64 levels",
+    ),
+    File(
+        "target: config.json with 10,000 digits",
+        target(overwritten("config.json", b'{"vocab_size": 1' + b"0" * 10_000 + b"}")),
+        "more than 4,300 digits",
+    ),
+    File("target: 10^9 layers", target(settings(num_hidden_layers=10**9)), "not a size"),
     File(
         "target: another architecture",
         target(settings(model_type="mamba")),
@@ -271,10 +354,21 @@ FILES = [
         target(cut("tokenizer.json", 0.5)),
         "tokenizer.json is not readable",
     ),
+    File("target: ruinous pattern in the tokenizer", target(pattern), "never ends"),
+    File(
+        "target: tokenizer.json nested 5,000 deep",
+        target(overwritten("tokenizer.json", b'{"a":' * 5000)),
+        "tokenizer.json is not readable",
+    ),
     File("target: tokenizer of another model", target(large_tokenizer), "356.*256|tokenizer"),
     File("draft: another vocabulary", draft(small_vocabulary), "vocabular"),
     File("draft: weights cut short", draft(cut("model.safetensors", 0.3)), "is damaged"),
     File("judge: cut short", judge(judge_cut), "judge: "),
+    File(
+        "judge: metadata nested 5,000 deep",
+        judge(judge_with_metadata('{"a":' * 5000)),
+        "bad metadata: it is nested deeper",
+    ),
     File("judge: of another target", judge(judge_of_another), "judge: .*target"),
     File(
         "judge: NaN weights",
