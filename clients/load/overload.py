@@ -2,7 +2,7 @@
 
     python -m clients.load.overload --config configs/demo.yaml --minutes 5 --factor 4 --json
 
-It starts a server on loopback and runs three phases. All requests are streamed chat prompts with
+It starts a server on loopback and runs four phases. All requests are streamed chat prompts with
 answers of a fixed length (end tokens are ignored), under the deployment's rule:
 
 1. before    as many clients as the server has slots; each sends its next request after an
@@ -10,18 +10,20 @@ answers of a fixed length (end tokens are ignored), under the deployment's rule:
 2. overload  requests arrive at random (Poisson), `factor` times the capacity, independently of
              the answers. A refused request is not sent again.
 3. after     phase 1 again, directly after the overload, behind what is left in the queue.
+4. silence   phase 2 again for at most SECOND_FLOOD_S seconds, and then no requests.
 
 goodput      tokens per second that arrived within the phase and belong to complete answers; an
              answer that --deadline-ms cut short is not complete
 recovery     seconds from the end of the overload until the queue is empty *and* a first token comes
              as fast as nine tenths of those in phase 1. The queue is worked off first, so recovery
-             takes at least server.max_queue / capacity.
+             takes at least server.max_queue / capacity, or server.max_wait_s if that is less.
+idle         seconds from the end of phase 4's overload until nothing runs or waits any more
 
 Each bound is reported; a broken one makes the exit code 1:
 
 - goodput during and after the overload is at least 0.9 of the maximum;
 - memory of all processes grows by at most 2 % during the overload, its first fifth left out;
-- recovery takes at most 10 s;
+- recovery takes at most 10 s, and the server is idle within 10 s;
 - there are no failures: an answer of another length, an error that is not a refusal, an answer that
   takes longer than ANSWER_S seconds.
 
@@ -52,7 +54,7 @@ from judge_client import terminal
 from judge_client.aio import AsyncJudgeClient
 from judge_client.commands.options import Json
 from judge_client.errors import JudgeClientError, ServerBusy
-from judge_client.metrics import WAITING, read_metrics
+from judge_client.metrics import RUNNING, WAITING, read_metrics
 from judge_client.wire import GenerateRequest
 from judge_decoding import provenance
 
@@ -60,6 +62,8 @@ ANSWER_S = 300.0
 MIN_GOODPUT = 0.9
 MAX_GROWTH_PERCENT = 2.0
 MAX_RECOVERY_S = 10.0
+MAX_IDLE_S = 10.0
+SECOND_FLOOD_S = 15.0
 WARM_UP_S = 10.0
 RECOVERY_LIMIT_S = 120.0
 SLOTS = "judge_decoding_kv_slots"
@@ -216,6 +220,16 @@ async def recovery(
     return None
 
 
+async def idle(metrics_url: str, ended: float) -> float | None:
+    """Seconds until no request runs or waits; None for never."""
+    while time.monotonic() < ended + RECOVERY_LIMIT_S:
+        read = await asyncio.to_thread(read_metrics, metrics_url, fresh=True)
+        if read[WAITING] == read[RUNNING] == 0:
+            return time.monotonic() - ended
+        await asyncio.sleep(0.1)
+    return None
+
+
 async def measure(
     running: server.ServerProcess,
     *,
@@ -259,6 +273,8 @@ async def measure(
             recovered = await recovery(running.metrics_url, load, ended, ordinary_s)
             await asyncio.sleep(max(0.0, ended + phase_s - time.monotonic()))
             stop = time.monotonic()
+        await load.flood(factor * capacity, min(seconds, SECOND_FLOOD_S))
+        idle_s = await idle(running.metrics_url, time.monotonic())
         await asyncio.gather(*load.flooding)
         phases = {
             "before": before,
@@ -275,6 +291,7 @@ async def measure(
             "goodput_ratio": summaries["overload"]["goodput_tokens_per_s"] / maximum,
             "goodput_after_ratio": summaries["after"]["goodput_tokens_per_s"] / maximum,
             "recovery_s": recovered,
+            "idle_s": idle_s,
             "memory": growth(memory.samples),
             "failures": len(load.failures),
             "first_failures": load.failures[:20],
@@ -289,12 +306,15 @@ def bounds(results: dict[str, Any]) -> list[dict[str, Any]]:
     during, after = results["goodput_ratio"], results["goodput_after_ratio"]
     grown, recovered = results["memory"]["growth_percent"], results["recovery_s"]
     in_time = recovered is not None and recovered <= MAX_RECOVERY_S
+    idle_s = results["idle_s"]
+    soon_idle = idle_s is not None and idle_s <= MAX_IDLE_S
     least, most = f">= {MIN_GOODPUT}", f"<= {MAX_GROWTH_PERCENT:g}"
     return [
         bound("goodput, overload / before", least, during, held=during >= MIN_GOODPUT),
         bound("goodput, after / before", least, after, held=after >= MIN_GOODPUT),
         bound("memory growth in overload, %", most, grown, held=grown <= MAX_GROWTH_PERCENT),
         bound("recovery, s", f"<= {MAX_RECOVERY_S:g}", recovered, held=in_time),
+        bound("idle, s", f"<= {MAX_IDLE_S:g}", idle_s, held=soon_idle),
         bound("failures", "0", results["failures"], held=results["failures"] == 0),
     ]
 

@@ -55,18 +55,24 @@ def held(**changes: Any) -> list[bool]:
         "goodput_after_ratio": 0.9,
         "memory": {"growth_percent": 2.0},
         "recovery_s": 10.0,
+        "idle_s": 10.0,
         "failures": 0,
     }
     return [bound["held"] for bound in overload.bounds(results | changes)]
 
 
 def test_each_bound_is_judged_for_itself() -> None:
-    assert held() == [True] * 5
-    assert held(goodput_ratio=0.89) == [False, True, True, True, True]
-    assert held(goodput_after_ratio=0.89) == [True, False, True, True, True]
-    assert held(memory={"growth_percent": 2.01}) == [True, True, False, True, True]
-    assert held(recovery_s=10.1) == held(recovery_s=None) == [True, True, True, False, True]
-    assert held(failures=1) == [True, True, True, True, False]
+    assert held() == [True] * 6
+
+    def broken(place: int) -> list[bool]:
+        return [i != place for i in range(6)]
+
+    assert held(goodput_ratio=0.89) == broken(0)
+    assert held(goodput_after_ratio=0.89) == broken(1)
+    assert held(memory={"growth_percent": 2.01}) == broken(2)
+    assert held(recovery_s=10.1) == held(recovery_s=None) == broken(3)
+    assert held(idle_s=10.1) == held(idle_s=None) == broken(4)
+    assert held(failures=1) == broken(5)
 
 
 def test_arrivals_are_at_random_and_do_not_wait_for_answers() -> None:
