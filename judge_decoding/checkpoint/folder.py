@@ -1,4 +1,4 @@
-"""A model folder as one value, and what identifies its weights and its vocabulary."""
+"""A model as one value, and what identifies its weights and its vocabulary."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ import math
 from functools import cached_property
 from pathlib import Path
 
-from judge_decoding.checkpoint.config_json import LlamaConfig, read_config, read_json
-from judge_decoding.checkpoint.tensors import Tensors
+from judge_decoding.checkpoint.config_json import (
+    LlamaConfig,
+    checked_config,
+    read_config,
+    read_json,
+)
+from judge_decoding.checkpoint.gguf_config import config_json
+from judge_decoding.checkpoint.gguf_file import SUFFIX, GgufFile
+from judge_decoding.checkpoint.gguf_tensors import GgufTensors
+from judge_decoding.checkpoint.tensors import SafeTensors, Tensors
 
 _SAMPLE_BYTES = 4096
 
 
 class Checkpoint:
-    """A Hugging Face Llama folder.
+    """A Llama: a Hugging Face folder, or a GGUF file (`folder` is then the file).
 
     Each part is read once, on first use, so that a process that needs only the configuration reads
     no weights. A property raises UserError if the files do not hold what it needs. Drop the object
@@ -26,18 +34,27 @@ class Checkpoint:
         self.folder = folder
 
     @cached_property
+    def gguf(self) -> GgufFile | None:
+        """The opened GGUF file; None for a folder."""
+        return GgufFile(self.folder) if self.folder.suffix == SUFFIX else None
+
+    @cached_property
     def config(self) -> LlamaConfig:
-        return read_config(self.folder)
+        if self.gguf is None:
+            return read_config(self.folder)
+        return checked_config(self.folder, self.folder, config_json(self.gguf))
 
     @cached_property
     def tensors(self) -> Tensors:
         """The opened weight files; each tensor is read only when it is requested."""
-        return Tensors(self.folder)
+        if self.gguf is None:
+            return SafeTensors(self.folder)
+        return GgufTensors(self.gguf, self.config)
 
     @property
     def has_weights(self) -> bool:
         """Whether there are weights; a machine that serves compiled engines may lack them."""
-        return any(self.folder.glob("*.safetensors"))
+        return self.folder.suffix == SUFFIX or any(self.folder.glob("*.safetensors"))
 
     @property
     def has_tokenizer(self) -> bool:
