@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from judge_decoding.checkpoint import read_json
+from judge_decoding.checkpoint.gguf_file import SUFFIX, GgufFile
+from judge_decoding.checkpoint.gguf_tokenizer import tokenizer_config, tokenizer_json
 from judge_decoding.errors import UserError
 
 _REPLACEMENT = "\ufffd"
@@ -19,7 +22,8 @@ SET_CHAT_TEMPLATE = "say `chat_template: none` in the deployment (a prompt is th
 
 
 class Tokenizer:
-    """A Hugging Face tokenizer folder: `tokenizer.json` and the chat template beside it.
+    """A Hugging Face tokenizer folder (`tokenizer.json` and the chat template beside it), or a GGUF
+    file (`folder` is then the file).
 
     Only `tokenizers` and jinja2 are used: importing transformers would cost seconds at every start.
     """
@@ -29,11 +33,13 @@ class Tokenizer:
 
         self.folder = folder
         self.chat_template: ChatTemplate = chat_template
-        path = folder / "tokenizer.json"
+        self._gguf = GgufFile(folder) if folder.suffix == SUFFIX else None
+        path = folder if self._gguf else folder / "tokenizer.json"
         if not path.is_file():
             raise UserError(f"tokenizer: no file {path}")
+        document = json.dumps(tokenizer_json(self._gguf)) if self._gguf else None
         try:
-            self._fast = Fast.from_file(str(path))
+            self._fast = Fast.from_str(document) if document else Fast.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"tokenizer: {path} is not readable ({error})") from None
         # Training may leave these settings in the file. They would cut and pad prompts;
@@ -103,6 +109,8 @@ class Tokenizer:
 
     @cached_property
     def _config(self) -> dict[str, Any]:
+        if self._gguf is not None:
+            return tokenizer_config(self._gguf)
         path = self.folder / "tokenizer_config.json"
         return read_json(path) if path.is_file() else {}
 

@@ -7,6 +7,7 @@ import json
 import math
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from judge_decoding.checkpoint.config_json import (
     LlamaConfig,
@@ -17,6 +18,7 @@ from judge_decoding.checkpoint.config_json import (
 from judge_decoding.checkpoint.gguf_config import config_json
 from judge_decoding.checkpoint.gguf_file import SUFFIX, GgufFile
 from judge_decoding.checkpoint.gguf_tensors import GgufTensors
+from judge_decoding.checkpoint.gguf_tokenizer import tokenizer_json
 from judge_decoding.checkpoint.tensors import SafeTensors, Tensors
 
 _SAMPLE_BYTES = 4096
@@ -59,6 +61,8 @@ class Checkpoint:
     @property
     def has_tokenizer(self) -> bool:
         """Whether the folder holds a tokenizer; a draft without one uses its target's."""
+        if self.gguf is not None:
+            return "tokenizer.ggml.tokens" in self.gguf.metadata
         return (self.folder / "tokenizer.json").is_file()
 
     @cached_property
@@ -81,9 +85,16 @@ class Checkpoint:
         return digest.hexdigest()[:16]
 
     @cached_property
+    def tokenizer_json(self) -> dict[str, Any]:
+        """The contents of `tokenizer.json`."""
+        if self.gguf is not None:
+            return tokenizer_json(self.gguf)
+        return read_json(self.folder / "tokenizer.json")
+
+    @cached_property
     def tokenizer_hash(self) -> str:
         """16 hex digits that identify the vocabulary: a hash of the model and the added tokens of
-        `tokenizer.json`."""
-        raw = read_json(self.folder / "tokenizer.json")
+        the tokenizer."""
+        raw = self.tokenizer_json
         core = json.dumps([raw.get("model"), raw.get("added_tokens")], sort_keys=True)
         return hashlib.sha256(core.encode()).hexdigest()[:16]
