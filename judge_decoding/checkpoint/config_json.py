@@ -11,9 +11,6 @@ from typing import Any
 
 from judge_decoding.errors import UserError
 
-DEMO_FOLDER = "smollm2-135m-instruct"
-"""The demo target's folder, which `make target` creates."""
-
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -61,8 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_config(folder: Path) -> LlamaConfig:
     """Read a LlamaForCausalLM's `config.json`; UserError if it needs more than Llama-3 has."""
     if not folder.is_dir():
-        hint = " (make it: make venv && make target)" if folder.name == DEMO_FOLDER else ""
-        raise UserError(f"model: no folder {folder}{hint}")
+        raise UserError(f"model: no folder {folder}")
     return checked_config(folder, folder / "config.json", read_json(folder / "config.json"))
 
 

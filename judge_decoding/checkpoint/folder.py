@@ -44,7 +44,14 @@ class Checkpoint:
     def config(self) -> LlamaConfig:
         if self.gguf is None:
             return read_config(self.folder)
-        return checked_config(self.folder, self.folder, config_json(self.gguf))
+        return checked_config(self.folder, self.folder, self.config_json)
+
+    @cached_property
+    def config_json(self) -> dict[str, Any]:
+        """The contents of `config.json`, not yet checked."""
+        if self.gguf is not None:
+            return config_json(self.gguf)
+        return read_json(self.folder / "config.json")
 
     @cached_property
     def tensors(self) -> Tensors:
@@ -90,6 +97,23 @@ class Checkpoint:
         if self.gguf is not None:
             return tokenizer_json(self.gguf)
         return read_json(self.folder / "tokenizer.json")
+
+    def same_tokenizer(self, other: Checkpoint) -> bool:
+        """Whether every token id means the same to both models.
+
+        A GGUF file does not hold all that is in a `tokenizer.json`. Beside one, only the tokens of
+        the ids that both have are compared.
+        """
+        if self.gguf is None is other.gguf:
+            return self.tokenizer_hash == other.tokenizer_hash
+        ours, theirs = self._tokens, other._tokens
+        return all(ours[index] == theirs[index] for index in ours.keys() & theirs.keys())
+
+    @property
+    def _tokens(self) -> dict[int, str]:
+        raw = self.tokenizer_json
+        tokens = {index: token for token, index in raw["model"]["vocab"].items()}
+        return tokens | {token["id"]: token["content"] for token in raw["added_tokens"]}
 
     @cached_property
     def tokenizer_hash(self) -> str:

@@ -27,22 +27,26 @@ def config_json(file: GgufFile) -> dict[str, Any]:
     if meta.get("llama.expert_count"):
         raise UserError(f"model: {path} is a mixture of experts, which this engine does not run")
 
-    def need(key: str) -> Any:
-        if key not in meta:
+    def value(key: str, default: Any = None) -> Any:
+        """One number; UserError if it is missing and there is no default."""
+        found = meta.get(key, default)
+        if found is None:
             raise UserError(f"model: {path} lacks the metadata {key}")
-        return meta[key]
+        if isinstance(found, (list, np.ndarray)):
+            raise UserError(f"model: {path} has a list as {key}, this engine needs one value")
+        return found
 
     if EMBEDDING not in file.tensors:
         raise UserError(f"model: {path} has no tensor {EMBEDDING}")
-    width, heads = need("llama.embedding_length"), need("llama.attention.head_count")
+    width, heads = value("llama.embedding_length"), value("llama.attention.head_count")
     default = width // heads if type(width) is type(heads) is int and heads else 0
-    size = meta.get("llama.attention.key_length", default)
+    size = value("llama.attention.key_length", default)
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
-        if meta.get(key, size) != size:
+        if size and (found := value(key, size)) != size:
             raise UserError(
-                f"model: {path} has {key} {meta[key]}; this engine needs the keys' length, {size}"
+                f"model: {path} has {key} {found}; this engine needs the keys' length, {size}"
             )
-    rope = {"rope_theta": meta.get("llama.rope.freq_base", 10000.0), "rope_type": "default"}
+    rope = {"rope_theta": value("llama.rope.freq_base", 10000.0), "rope_type": "default"}
     scaling = _rope_scaling(file, rope["rope_theta"], size)
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -50,14 +54,14 @@ def config_json(file: GgufFile) -> dict[str, Any]:
         "dtype": "bfloat16",
         "vocab_size": file.tensors[EMBEDDING].rows,
         "hidden_size": width,
-        "intermediate_size": need("llama.feed_forward_length"),
-        "num_hidden_layers": need("llama.block_count"),
+        "intermediate_size": value("llama.feed_forward_length"),
+        "num_hidden_layers": value("llama.block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": meta.get("llama.attention.head_count_kv", heads),
+        "num_key_value_heads": value("llama.attention.head_count_kv", heads),
         "head_dim": size,
         "hidden_act": "silu",
-        "max_position_embeddings": need("llama.context_length"),
-        "rms_norm_eps": need("llama.attention.layer_norm_rms_epsilon"),
+        "max_position_embeddings": value("llama.context_length"),
+        "rms_norm_eps": value("llama.attention.layer_norm_rms_epsilon"),
         "rope_parameters": rope | scaling,
         "rope_theta": rope["rope_theta"],  # where older readers look
         "tie_word_embeddings": HEAD not in file.tensors,
@@ -85,7 +89,8 @@ def _rope_scaling(file: GgufFile, theta: Any, size: Any) -> dict[str, Any]:
     kind = file.metadata.get("llama.rope.scaling.type", "none")
     if kind != "none":
         raise UserError(f"model: {file.path} has rope scaling {kind!r}; supported: Llama-3.1's")
-    if ROPE_FACTORS not in file.tensors:
+    sound = type(size) is int and size > 0 and type(theta) is float and theta > 0
+    if ROPE_FACTORS not in file.tensors or not sound:  # what is not sound is refused later
         return {}
     stored = file.tensors[ROPE_FACTORS]
     if stored.kind.name != "F32" or stored.shape != (size // 2,):

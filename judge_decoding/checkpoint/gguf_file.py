@@ -20,6 +20,8 @@ import numpy.typing as npt
 from judge_decoding.errors import UserError
 
 SUFFIX = ".gguf"
+DEMO_FILE = "smollm2-135m-instruct.gguf"
+"""The demo target, which `make target` creates."""
 _MOST_DIMENSIONS = 4  # llama.cpp's own limit
 
 
@@ -91,7 +93,8 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise UserError(f"model: no file {path}")
+            hint = " (make it: make venv && make target)" if path.name == DEMO_FILE else ""
+            raise UserError(f"model: no file {path}{hint}")
         try:
             self._size = path.stat().st_size
             with path.open("rb") as file:
