@@ -11,10 +11,21 @@ import numpy as np
 import numpy.typing as npt
 
 from judge_decoding.checkpoint import Checkpoint
-from judge_decoding.checkpoint.gguf_tensors import _LAYER, _TOP
+from judge_decoding.checkpoint.gguf_file import KINDS
 
-_LAYERS = {ours: theirs for theirs, ours in _LAYER.items()}
-_TOPS = {ours: theirs for theirs, ours in _TOP.items()}
+HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+"""Where a block's float16 scale and minimum are; those of the others begin it."""
+
+
+def random_blocks(name: str, rows: int, columns: int) -> npt.NDArray[np.uint8]:
+    """Blocks of any bits, but with finite scales: uint8 [rows, bytes of a row]."""
+    kind = next(kind for kind in KINDS.values() if kind.name == name)
+    random = np.random.default_rng(0)
+    raw = random.integers(0, 256, (rows * columns // kind.block, kind.size), dtype=np.uint8)
+    for at in HALVES.get(name, (0,)):
+        halves = random.standard_normal((len(raw), 1)).astype(np.float16)
+        raw[:, at : at + 2] = halves.view(np.uint8)
+    return raw.reshape(rows, -1)
 
 
 def llama_cpp_order(weight: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
@@ -33,6 +44,8 @@ def write_gguf(
     **metadata: Any,
 ) -> Path:
     """The Llama in `folder` as one GGUF file with matrices of `kind`; `extra` tensors in float32.
+
+    Matrices of Q4_K, Q5_K and Q6_K are `random_blocks`.
 
     metadata  values that replace the file's own, None to leave one out; "__" stands for a dot
     """
@@ -58,16 +71,21 @@ def write_gguf(
     for key, value in values.items():
         _add(writer, key, value)
     form = gguf.GGMLQuantizationType[kind]
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers)
     for name in checkpoint.tensors.names():
+        stored = names.get_name(name, try_suffixes=(".weight",))
         weight = checkpoint.tensors.get(name).float().numpy()
         heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
         if heads is not None:
             weight = llama_cpp_order(weight, heads)
         if weight.ndim == 1:
-            writer.add_tensor(_stored_name(name), weight)
+            writer.add_tensor(stored, weight)
         else:
-            data = gguf.quants.quantize(np.ascontiguousarray(weight), form)
-            writer.add_tensor(_stored_name(name), data, raw_dtype=form)
+            if kind.endswith("_K"):  # the package quantizes to none of these
+                data = random_blocks(kind, *weight.shape)
+            else:
+                data = gguf.quants.quantize(np.ascontiguousarray(weight), form)
+            writer.add_tensor(stored, data, raw_dtype=form)
     for name, tensor in (extra or {}).items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()
@@ -108,10 +126,3 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_string(key, value)
     else:
         writer.add_array(key, value)
-
-
-def _stored_name(name: str) -> str:
-    if name in _TOPS:
-        return _TOPS[name]
-    layer, _, rest = name.removeprefix("model.layers.").partition(".")
-    return f"blk.{layer}.{_LAYERS[rest.removesuffix('.weight')]}.weight"

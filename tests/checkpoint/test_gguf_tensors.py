@@ -8,29 +8,16 @@ from typing import Any
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
 from judge_decoding.checkpoint import Checkpoint, LlamaConfig
 from judge_decoding.checkpoint.gguf_blocks import dequantize
 from judge_decoding.checkpoint.gguf_file import KINDS, Kind
-from tests.checkpoint.gguf_world import write_gguf
+from tests.checkpoint.gguf_world import llama_cpp_order, random_blocks, write_gguf
 from tests.conftest import write_llama
 
 QUANTIZED = [kind for kind in KINDS.values() if kind.name not in ("F32", "F16", "BF16")]
-HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
-"""Where a block's float16 scale and minimum are; those of the others begin it."""
-
-
-def random_blocks(kind: Kind, rows: int, columns: int) -> npt.NDArray[np.uint8]:
-    """Blocks of any bits, but with finite scales: uint8 [rows, bytes of a row]."""
-    random = np.random.default_rng(0)
-    raw = random.integers(0, 256, (rows * columns // kind.block, kind.size), dtype=np.uint8)
-    for at in HALVES.get(kind.name, (0,)):
-        halves = random.standard_normal((len(raw), 1)).astype(np.float16)
-        raw[:, at : at + 2] = halves.view(np.uint8)
-    return raw.reshape(rows, -1)
 
 
 def as_stored(config: LlamaConfig) -> LlamaConfig:
@@ -53,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", QUANTIZED, ids=lambda kind: kind.name)
 def test_blocks_are_dequantized_as_the_gguf_package_does(kind: Kind) -> None:
-    raw = random_blocks(kind, 70, 512)  # more values than are de-quantized at once
+    raw = random_blocks(kind.name, 70, 512)  # more values than are de-quantized at once
     expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind.name])
     found = dequantize(torch.from_numpy(raw), kind, torch.float32)
     assert torch.equal(found, torch.from_numpy(expected))
@@ -84,6 +71,30 @@ def test_a_quantized_model_is_read_in_the_models_own_order(
             if weight.dim() == 2:
                 wanted = weight[part] if dim == 0 else weight[:, part]
                 assert torch.equal(stored.tensors.part(name, dim, part), wanted), name
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
+def test_blocks_of_256_values_are_read_in_parts(kind: str, tmp_path: Path) -> None:
+    """Nothing quantizes to these kinds here, so the file holds blocks of any bits."""
+    form = gguf.GGMLQuantizationType[kind]
+    folder = write_llama(tmp_path / "model", hidden_size=512, intermediate_size=256)
+    stored = Checkpoint(write_gguf(tmp_path / "a.gguf", folder, kind))
+    heads = {"q_proj": stored.config.num_heads, "k_proj": stored.config.num_kv_heads}
+    for name in (name for name in stored.tensors.names() if "norm" not in name):
+        weight, blocks = stored.tensors.get(name), stored.tensors.blocks(name)
+        rows, columns = weight.shape
+        raw = random_blocks(kind, rows, columns)
+        expected = gguf.quants.dequantize(raw, form)
+        assert blocks is not None and blocks.kind == kind
+        moved, moved_raw = weight.float().numpy(), blocks.data
+        if name.split(".")[-2] in heads:
+            count = heads[name.split(".")[-2]]
+            moved, moved_raw = llama_cpp_order(moved, count), llama_cpp_order(moved_raw, count)
+        assert np.array_equal(moved_raw, raw), name
+        assert torch.equal(torch.from_numpy(moved), torch.from_numpy(expected).bfloat16().float())
+        for part in (slice(0, 100), slice(200, 256), slice(columns - 300, columns)):
+            if part.start >= 0:
+                assert torch.equal(stored.tensors.part(name, 1, part), weight[:, part]), name
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
