@@ -82,7 +82,7 @@ promtool: venv
 	fi; \
 	command -v promtool >/dev/null || echo "make: no promtool, so the tests of alert rules are skipped"
 
-# The demo target, de-quantized once into the cache folder; a later run only checks it.
+# The demo target, copied once into the cache folder; a later run only checks it.
 target: venv
 	$(BIN)/python build/demo_target.py
 

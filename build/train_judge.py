@@ -1,7 +1,7 @@
 """Train a judge on labels and choose its threshold.
 
     python build/train_judge.py --labels cache:mined-facts.jsonl --labels cache:mined-chat.jsonl \
-        --held-out-labels cache:court.jsonl --target cache:smollm2-135m-instruct
+        --held-out-labels cache:court.jsonl --target cache:smollm2-135m-instruct.gguf
 
 It writes the judge, its card beside it, DOCS/results/judge_training.json and
 DOCS/figures/judge_*.png. judge_decoding/training/judge/threshold.py explains the three ways to

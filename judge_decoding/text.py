@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, Literal
 from judge_client.echo import shown
 from judge_decoding.chat_template import SOURCE_BYTES, Template, TemplateTooMuch
 from judge_decoding.checkpoint.folder import TOKENIZER_BYTES
+from judge_decoding.checkpoint.gguf_file import SUFFIX, GgufFile
+from judge_decoding.checkpoint.gguf_tokenizer import tokenizer_config, tokenizer_json
 from judge_decoding.errors import UserError, shorten
 from judge_decoding.files import read_bounded, read_object
 from judge_decoding.tokenizer_patterns import check_patterns, is_panic
@@ -22,7 +25,8 @@ SET_CHAT_TEMPLATE = "say `chat_template: none` in the deployment (a prompt is th
 
 
 class Tokenizer:
-    """A Hugging Face tokenizer folder: `tokenizer.json` and the chat template beside it.
+    """A Hugging Face tokenizer folder (`tokenizer.json` and the chat template beside it), or a GGUF
+    file (`folder` is then the file).
 
     Only `tokenizers` and jinja2 are used: importing transformers would cost seconds at every start.
     """
@@ -32,11 +36,13 @@ class Tokenizer:
 
         self.folder = folder
         self.chat_template: ChatTemplate = chat_template
-        path = folder / "tokenizer.json"
+        self._gguf = GgufFile(folder) if folder.suffix == SUFFIX else None
+        path = folder if self._gguf else folder / "tokenizer.json"
         if not path.exists():
             raise UserError(f"tokenizer: no file {path}")
+        document = json.dumps(tokenizer_json(self._gguf)).encode() if self._gguf else None
         try:
-            self._fast = Fast.from_buffer(read_bounded(path, TOKENIZER_BYTES))
+            self._fast = Fast.from_buffer(document or read_bounded(path, TOKENIZER_BYTES))
         except BaseException as error:  # the library raises bare Exception, and panics
             if not isinstance(error, Exception) and not is_panic(error):
                 raise
@@ -116,6 +122,8 @@ class Tokenizer:
 
     @cached_property
     def _config(self) -> dict[str, Any]:
+        if self._gguf is not None:
+            return tokenizer_config(self._gguf)
         path = self.folder / "tokenizer_config.json"
         return read_object(path, "tokenizer") if path.exists() else {}
 

@@ -12,9 +12,6 @@ from judge_client.echo import shown
 from judge_decoding.errors import UserError
 from judge_decoding.files import read_object
 
-DEMO_FOLDER = "smollm2-135m-instruct"
-"""The demo target's folder, which `make target` creates."""
-
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -50,9 +47,15 @@ class LlamaConfig:
 def read_config(folder: Path) -> LlamaConfig:
     """Read a LlamaForCausalLM's `config.json`; UserError if it needs more than Llama-3 has."""
     if not folder.is_dir():
-        hint = " (make it: make venv && make target)" if folder.name == DEMO_FOLDER else ""
-        raise UserError(f"model: no folder {folder}{hint}")
-    raw = read_object(folder / "config.json")
+        raise UserError(f"model: no folder {folder}")
+    return checked_config(folder, folder / "config.json", read_object(folder / "config.json"))
+
+
+def checked_config(folder: Path, source: Path, raw: Mapping[str, Any]) -> LlamaConfig:
+    """The configuration that `raw`, the contents of a `config.json`, describes.
+
+    folder, source  the model and the file that errors name
+    """
     if raw.get("model_type") != "llama":
         raise UserError(
             f"model: {folder} is a {shown(raw.get('model_type'))}, this engine runs 'llama'"
@@ -64,7 +67,6 @@ def read_config(folder: Path) -> LlamaConfig:
             )
     if raw.get("quantization_config"):
         raise UserError(f"model: {folder} is quantized; re-save it as plain bf16 or fp32")
-    source = folder / "config.json"
     rope, scaling = (_mapping(raw, key, source) for key in ("rope_parameters", "rope_scaling"))
     theta = {"rope_theta": rope.get("rope_theta") or raw.get("rope_theta") or 10000.0}
     try:
@@ -76,7 +78,7 @@ def read_config(folder: Path) -> LlamaConfig:
             num_heads=raw["num_attention_heads"],
             num_kv_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
             head_dim=raw.get("head_dim") or _head_dim(raw),
-            rms_norm_eps=_number({"rms_norm_eps": 1e-6} | raw, "rms_norm_eps", source),
+            rms_norm_eps=_number({"rms_norm_eps": 1e-6, **raw}, "rms_norm_eps", source),
             rope_theta=_number(theta, "rope_theta", source),
             rope_scaling=_rope_scaling(scaling or rope, source),
             max_position_embeddings=raw.get("max_position_embeddings", 2048),

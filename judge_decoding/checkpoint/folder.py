@@ -1,4 +1,4 @@
-"""A model folder as one value, and what identifies its weights and its vocabulary."""
+"""A model as one value, and what identifies its weights and its vocabulary."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import json
 import math
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from judge_decoding.checkpoint.config_json import LlamaConfig, read_config
-from judge_decoding.checkpoint.tensors import Tensors
+from judge_decoding.checkpoint.config_json import LlamaConfig, checked_config, read_config
+from judge_decoding.checkpoint.gguf_config import config_json
+from judge_decoding.checkpoint.gguf_file import SUFFIX, GgufFile
+from judge_decoding.checkpoint.gguf_tensors import GgufTensors
+from judge_decoding.checkpoint.gguf_tokenizer import tokenizer_json
+from judge_decoding.checkpoint.tensors import SafeTensors, Tensors
 from judge_decoding.files import read_object
 
 TOKENIZER_BYTES = 64 << 20
@@ -18,7 +23,7 @@ _SAMPLE_BYTES = 4096
 
 
 class Checkpoint:
-    """A Hugging Face Llama folder.
+    """A Llama: a Hugging Face folder, or a GGUF file (`folder` is then the file).
 
     Each part is read once, on first use, so that a process that needs only the configuration reads
     no weights. A property raises UserError if the files do not hold what it needs. Drop the object
@@ -29,22 +34,40 @@ class Checkpoint:
         self.folder = folder
 
     @cached_property
+    def gguf(self) -> GgufFile | None:
+        """The opened GGUF file; None for a folder."""
+        return GgufFile(self.folder) if self.folder.suffix == SUFFIX else None
+
+    @cached_property
     def config(self) -> LlamaConfig:
-        return read_config(self.folder)
+        if self.gguf is None:
+            return read_config(self.folder)
+        return checked_config(self.folder, self.folder, self.config_json)
+
+    @cached_property
+    def config_json(self) -> dict[str, Any]:
+        """The contents of `config.json`, not yet checked."""
+        if self.gguf is not None:
+            return config_json(self.gguf)
+        return read_object(self.folder / "config.json")
 
     @cached_property
     def tensors(self) -> Tensors:
         """The opened weight files; each tensor is read only when it is requested."""
-        return Tensors(self.folder)
+        if self.gguf is None:
+            return SafeTensors(self.folder)
+        return GgufTensors(self.gguf, self.config)
 
     @property
     def has_weights(self) -> bool:
         """Whether there are weights; a machine that serves compiled engines may lack them."""
-        return any(self.folder.glob("*.safetensors"))
+        return self.folder.suffix == SUFFIX or any(self.folder.glob("*.safetensors"))
 
     @property
     def has_tokenizer(self) -> bool:
         """Whether the folder holds a tokenizer; a draft without one uses its target's."""
+        if self.gguf is not None:
+            return "tokenizer.ggml.tokens" in self.gguf.metadata
         return (self.folder / "tokenizer.json").is_file()
 
     @cached_property
@@ -67,9 +90,33 @@ class Checkpoint:
         return digest.hexdigest()[:16]
 
     @cached_property
+    def tokenizer_json(self) -> dict[str, Any]:
+        """The contents of `tokenizer.json`."""
+        if self.gguf is not None:
+            return tokenizer_json(self.gguf)
+        return read_object(self.folder / "tokenizer.json", most=TOKENIZER_BYTES)
+
+    def same_tokenizer(self, other: Checkpoint) -> bool:
+        """Whether every token id means the same to both models.
+
+        A GGUF file does not hold all that is in a `tokenizer.json`. Beside one, only the tokens of
+        the ids that both have are compared.
+        """
+        if self.gguf is None is other.gguf:
+            return self.tokenizer_hash == other.tokenizer_hash
+        ours, theirs = self._tokens, other._tokens
+        return all(ours[index] == theirs[index] for index in ours.keys() & theirs.keys())
+
+    @property
+    def _tokens(self) -> dict[int, str]:
+        raw = self.tokenizer_json
+        tokens = {index: token for token, index in raw["model"]["vocab"].items()}
+        return tokens | {token["id"]: token["content"] for token in raw["added_tokens"]}
+
+    @cached_property
     def tokenizer_hash(self) -> str:
         """16 hex digits that identify the vocabulary: a hash of the model and the added tokens of
-        `tokenizer.json`."""
-        raw = read_object(self.folder / "tokenizer.json", most=TOKENIZER_BYTES)
+        the tokenizer."""
+        raw = self.tokenizer_json
         core = json.dumps([raw.get("model"), raw.get("added_tokens")], sort_keys=True)
         return hashlib.sha256(core.encode()).hexdigest()[:16]

@@ -1,11 +1,16 @@
-"""The tensors of a Llama folder, in one `.safetensors` file or in shards."""
+"""The tensors of a model by name; those of a folder lie in one `.safetensors` file or in shards."""
 
 from __future__ import annotations
 
+import builtins
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from judge_client.echo import shown
 from judge_decoding.checkpoint.config_json import LlamaConfig
@@ -61,45 +66,43 @@ def _shards(index: Path) -> set[str]:
     return set(files.values())
 
 
-class Tensors:
-    """The tensors of a folder by name, read on demand."""
+class Blocks(NamedTuple):
+    """A matrix as a GGUF file stores it, its rows in the order of the model's own weight."""
 
-    def __init__(self, folder: Path) -> None:
-        from safetensors import SafetensorError, safe_open
+    kind: str
+    """"Q4_1", "Q4_K" and so on: `gguf_file.KINDS` has their sizes, `gguf_blocks` their formulas."""
+    data: npt.NDArray[np.uint8]
+    """uint8 [rows, bytes of a row], row after row of blocks: a view of the file, or for the query
+    and key projections, whose rows llama.cpp reorders, a copy."""
+    columns: int
 
-        self.folder = folder
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise UserError(f"model: no .safetensors file in {folder}")
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            named = _shards(index)
-            if missing := sorted(named - {file.name for file in files}):
-                raise UserError(f"model: {folder} lacks the shard {shown(missing[0])}")
-            files = [file for file in files if file.name in named]
-        self._where: dict[str, Any] = {}
-        for file in files:
-            try:
-                check_header(file)
-                handle: Any = safe_open(str(file), framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"model: {file} is damaged ({shorten(error)})") from None
-            names = handle.keys()
-            if twice := sorted(self._where.keys() & set(names)):
-                raise UserError(f"model: {folder} has {shown(twice[0])} in two files; keep one")
-            self._where.update((name, handle) for name in names)
 
+class Tensors(ABC):
+    """The tensors of a model by name, read on demand; `folder` is for messages."""
+
+    folder: Path
+
+    @abstractmethod
     def names(self) -> list[str]:
-        return sorted(self._where)
+        """Every tensor's name, sorted."""
+
+    @abstractmethod
+    def slice(self, name: str) -> Any:
+        """The tensor, not read yet: `get_shape()`, `get_dtype()`, and `[rows]` or `[rows, columns]`
+        reads a part. UserError if there is none of this name."""
 
     def __contains__(self, name: str) -> bool:
-        return name in self._where
+        return name in self.names()
+
+    def blocks(self, name: str) -> Blocks | None:
+        """A matrix in the quantized blocks of its file; None if it is not stored in any."""
+        return None
 
     def get(self, name: str) -> torch.Tensor:
         """The whole tensor. Like `part`, refuses a weight that is quantized or not finite."""
-        return self._sound(name, self._file(name).get_tensor(name))
+        return self._sound(name, self.slice(name)[:])
 
-    def part(self, name: str, dim: int, part: slice) -> torch.Tensor:
+    def part(self, name: str, dim: int, part: builtins.slice) -> torch.Tensor:
         """Rows (`dim` 0) or columns (1) of a matrix; the rest of it is not loaded."""
         matrix = self.slice(name)
         return self._sound(name, matrix[part] if dim == 0 else matrix[:, part])
@@ -150,6 +153,44 @@ class Tensors:
                         f"model: {self.folder} has {name} of shape {shown(found)}, its config says "
                         f"{shape}"
                     )
+
+
+class SafeTensors(Tensors):
+    """The tensors of a folder's `.safetensors` files."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.folder = folder
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise UserError(f"model: no .safetensors file in {folder}")
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            named = _shards(index)
+            if missing := sorted(named - {file.name for file in files}):
+                raise UserError(f"model: {folder} lacks the shard {shown(missing[0])}")
+            files = [file for file in files if file.name in named]
+        self._where: dict[str, Any] = {}
+        for file in files:
+            try:
+                check_header(file)
+                handle: Any = safe_open(str(file), framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"model: {file} is damaged ({shorten(error)})") from None
+            names = handle.keys()
+            if twice := sorted(self._where.keys() & set(names)):
+                raise UserError(f"model: {folder} has {shown(twice[0])} in two files; keep one")
+            self._where.update((name, handle) for name in names)
+
+    def names(self) -> list[str]:
+        return sorted(self._where)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def get(self, name: str) -> torch.Tensor:
+        return self._sound(name, self._file(name).get_tensor(name))
 
     def slice(self, name: str) -> Any:
         return self._file(name).get_slice(name)

@@ -19,7 +19,7 @@ def annotate(
     answers: Annotated[Path, typer.Argument(help="JSONL file of answers.")],
     out: Annotated[str, typer.Option(help="Label file to write, or to go on with.")],
     target: Annotated[
-        str, typer.Option(help="The target's folder, for its tokenizer.")
+        str, typer.Option(help="The target: a folder or a GGUF file, for its tokenizer.")
     ] = DEMO_TARGET,
     annotator: Annotated[str, typer.Option(help="Whose labels these are.")] = "person",
     after_error: Annotated[

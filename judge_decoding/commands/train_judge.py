@@ -32,7 +32,7 @@ def train_judge(
         list[str] | None,
         typer.Option(help="JSONL file to report on, not to train on. Repeatable."),
     ] = None,
-    target: Annotated[str, typer.Option(help="The target's folder.")] = DEMO_TARGET,
+    target: Annotated[str, typer.Option(help="The target: a folder or a GGUF file.")] = DEMO_TARGET,
     out: Annotated[Path, typer.Option(help="Judge to write, with its card beside it.")] = Path(
         "models/smollm2-135m-judge.safetensors"
     ),

@@ -63,7 +63,7 @@ class Checkpoints:
                 f"draft: {draft.folder} has a vocabulary of {sizes[0]} tokens, the target's is "
                 f"{sizes[1]}; draft and target must share one tokenizer"
             )
-        if draft.has_tokenizer and draft.tokenizer_hash != target.tokenizer_hash:
+        if draft.has_tokenizer and not draft.same_tokenizer(target):
             raise UserError(
                 f"draft: {draft.folder} has another tokenizer than the target {target.folder}; "
                 "draft and target must share one"

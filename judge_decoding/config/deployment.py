@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from judge_decoding.checkpoint import Checkpoint
+from judge_decoding.checkpoint.gguf_file import SUFFIX
 from judge_decoding.config.fields import Dtype, Strict, describe
 from judge_decoding.config.sections import (
     AcceptanceConfig,
@@ -99,6 +100,11 @@ class Deployment(Strict):
                 "engine trtllm has no ranks.colocate_draft: an executor holds one model; give both "
                 "models the same ranks.*.devices and say trtllm.shared_gpus: true"
             )
+        for model in (self.target, self.draft):
+            if model.model.suffix == SUFFIX:
+                raise ValueError(
+                    f"engine trtllm needs Hugging Face folders, and {model.model} is a GGUF file"
+                )
         if self.dtype != "bfloat16":
             raise ValueError(f"engine trtllm runs dtype bfloat16, not {self.dtype}")
         if self.max_draft_len < 1:

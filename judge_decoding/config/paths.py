@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from judge_decoding.checkpoint.config_json import DEMO_FOLDER
+from judge_decoding.checkpoint.gguf_file import DEMO_FILE
 from judge_decoding.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _CACHE = "cache:"
-DEMO_TARGET = f"{_CACHE}{DEMO_FOLDER}"
-"""The folder that `build/demo_target.py` creates."""
+DEMO_TARGET = f"{_CACHE}{DEMO_FILE}"
+"""The file that `build/demo_target.py` copies."""
 
 
 def shipped(name: str) -> Path:

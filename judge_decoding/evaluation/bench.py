@@ -13,7 +13,7 @@ prompt, in rotating order, before the next prompt, so that the machine's drift h
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -155,15 +155,15 @@ def load_peers(names: Sequence[str], pipeline: Pipeline) -> list[BenchSystem]:
     deployment, end_ids = pipeline.deployment, pipeline.engines.target.end_ids
     if not names:
         return []
-    dtype, llama = getattr(torch, deployment.dtype), _transformers().LlamaForCausalLM
-    model = llama.from_pretrained(deployment.target.model, dtype=dtype).eval()
+    dtype = getattr(torch, deployment.dtype)
+    model = transformers_model(deployment.target.model, dtype, {})
     systems: list[BenchSystem] = []
     for name in names:
         assistant = None
         if name == "hf-assisted":
             if deployment.draft is None:
                 raise UserError("peers: hf-assisted needs a draft, the deployment has none")
-            assistant = _assistant(deployment.draft.model, model, dtype)
+            assistant = transformers_model(deployment.draft.model, dtype, model.state_dict())
             # The default of 20 tokens per round suits no small draft, so we set our own length. As
             # by default, transformers still stops early where the draft is unsure.
             assistant.generation_config.num_assistant_tokens = deployment.max_draft_len
@@ -172,18 +172,24 @@ def load_peers(names: Sequence[str], pipeline: Pipeline) -> list[BenchSystem]:
     return systems
 
 
-def _assistant(folder: Path, target: Any, dtype: torch.dtype) -> Any:
-    """The draft as a whole LlamaForCausalLM, with the tensors that it shares with the target.
+def transformers_model(path: Path, dtype: torch.dtype, theirs: Mapping[str, torch.Tensor]) -> Any:
+    """A checkpoint as a whole LlamaForCausalLM.
 
-    transformers has no short-list for the LM head, so this draft has the full head.
+    theirs  the target's tensors, of which a draft may share some. transformers has no short-list
+            for the LM head, so a draft has the full head
     """
-    checkpoint, theirs = Checkpoint(folder), target.state_dict()
+    checkpoint = Checkpoint(path)
     shared, tensors = checkpoint.config.shared_with_target, checkpoint.tensors
-    model = _transformers().LlamaForCausalLM(_transformers().LlamaConfig.from_pretrained(folder))
-    state = {}
+    config = _transformers().LlamaConfig.from_dict(checkpoint.config_json)
+    model = _transformers().LlamaForCausalLM(config)
+    state: dict[str, torch.Tensor] = {}
     for name in model.state_dict():
-        own = EMBEDDING if name == HEAD and HEAD not in tensors else name  # tied
-        state[name] = theirs[name] if name in shared else tensors.get(own).to(dtype)
+        if name in shared:
+            state[name] = theirs[name]
+        elif name == HEAD and HEAD not in tensors:
+            state[name] = state[EMBEDDING]  # tied
+        else:
+            state[name] = tensors.get(name).to(dtype)
     # `assign` shares the target's memory and leaves the rotary tables in float32, unlike `.to`.
     model.load_state_dict(state, assign=True)
     return model.eval()

@@ -53,7 +53,7 @@ SHAPES = {
 
 def shape_of(model: ModelConfig) -> ModelShape:
     """The folder's config.json where there is one, else the known shape that the file names."""
-    if (model.model / "config.json").is_file():
+    if model.model.is_file() or (model.model / "config.json").is_file():
         config = Checkpoint(model.model).config
         return ModelShape(
             config.num_layers,

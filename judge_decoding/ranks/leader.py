@@ -261,7 +261,7 @@ class Ranks(Engines):
                 if got.fingerprint != models[got.model]:
                     self.abort(
                         f"{place} on host {self._comm.hosts[rank]} has another {got.model} model "
-                        f"({got.fingerprint}, here {models[got.model]}); copy the same folder to "
+                        f"({got.fingerprint}, here {models[got.model]}); copy the same model to "
                         "every host",
                         2,
                     )

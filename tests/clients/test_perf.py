@@ -24,7 +24,9 @@ from clients.load.perf.inputs import input_data
 from clients.load.perf.sweep import SweepSystem, answers_for, rotated
 from judge_client.errors import JudgeClientError
 from judge_decoding.config import load_deployment
+from judge_decoding.config.paths import DEMO_TARGET, resolve
 from judge_decoding.evaluation.prompts import read_prompts
+from judge_decoding.text import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 T0 = 1_795_567_399_000_000_000
@@ -429,3 +431,5 @@ def test_the_recipes_are_prepared(tmp_path: Path) -> None:
     assert done.stdout.strip().endswith(str(tmp_path))
     rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
     assert [one["text"] for one in rows] == read_prompts(None)
+    tokenizer, text = Tokenizer(tmp_path), "The 2 of us,<|im_end|> said"
+    assert tokenizer.encode(text) == Tokenizer(resolve(DEMO_TARGET)).encode(text)

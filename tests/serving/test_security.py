@@ -25,7 +25,7 @@ from judge_client.client import JudgeClient
 from judge_client.connection import TOKEN, Access
 from judge_client.errors import JudgeClientError
 from judge_client.wire import GenerateRequest
-from judge_decoding.checkpoint import Tensors
+from judge_decoding.checkpoint.tensors import SafeTensors
 from judge_decoding.config import ServerConfig, load_deployment
 from judge_decoding.decoding.sequence import Request as LoopRequest
 from judge_decoding.errors import UserError
@@ -335,7 +335,7 @@ def test_weights_are_safetensors_and_nothing_else(tiny_target: Path, tmp_path: P
     (folder / "config.json").write_text((tiny_target / "config.json").read_text())
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
     with pytest.raises(UserError, match=r"no \.safetensors file in .*pickled"):
-        Tensors(folder)
+        SafeTensors(folder)
 
 
 def test_a_weight_index_cannot_lead_out_of_its_folder(tiny_target: Path, tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_a_weight_index_cannot_lead_out_of_its_folder(tiny_target: Path, tmp_pat
     index = {"weight_map": {"lm_head.weight": "../b.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"lacks the shard '\.\./b\.safetensors'"):
-        Tensors(folder)
+        SafeTensors(folder)
 
 
 def test_a_chat_template_runs_in_a_sandbox(tiny_target: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from judge_decoding.checkpoint import Checkpoint, Tensors
-from judge_decoding.checkpoint.config_json import DEMO_FOLDER
+from judge_decoding.checkpoint import Checkpoint
+from judge_decoding.checkpoint.gguf_file import DEMO_FILE
+from judge_decoding.checkpoint.tensors import SafeTensors
 from judge_decoding.errors import UserError
 from judge_decoding.torch_engine.linear import Linear, can_pack
 from judge_decoding.torch_engine.llama import KeyValues, Llama, Segment
@@ -186,18 +187,21 @@ def test_caches_beyond_the_memory_are_refused_in_words(tiny_target: Path) -> Non
 
 
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
-    for name, hint in (("nowhere", ""), (DEMO_FOLDER, " (make it: make venv && make target)")):
+    hint = " (make it: make venv && make target)"
+    for name, what in (("nowhere", "folder "), ("a.gguf", "file "), (DEMO_FILE, "file ")):
         with pytest.raises(UserError) as error:
             assert Checkpoint(tmp_path / name).config
-        assert str(error.value) == f"model: no folder {tmp_path / name}{hint}"
+        assert str(error.value) == (
+            f"model: no {what}{tmp_path / name}{hint if name == DEMO_FILE else ''}"
+        )
     folder = write_llama(tmp_path / "model", shard="100KB")
     shard = sorted(folder.glob("*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(UserError, match=f"{shard.name} is damaged"):
-        Tensors(folder)
+        SafeTensors(folder)
     shard.unlink()
     with pytest.raises(UserError, match=f"lacks the shard {shard.name}"):
-        Tensors(folder)
+        SafeTensors(folder)
 
 
 def test_parts_of_ranks_are_added_in_float32_and_rounded_once() -> None:

@@ -365,14 +365,15 @@ def test_a_dry_run_without_a_shape_says_what_to_give(site: Site) -> None:
         assert f"no {site.target}/config.json; give its `shape`: llama-3.2-1b" in error
 
 
-def test_the_demo_is_hinted_at_for_its_own_folder_only(site: Site) -> None:
+def test_a_missing_folder_and_a_gguf_file_are_named(site: Site) -> None:
     site.target = site.folder / "none"
     site.write()
     assert site.refused(CONVERT) == f"model: no folder {site.target}"
-    site.target = site.folder / "smollm2-135m-instruct"
+    site.target = site.folder / "model.gguf"
     site.write()
-    assert site.refused(CONVERT) == (
-        f"model: no folder {site.target} (make it: make venv && make target)"
+    assert (
+        f"engine trtllm needs Hugging Face folders, and {site.target} is a GGUF file"
+        in site.refused(CONVERT)
     )
 
 

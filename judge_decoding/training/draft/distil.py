@@ -25,7 +25,6 @@ import torch
 from torch.nn import functional as F
 
 from judge_decoding.checkpoint import EMBEDDING, HEAD, Checkpoint, save_tensors
-from judge_decoding.files import read_object
 from judge_decoding.text import Tokenizer
 from judge_decoding.training.draft.data import (
     TargetAnswer,
@@ -62,7 +61,7 @@ class Distiller:
         whole = Checkpoint(target)
         tensors = whole.tensors
         state = {n.removeprefix("model."): tensors.get(n) for n in tensors.names() if n != HEAD}
-        config = LlamaConfig.from_pretrained(target)
+        config = LlamaConfig.from_dict(whole.config_json)
         self.device = device
         teacher: torch.nn.Module = LlamaModel(config)
         self.teacher = teacher.to(torch.bfloat16)
@@ -70,7 +69,7 @@ class Distiller:
         self.teacher.to(device).eval()
         begun = None if init is None else Checkpoint(init)
         count = len(layers) if begun is None else begun.config.num_layers
-        config = LlamaConfig.from_pretrained(target, num_hidden_layers=count)
+        config = LlamaConfig.from_dict(whole.config_json, num_hidden_layers=count)
         student: Any = LlamaModel(config)
         self.student = student.float()
         kept = {n: t for n, t in state.items() if not n.startswith("layers.")}
@@ -169,7 +168,7 @@ class Distiller:
         }
         tensors["draft_vocab_ids"] = self.short_list.int()
         save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-        config = read_object(target / "config.json")
+        config = dict(Checkpoint(target).config_json)
         config["num_hidden_layers"] = self.student.config.num_hidden_layers
         config["shared_with_target"] = [EMBEDDING, HEAD]
         config["draft_vocab_size"] = len(self.short_list)

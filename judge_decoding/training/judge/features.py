@@ -75,6 +75,11 @@ def open_reader(kind: str, target: Checkpoint, dtype: str) -> Any:
     if kind == "transformers":
         from judge_decoding.training.transformers_reader import TransformersReader
 
+        if target.gguf is not None:
+            raise UserError(
+                f"--reader transformers: {target.folder} is a GGUF file, and this reader needs a "
+                "Hugging Face folder"
+            )
         return TransformersReader(target.folder, dtype)
     context = min(CONTEXT, target.config.max_position_embeddings)
     return load_reader(target, dtype=dtype, max_sequences=1, max_context=context)

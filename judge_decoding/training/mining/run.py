@@ -142,7 +142,7 @@ def _draft_identity(folder: Path) -> str:
     """A hash of the sizes, beginnings and ends of the weight files. `Checkpoint.fingerprint` needs
     a whole model, and a draft may hold a short list of ids and share tensors."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in [folder] if folder.is_file() else sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
         with path.open("rb") as file:
             digest.update(f"{path.name} {size}".encode() + file.read(2**20))

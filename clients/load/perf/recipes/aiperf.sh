@@ -6,7 +6,6 @@
 # From the environment: TOKENIZER (a folder), VENV (made where it is not there), OUT (results).
 set -eu
 url=${1:-127.0.0.1:8000} rule=${2:-judge} streams=${3:-4} requests=${4:-16}
-tokenizer=${TOKENIZER:-${JUDGE_DECODING_CACHE:-$HOME/.cache/judge-decoding}/smollm2-135m-instruct}
 venv=${VENV:-/tmp/judge-aiperf}
 out=${OUT:-/tmp/judge-aiperf-results}
 cd "$(dirname "$0")/../../../.."
@@ -27,6 +26,6 @@ COLUMNS=140 "$venv/bin/aiperf" profile -m ensemble -u "http://$url" \
     --endpoint-type template --streaming --custom-endpoint /v2/models/ensemble/generate_stream \
     --extra-inputs "payload_template:$work/payload.json.jinja" \
     --extra-inputs response_field:text_output \
-    --tokenizer "$tokenizer" --input-file "$work/prompts.jsonl" --custom-dataset-type single_turn \
+    --tokenizer "${TOKENIZER:-$work}" --input-file "$work/prompts.jsonl" --custom-dataset-type single_turn \
     --concurrency "$streams" --request-count "$requests" \
     --ui none --no-gpu-telemetry --no-server-metrics --artifact-dir "$out"

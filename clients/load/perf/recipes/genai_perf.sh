@@ -6,7 +6,6 @@
 # From the environment: TOKENIZER (a folder), VENV (made where it is not there), OUT (results).
 set -eu
 url=${1:-127.0.0.1:8001} rule=${2:-judge} streams=${3:-4} requests=${4:-16}
-tokenizer=${TOKENIZER:-${JUDGE_DECODING_CACHE:-$HOME/.cache/judge-decoding}/smollm2-135m-instruct}
 venv=${VENV:-/tmp/judge-genai-perf}
 out=${OUT:-/tmp/judge-genai-perf-results}
 cd "$(dirname "$0")/../../../.."
@@ -23,6 +22,6 @@ libraries=$(.venv/bin/python -m clients.load.perf.recipes.prepare "$work")
 PATH="$PWD/.venv/bin:$PATH" LD_LIBRARY_PATH="$libraries" HF_HUB_OFFLINE=1 COLUMNS=140 \
     "$venv/bin/genai-perf" profile -m ensemble -u "$url" \
     --endpoint-type kserve --backend tensorrtllm --streaming \
-    --tokenizer "$tokenizer" --input-file "$work/prompts.jsonl" --num-prompts 48 \
+    --tokenizer "${TOKENIZER:-$work}" --input-file "$work/prompts.jsonl" --num-prompts 48 \
     --extra-inputs max_tokens:64 --extra-inputs chat:true --extra-inputs "acceptance_rule:$rule" \
     --concurrency "$streams" --request-count "$requests" --artifact-dir "$out"
