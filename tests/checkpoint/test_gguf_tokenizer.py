@@ -198,7 +198,10 @@ def test_older_files_that_do_not_name_bos_get_llama_cpps_rule(tmp_path: Path) ->
         ),
         (byte_level(token_type=[1, 1]), "has 272 tokens but 2 token types"),
         (byte_level(merges=["a b c"]), "has the merge 'a b c', not a pair"),
-        (byte_level(merges=["zz b"]), "is not readable (Token `zz` out of vocabulary"),
+        (
+            byte_level(merges=["zz b"]),
+            "is not readable (Cannot instantiate Tokenizer from buffer: Token `zz` out of vocabulary",
+        ),
         (
             byte_level(bos_token_id=272),
             "has tokenizer.ggml.bos_token_id 272, not one of 272 tokens",

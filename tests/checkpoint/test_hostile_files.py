@@ -15,7 +15,8 @@ import pytest
 from conftest import write_judge
 from safetensors.torch import load_file, save_file
 
-from judge_decoding.checkpoint import Checkpoint, Tensors
+from judge_decoding.checkpoint import Checkpoint
+from judge_decoding.checkpoint.tensors import SafeTensors
 from judge_decoding.decoding.judge import Judge
 from judge_decoding.errors import UserError
 
@@ -73,7 +74,7 @@ def short(value: object) -> str:
 def test_a_malicious_header_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "model.safetensors"
     write(path, HEADERS[name])
-    assert "is damaged" in refused(lambda: Tensors(tmp_path))
+    assert "is damaged" in refused(lambda: SafeTensors(tmp_path))
     assert "not a readable .safetensors file" in refused(lambda: Judge.load(path))
 
 
@@ -83,14 +84,14 @@ def test_a_header_of_100_mb_is_not_read(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", 99_000_000) + b"{" + b" " * 10)
         file.truncate(99_000_008)  # sparse
-    assert "its header says that it has 99,000,000 bytes" in refused(lambda: Tensors(tmp_path))
+    assert "its header says that it has 99,000,000 bytes" in refused(lambda: SafeTensors(tmp_path))
     assert "99,000,000" in refused(lambda: Judge.load(path))
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     for name in ("model-1.safetensors", "model-2.safetensors"):
         write(tmp_path / name, {"a": WHOLE})
-    assert "has 'a' in two files" in refused(lambda: Tensors(tmp_path))
+    assert "has 'a' in two files" in refused(lambda: SafeTensors(tmp_path))
 
 
 def test_symlinks_are_followed_to_regular_files_only(tmp_path: Path, tiny_target: Path) -> None:
@@ -105,7 +106,7 @@ def test_symlinks_are_followed_to_regular_files_only(tmp_path: Path, tiny_target
     for odd in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
         weights.unlink()
         weights.symlink_to(odd)
-        assert "it is not a regular file" in refused(lambda: Tensors(folder))
+        assert "it is not a regular file" in refused(lambda: SafeTensors(folder))
         assert "it is not a regular file" in refused(lambda: Judge.load(weights))
 
 
@@ -128,7 +129,7 @@ def test_a_malicious_index_is_refused(tmp_path: Path, index: str, message: str) 
     write(tmp_path / "model.safetensors", {"a": WHOLE})
     write(tmp_path.parent / "other.safetensors", {"a": WHOLE})
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    assert message in refused(lambda: Tensors(tmp_path))
+    assert message in refused(lambda: SafeTensors(tmp_path))
 
 
 @pytest.mark.parametrize(
