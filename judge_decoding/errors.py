@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
+from judge_client.echo import shown
+
 Choice = TypeVar("Choice", bound=str)
 
 
@@ -17,4 +19,4 @@ def check_choice(option: str, value: str, choices: Sequence[Choice]) -> Choice:
     for choice in choices:
         if value == choice:
             return choice
-    raise UserError(f"{option}: {value!r} is not one of {', '.join(choices)}")
+    raise UserError(f"{option}: {shown(value)} is not one of {', '.join(choices)}")

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from judge_client.echo import cut
 from judge_decoding.checkpoint import read_json
 from judge_decoding.errors import UserError
 
@@ -98,7 +99,9 @@ class Tokenizer:
                 **self._special_tokens,
             )
         except Exception as error:  # a template may raise anything, mostly for bad roles
-            raise UserError(f"tokenizer: the chat template refused the messages: {error}") from None
+            raise UserError(
+                f"tokenizer: the chat template refused the messages: {cut(str(error))}"
+            ) from None
         return str(text)
 
     @cached_property

@@ -8,8 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 
+from judge_client.echo import cut, shown
 from judge_decoding.config.paths import in_cache
 from judge_decoding.cpu import fast_dtype
+
+MOST_PROBLEMS = 5
+"""Problems of one file or request that a message describes."""
 
 
 def _resolve(value: Any, info: ValidationInfo) -> Any:
@@ -44,14 +48,19 @@ class Strict(BaseModel):
 
 
 def describe(error: ValidationError, root: str = "deployment") -> str:
-    """All of a pydantic error on one line: `where: what (got value)`; `root` names the whole."""
+    """A pydantic error on one line: `where: what (got value)`; `root` names the whole.
+
+    The first MOST_PROBLEMS are described, the others counted.
+    """
     parts = []
-    for item in error.errors(include_url=False):
-        where = ".".join(str(key) for key in item["loc"]) or root
+    for item in error.errors(include_url=False)[:MOST_PROBLEMS]:
+        where = cut(".".join(str(key) for key in item["loc"])) or root
         got = item["input"]
-        shown = f" (got {got!r})" if isinstance(got, (str, int, float, bool, type(None))) else ""
-        what = item["msg"].removeprefix("Value error, ")
+        seen = isinstance(got, (str, int, float, bool, type(None)))
+        what = cut(item["msg"].removeprefix("Value error, "), 1000)
         if item["type"] == "extra_forbidden":
             what = "unknown key"
-        parts.append(f"{where}: {what}{shown}")
+        parts.append(f"{where}: {what}{f' (got {shown(got)})' if seen else ''}")
+    if (more := error.error_count() - MOST_PROBLEMS) > 0:
+        parts.append(f"and {more} more")
     return "; ".join(parts)

@@ -116,6 +116,7 @@ class ServerConfig(Strict):
 
     http_port          None, in the file `off`: no HTTP but the metrics
     max_queue          requests that may wait while all sequences are in use; more are refused
+    max_wait_s         a request that would wait longer, by the time of the last answers, is refused
     max_prompt_bytes   largest text of a request
     deadline_ms        time limit of every request, waiting included; a request may only lower it
     stream_interval    rounds between two responses of a stream, after the first (TensorRT-LLM's
@@ -131,6 +132,7 @@ class ServerConfig(Strict):
     grpc_port: int = Field(default=8001, ge=1, le=65535)
     metrics_port: int = Field(default=8002, ge=1, le=65535)
     max_queue: int = Field(default=64, ge=0)
+    max_wait_s: float | None = Field(default=None, gt=0)
     max_prompt_bytes: int = Field(default=1_000_000, ge=1)
     deadline_ms: int | None = Field(default=None, ge=1)
     stream_interval: int = Field(default=1, ge=1, le=1024)

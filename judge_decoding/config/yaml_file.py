@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from judge_client.echo import cut
 from judge_decoding.config.deployment import Deployment
 from judge_decoding.config.paths import shipped
 from judge_decoding.errors import UserError
@@ -43,7 +44,9 @@ def load_deployment(path: Path | str) -> Deployment:
         raise UserError(f"config: {path} must hold a mapping, not {type(raw).__name__}")
     if (twice := _given_twice(node, set())) is not None:
         line = twice.start_mark.line + 1
-        raise UserError(f"config: {path} line {line}: {twice.value} is given twice; keep one")
+        raise UserError(
+            f"config: {path} line {line}: {cut(str(twice.value))} is given twice; keep one"
+        )
     return Deployment.read(raw, path.resolve().parent, str(path))
 
 

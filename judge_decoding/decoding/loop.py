@@ -43,6 +43,14 @@ COLDEST = 1e-3
 """The lowest temperature allowed besides 0 (greedy)."""
 
 
+def context_error(tokens: int, limit: int) -> UserError:
+    """The refusal of a prompt of so many tokens, or more than the limit of so many."""
+    return UserError(
+        f"prompt: {tokens} tokens do not fit the context of {limit} with an answer; "
+        "shorten it or raise limits.max_context"
+    )
+
+
 class Update(NamedTuple):
     """What a round emitted for one sequence.
 
@@ -128,14 +136,13 @@ class SpeculativeDecoder:
         prompt, limit = request.prompt_ids, self.target.max_context
         if not prompt:
             raise UserError("prompt: it is empty; give at least one token")
-        if bad := [i for i in prompt if not 0 <= i < self.target.vocab_size]:
-            raise UserError(
-                f"prompt: token id {bad[0]} is outside the vocabulary [0, {self.target.vocab_size})"
-            )
         if len(prompt) >= limit:
+            raise context_error(len(prompt), limit)
+        # `min` and `max` first: `add` checks again on the thread that runs the rounds.
+        if min(prompt) < 0 or max(prompt) >= self.target.vocab_size:
+            bad = next(i for i in prompt if not 0 <= i < self.target.vocab_size)
             raise UserError(
-                f"prompt: {len(prompt)} tokens do not fit the context of {limit} with an answer; "
-                "shorten it or raise limits.max_context"
+                f"prompt: token id {bad} is outside the vocabulary [0, {self.target.vocab_size})"
             )
         if request.max_tokens < 1:
             raise UserError(f"max_tokens: {request.max_tokens} must be at least 1")

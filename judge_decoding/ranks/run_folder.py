@@ -65,12 +65,17 @@ def report_failure(message: str) -> None:
     _write_note(f"{os.uname().nodename}-{os.getpid()}.failure", {"message": message})
 
 
+def folder() -> Path:
+    """The run folder; UserError for a process without one."""
+    path = os.environ.get(FOLDER_VARIABLE)
+    if not path:
+        raise UserError(f"serve: {FOLDER_VARIABLE} is not set; start with `judge-decoding serve`")
+    return Path(path)
+
+
 def secret() -> bytes:
     """32 bytes that one server's models share and no client knows. The first call makes them."""
-    folder = os.environ.get(FOLDER_VARIABLE)
-    if not folder:
-        raise UserError(f"serve: {FOLDER_VARIABLE} is not set; start with `judge-decoding serve`")
-    path = Path(folder) / "secret"
+    path = folder() / "secret"
     if not path.exists():
         part = path.with_name(f"{os.getpid()}.secret.part")
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

@@ -8,7 +8,7 @@ import numpy as np
 
 from judge_decoding.decoding.loop import Result, Update
 from judge_decoding.decoding.sequence import Request, Token
-from judge_decoding.serving.order import sign
+from judge_decoding.serving.order import part, sign
 from judge_decoding.serving.request import Parameters, to_json
 
 Array = np.ndarray[Any, Any]
@@ -16,6 +16,8 @@ Arrays = dict[str, Array]
 
 _NO_TEXT = np.array([b""], object)
 _NO_TEXTS = np.array([], object)
+_LATER = part({"before": "", "stop": []})
+"""In place of what only the first order says."""
 _NO_SCORES = np.array([], np.float32)
 
 
@@ -33,6 +35,8 @@ class Reply:
     sequence, at, ids, stop, finish, ended  what `Detokenizer.push` takes
     before                                  text to put before the text of this response
     token_texts                             whether the text of each token was asked for
+
+    Only the first order has the stop strings: the `Detokenizer` keeps them.
     """
 
     def __init__(
@@ -56,10 +60,11 @@ class Reply:
         self._request = request or Request([], 1)
         self._parameters = parameters or Parameters()
         self._end_ids = end_ids
-        self._text_before = text_before
+        # As large as a client likes, so not made on the scheduler's thread.
+        first = {"before": text_before.decode(errors="replace"), "stop": list(self._request.stop)}
+        self._first = part(first)
         self._stream_interval = stream_interval
         self._wait = 0  # rounds to hold back before the next response of a stream
-        self._stop = list(self._request.stop)
         self._num_input_tokens = np.array([len(self._request.prompt_ids)], np.int32)
         self._tokens: list[Token] = []  # not sent yet
         self._count = 0
@@ -77,7 +82,7 @@ class Reply:
             return None
         self._wait = self._stream_interval - 1
         tokens, self._tokens = self._tokens, []
-        before, self._text_before = self._text_before, b""
+        first, self._first = self._first, _LATER
         asked = self._parameters
         reason = str(result.finish_reason) if result else ""
         ids = [token.id for token in tokens]
@@ -85,17 +90,15 @@ class Reply:
             "sequence": self._sequence,
             "at": self._count - len(ids),
             "ids": ids,
-            "stop": self._stop,
             "finish": reason,
             "ended": reason == "stop" and self._ended(tokens),
-            "before": before.decode(errors="replace"),
             "token_texts": asked.return_provenance,
         }
         record = _NO_TEXT
         if result is not None and asked.return_acceptance_record:
             record = np.array([to_json(result.record.to_dict())], object)
         return {
-            "detokenize": np.array([sign(document, self._secret)], object),
+            "detokenize": np.array([sign(document, self._secret, first)], object),
             "output_ids": np.array(ids, np.int32),
             "finish_reason": np.array([reason.encode()], object) if reason else _NO_TEXT,
             "num_input_tokens": self._num_input_tokens,

@@ -10,36 +10,39 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from judge_client.echo import cut
 from judge_decoding.config import Deployment, describe
 from judge_decoding.decoding.contracts import RuleName, Sampling
 from judge_decoding.decoding.sequence import Request
 from judge_decoding.errors import UserError
+from judge_decoding.serving.bounds import (
+    MAX_STOP_BYTES,
+    MAX_STOP_STRINGS,
+    MAX_TURNS,
+    check_tensors,
+)
 from judge_decoding.text import Tokenizer
 
 DEFAULT_MAX_TOKENS = 128
-MAX_STOP_STRINGS = 32
-MAX_STOP_BYTES = 1024
-"""Limit of one stop string: text is held back while it may still become one."""
 LONG_TOKEN = 16
 """Bytes per token. A text with more bytes than this per token of the context hardly fits it."""
 
 
-class _Values(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Message(_Values):
+class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One turn of a conversation."""
 
     role: str
     content: str
 
 
-class Parameters(_Values):
+class Parameters(BaseModel):
     """How to answer. None takes the deployment's value; unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     max_tokens: int | None = Field(default=None, ge=1)
     min_tokens: int = Field(default=0, ge=0)
@@ -141,12 +144,14 @@ def prompt(
 
     UserError if it is no prompt or far too long; the loop checks the exact length.
     """
-    check_size(tensors, deployment)
+    check_tensors(tensors, deployment)
     if "messages" in tensors and (conversation := _one("messages", tensors["messages"])):
         turns, instead = _messages(conversation), "send text_input instead of messages"
         ids = _chat(turns, tokenizer, deployment, instead)
         return ids, tokenizer.decode(ids)
-    text = _one("text_input", tensors["text_input"]) if "text_input" in tensors else ""
+    if "text_input" not in tensors:
+        raise UserError("prompt: text_input is missing; give a text or messages")
+    text = _one("text_input", tensors["text_input"])
     if not text:
         raise UserError("prompt: text_input is empty; give a text or messages")
     chat = "chat" in tensors and _one("chat", tensors["chat"])
@@ -155,16 +160,6 @@ def prompt(
         return _chat(turns, tokenizer, deployment, instead), text
     _check_length(text, tokenizer, deployment)
     return tokenizer.encode(text), text
-
-
-def check_size(tensors: Mapping[str, np.ndarray[Any, Any]], deployment: Deployment) -> None:
-    """UserError if the texts are longer than server.max_prompt_bytes."""
-    size = sum(len(array.item()) for name, array in tensors.items() if name in _TEXTS)
-    if size > deployment.server.max_prompt_bytes:
-        raise UserError(
-            f"prompt: {size} bytes are more than server.max_prompt_bytes "
-            f"{deployment.server.max_prompt_bytes}"
-        )
 
 
 def _chat(
@@ -200,18 +195,20 @@ def _check_length(text: str, tokenizer: Tokenizer, deployment: Deployment) -> No
             )
 
 
-_TEXTS = ("text_input", "messages")
-_CONVERSATION = TypeAdapter(list[Message])
+_CONVERSATION = msgspec.json.Decoder(list[Message])
+"""Stops at the first problem, within 30 ms for 1 MB of anything."""
 
 
 def _messages(text: str) -> list[dict[str, str]]:
     try:
-        turns = _CONVERSATION.validate_json(text)
-    except ValidationError as error:
-        raise UserError(f"messages: {describe(error, 'the document')}") from None
+        turns = _CONVERSATION.decode(text)
+    except msgspec.MsgspecError as error:
+        raise UserError(f"messages: {cut(str(error))}") from None
     if not turns:
         raise UserError("messages: the list is empty")
-    return [turn.model_dump() for turn in turns]
+    if len(turns) > MAX_TURNS:
+        raise UserError(f"messages: {len(turns)} turns; give at most {MAX_TURNS}")
+    return [msgspec.structs.asdict(turn) for turn in turns]
 
 
 def _one(name: str, array: np.ndarray[Any, Any]) -> Any:

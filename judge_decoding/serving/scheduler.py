@@ -25,6 +25,7 @@ from judge_decoding.serving.admission import (
     UpdateListener,
     never_started,
 )
+from judge_decoding.serving.door import Door
 from judge_decoding.serving.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -38,13 +39,17 @@ class Scheduler:
         load: Callable[[], SpeculativeDecoder],
         *,
         max_queue: int,
+        max_wait_s: float | None = None,
         metrics: Metrics,
+        door: Door | None = None,
         tick: Callable[[], float] | None = None,
         close: Callable[[], None] = lambda: None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """load       makes the decoder, on the scheduler's thread
         max_queue  requests that may wait while all sequences are in use; one more is refused
+        max_wait_s  a request that would wait longer is refused too (admission.Admission)
+        door       where other processes see whether the queue is full
         tick       called after every round and, while there is nothing to do, after the seconds
                    that it returned last (metrics.Publisher.tick)
         close      called by the thread at its end, whatever ended it
@@ -56,7 +61,8 @@ class Scheduler:
         self.metrics = metrics
         self._wake = threading.Condition()
         # Guarded by _wake:
-        self._admission = Admission(max_queue)
+        self._admission = Admission(max_queue, max_wait_s)
+        self._door = door
         self._closing = False  # nothing new is taken in
         self._stopping = False  # what was taken in is not finished either
         self._dead: str | None = None
@@ -99,9 +105,11 @@ class Scheduler:
         name        the name by which `cancel` finds it
         deadline_s  seconds from now, waiting included, after which it ends with what it has
         """
-        with self.counting_refusals(), self._wake:
-            self._take_in(request, listener, name, deadline_s)
-            self._wake.notify_all()
+        with self.counting_refusals():
+            self.decoder.check(request)  # without the lock: the time grows with the prompt
+            with self._wake:
+                self._take_in(request, listener, name, deadline_s)
+                self._wake.notify_all()
 
     @contextmanager
     def counting_refusals(self) -> Iterator[None]:
@@ -121,11 +129,21 @@ class Scheduler:
             raise Unavailable(self._dead, "engine")
         if self._closing:
             raise Unavailable(SHUTTING_DOWN, "shutting_down")
-        self.decoder.check(request)
         entry = QueuedRequest(request, listener, name, arrived=self._now())
         if deadline_s is not None:
             entry.deadline = entry.arrived + deadline_s
         self._admission.add(entry, self.decoder.target.max_sequences)
+        self._show()
+
+    def _show(self) -> None:
+        """Tell the preprocessing what to refuse, and count what it has refused.
+
+        While closing it lets all in, and the loop says why it takes none.
+        """
+        if self._door is not None:
+            busy = self._admission.refusal(self.decoder.target.max_sequences)
+            self._door.show(None if self._closing else busy)
+            self.metrics.failed["queue_full"] += self._door.count_refused()
 
     def cancel(self, name: str) -> None:
         """End every request that has this name now before the next round; there may be none.
@@ -226,9 +244,11 @@ class Scheduler:
     def _admit(self, decoder: SpeculativeDecoder) -> None:
         while len(self._active) < decoder.target.max_sequences:
             with self._wake:
-                if not self._admission.waiting:
-                    return
-                entry = self._admission.waiting.popleft()
+                entry, late = self._admission.take_next(self._now())
+            for one in late:
+                self._end(one, *never_started("deadline"))
+            if entry is None:
+                return
             if entry.cancelled is not None or entry.listener.is_cancelled():
                 self._end(entry, *never_started())
                 continue
@@ -261,13 +281,13 @@ class Scheduler:
         except Exception:
             _log.exception("a last reply could not be sent")
         self.metrics.finish(str(update.finish_reason), self._now() - entry.arrived)
-        self._forget(entry)
+        self._forget(entry, tokens=len(result.token_ids))
 
-    def _forget(self, entry: QueuedRequest, failure: str | None = None) -> None:
+    def _forget(self, entry: QueuedRequest, failure: str | None = None, *, tokens: int = 0) -> None:
         with self._wake:
             if failure is not None:
                 self.metrics.failed[failure] += 1
-            self._admission.forget(entry, self._now())
+            self._admission.forget(entry, self._now(), tokens)
             self._wake.notify_all()
 
     def _fail_all(self, message: str, reason: str) -> None:
@@ -287,4 +307,6 @@ class Scheduler:
     def _take_stock(self) -> None:
         metrics, decoder = self.metrics, self.decoder
         metrics.running, metrics.waiting = len(self._active), len(self._admission.waiting)
+        with self._wake:
+            self._show()
         metrics.cached_tokens, metrics.clock = decoder.num_cached, decoder.clock

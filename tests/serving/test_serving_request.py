@@ -296,15 +296,20 @@ def test_without_a_chat_template_a_client_is_told_what_to_send(
     ("values", "message"),
     [
         ({"text_input": b""}, "prompt: text_input is empty"),
-        ({}, "prompt: text_input is empty"),
+        ({}, "prompt: text_input is missing; give a text or messages"),
         ({"text_input": b"x" * 101}, "101 bytes are more than server.max_prompt_bytes 100"),
         ({"text_input": b"x" * 60, "messages": b"y" * 60}, "120 bytes"),
         ({"text_input": b"\xff"}, "text_input: not valid UTF-8 at byte 0"),
         ({"messages": b"\xff"}, "messages: not valid UTF-8 at byte 0"),
-        ({"messages": b"{"}, "messages: .*JSON"),
+        ({"messages": b"["}, "messages: Input data was truncated"),
+        ({"messages": b"[" * 90}, r"messages: Expected `object`, got `array` - at `\$\[0\]`"),
         ({"messages": b"[]"}, "messages: the list is empty"),
-        ({"messages": b'[{"role": "user"}]'}, r"messages: 0\.content: Field required"),
-        ({"messages": b"{}"}, "messages: the document: Input should be a valid array"),
+        (
+            {"messages": b'[{"role": "user"}]'},
+            r"messages: Object missing required field `content` - at `\$\[0\]`",
+        ),
+        ({"messages": b"{}"}, "messages: Expected `array`, got `object`"),
+        ({"messages": b'[{"role": "a", "content": 1}]'}, r"got `int` - at `\$\[0\]\.content`"),
     ],
 )
 def test_bad_prompts_are_refused(
@@ -312,6 +317,29 @@ def test_bad_prompts_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         prompt(arrays(**values), tokenizer, deployment)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ("[" + "1," * 400_000 + "1]", "Expected `object`, got `int` - at `$[0]`"),
+        ("[" * 110_000, "Expected `object`, got `array` - at `$[0]`"),
+        ('[{"role": "u", "content": ' * 30_000, "Expected `str`, got `array` - at `$[0].content`"),
+        (json.dumps([{"role": "u", "content": ""}] * 2001), "2001 turns; give at most 2000"),
+        (
+            json.dumps([{"k" * 900_000: ""}]),
+            f"Object contains unknown field `{'k' * 166}... (900044 characters)",
+        ),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_megabyte_of_messages_is_refused_before_the_template(
+    deployment: Deployment, tokenizer: Tokenizer, messages: str, message: str
+) -> None:
+    """Regression: admission stood still for seconds, and errors were megabytes (issue 16)."""
+    with pytest.raises(UserError) as refused:
+        prompt(arrays(messages=messages.encode()), tokenizer, long_texts(deployment))
+    assert str(refused.value) == f"messages: {message}"
 
 
 def test_a_chat_has_the_templates_own_special_tokens_only(
@@ -463,6 +491,7 @@ def test_a_streaming_reply_says_what_is_new_and_counts_all() -> None:
     last = plain(reply.add(Update(0, tail, "", "stop"), result(tail, "stop")))
     assert last["detokenize"]["at"] == 3
     assert last["detokenize"]["before"] == ""
+    assert last["detokenize"]["stop"] == []  # said once, since there may be 32 kB of them
     assert last["detokenize"]["finish"] == "stop"
     assert last["detokenize"]["ended"] is True
     assert last["finish_reason"] == [b"stop"]

@@ -23,6 +23,8 @@ from judge_decoding.pipeline import load_pipeline
 from judge_decoding.ranks import run_folder
 from judge_decoding.serving.admission import Unavailable, never_started
 from judge_decoding.serving.audit_log import AuditLog
+from judge_decoding.serving.bounds import check_tensors, longest_string, read_strings
+from judge_decoding.serving.door import Door
 from judge_decoding.serving.metrics import Metrics, Publisher
 from judge_decoding.serving.reply import Array, Reply
 from judge_decoding.serving.request import parameters
@@ -38,12 +40,16 @@ class TritonPythonModel:
         run_folder.announce("the judge_decoding model")
         run_folder.announce(run_folder.SERVER_ROLE, pid=os.getppid())
         self.deployment = run_folder.deployment()
+        most = longest_string(self.deployment)
+        pb_utils.deserialize_bytes_tensor = partial(read_strings, most=most)
         self.secret = run_folder.secret()
         self.audit = AuditLog(self.deployment.audit)
         self.metrics = Metrics(self.deployment)
         self.scheduler = Scheduler(
             self.load,
             max_queue=self.deployment.server.max_queue,
+            max_wait_s=self.deployment.server.max_wait_s,
+            door=Door(run_folder.folder()),
             metrics=self.metrics,
             tick=lambda: self.publisher.tick(),
             close=self.close,
@@ -81,12 +87,13 @@ class TritonPythonModel:
     ) -> None:
         with self.scheduler.counting_refusals():
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            name = request.request_id()
+            check_tensors(tensors, self.deployment, name)
             if "input_ids" not in tensors:  # Triton accepts a second copy of another input instead
                 raise UserError("input_ids: it is missing; give the prompt's token ids")
             prompt_ids = tensors.pop("input_ids").reshape(-1).tolist()
             before = tensors.pop("input_text", NOTHING).item()
             asked = parameters(tensors)
-            name = request.request_id()
             if asked.stop and not name:
                 raise UserError("stop: give it the request id of the request to cancel")
             wanted = None if asked.stop else asked.request(prompt_ids, self.deployment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import triton_python_backend_utils as pb_utils
 from judge_decoding.errors import UserError
 from judge_decoding.ranks import run_folder
 from judge_decoding.serving import order
+from judge_decoding.serving.bounds import read_strings
 from judge_decoding.serving.detokenizer import SPARE, Detokenizer
 from judge_decoding.text import Tokenizer
 
@@ -19,7 +21,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         run_folder.announce("the postprocessing model")
         deployment = run_folder.deployment()
-        self.secret = run_folder.secret()
+        self.secret, self.longest = run_folder.secret(), order.longest(deployment)
+        pb_utils.deserialize_bytes_tensor = partial(read_strings, most=self.longest)
         self.streams = Detokenizer(
             Tokenizer(deployment.target.model), capacity=deployment.limits.max_sequences + SPARE
         )
@@ -33,7 +36,7 @@ class TritonPythonModel:
     def answer(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         (tensor,) = request.inputs()
         try:
-            asked = order.read(tensor.as_numpy().item(), self.secret)  # serving.reply.Reply
+            asked = order.read(tensor.as_numpy().item(), self.secret, self.longest)
             before, with_texts = asked.pop("before"), asked.pop("token_texts")
             texts = self.streams.push(**asked)
         except UserError as error:

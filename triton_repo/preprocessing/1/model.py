@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from judge_client.echo import cut
 from judge_decoding.errors import UserError
 from judge_decoding.ranks import run_folder
 from judge_decoding.serving.admission import Unavailable
-from judge_decoding.serving.request import check_size, prompt
+from judge_decoding.serving.bounds import check_tensors, longest_string, read_strings
+from judge_decoding.serving.door import Door
+from judge_decoding.serving.request import prompt
 from judge_decoding.serving.tokenizer_queue import TokenizerQueue
 from judge_decoding.text import Tokenizer
 
@@ -27,11 +30,14 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         run_folder.announce("the preprocessing model")
         self.deployment = run_folder.deployment()
+        most = longest_string(self.deployment)
+        pb_utils.deserialize_bytes_tensor = partial(read_strings, most=most)
         try:
             self.tokenizer = Tokenizer(self.deployment.target.model, self.deployment.chat_template)
         except UserError as error:
             run_folder.report_failure(str(error))
             raise
+        self.door = Door(run_folder.folder())
         # As many prompts as the loop accepts: it would refuse any more.
         limits, server = self.deployment.limits, self.deployment.server
         self.queue = TokenizerQueue(limits.max_sequences + server.max_queue)
@@ -41,11 +47,12 @@ class TritonPythonModel:
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             sender, name = request.get_response_sender(), request.request_id()
             try:
+                check_tensors(tensors, self.deployment, name)
                 if "stop" in tensors and tensors["stop"].item():
                     # A cancel has no prompt.
                     self.queue.put_behind(name, partial(answer, sender, tensors, [], ""))
                 else:
-                    check_size(tensors, self.deployment)
+                    self.door.check()
                     self.queue.put(name, partial(self.read, sender, tensors))
             except UserError as error:
                 fail(sender, error)
@@ -56,7 +63,8 @@ class TritonPythonModel:
         except UserError as error:
             fail(sender, error)
         except Exception as error:
-            fail(sender, UserError(f"prompt: it cannot be read ({type(error).__name__}: {error})"))
+            why = cut(f"{type(error).__name__}: {error}")
+            fail(sender, UserError(f"prompt: it cannot be read ({why})"))
             raise
         else:
             answer(sender, tensors, ids, text)

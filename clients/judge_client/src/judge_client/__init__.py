@@ -1,6 +1,7 @@
 """Client of a server started by `judge-decoding serve`. It imports nothing of the library.
 
 wire.py        requests and answers as Triton tensors
+echo.py        values in messages, at most 200 characters of each
 errors.py      what can go wrong, and how a message says so
 connection.py  addresses, TLS, token
 exchange.py    one request without its I/O: the part that both clients share

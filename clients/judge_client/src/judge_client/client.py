@@ -16,6 +16,7 @@ from contextlib import suppress
 from threading import Timer
 from typing import Any, TypeVar
 
+from judge_client.echo import shown
 from judge_client.errors import JudgeClientError, ServerBusy, call_error
 from judge_client.exchange import AGAIN_S, BaseClient, Exchange
 from judge_client.wire import Answer, Chunk, GenerateRequest, Outputs, read_outputs
@@ -52,7 +53,7 @@ class JudgeClient(BaseClient):
         except grpc.RpcError as error:
             raise call_error(error, self.url, self.control_s) from None
         if not ready:
-            raise JudgeClientError(f"{self.url}: the server has no model {self.model!r} ready")
+            raise JudgeClientError(f"{self.url}: the server has no model {shown(self.model)} ready")
 
     def generate(self, request: GenerateRequest, *, request_id: str | None = None) -> Answer:
         """The whole answer. JudgeClientError where the server refuses, or is too late."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
+from judge_client.echo import cut, shown
 from judge_client.errors import JudgeClientError
 
 TOKEN = "triton-grpc-protocol-judge-token"
@@ -89,9 +90,9 @@ def check_address(address: str, what: str = "url") -> str:
     """
     host, _, port = address.rpartition(":")
     if not re.fullmatch(r"\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+", host) or not port.isdecimal():
-        raise JudgeClientError(f"{what}: {address!r} is not HOST:PORT, such as 127.0.0.1:8001")
+        raise JudgeClientError(f"{what}: {shown(address)} is not HOST:PORT, such as 127.0.0.1:8001")
     if not 0 < int(port) < 65536:
-        raise JudgeClientError(f"{what}: {port} is no port")
+        raise JudgeClientError(f"{what}: {cut(port)} is no port")
     return address
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from judge_client.echo import shown
 from judge_client.errors import JudgeClientError, plain, refusal
 
 MODEL = "ensemble"
@@ -209,7 +210,7 @@ def _raw(name: str, datatype: str, values: Sequence[Any]) -> bytes:
 
     for value in values:
         if not _fits(value, datatype):
-            raise JudgeClientError(f"{name}: {value!r} is not a value of type {datatype}")
+            raise JudgeClientError(f"{name}: {shown(value)} is not a value of type {datatype}")
     if datatype != "BYTES":
         return np.array(values, dtype=_DTYPES[datatype]).tobytes()
     try:
