@@ -19,9 +19,15 @@ from tests.faults import crowds, http2, http_requests, network, requests
 from tests.faults.bench import Bench, Fault
 from tests.faults.processes import STUBS, pid_of
 
-ROWS = [*requests.FAULTS, *crowds.FAULTS, *http2.FAULTS, *http_requests.FAULTS, *network.FAULTS]
 SLOW = ("a byte at a time", "12 kB/s")
-"""Parts of the names of rows that take half a minute; they are in the warm-up only."""
+"""Parts of the names of rows that take half a minute; they are left out."""
+GROUPS = (requests, crowds, http2, http_requests, network)
+ROWS = [
+    fault
+    for group in GROUPS
+    for fault in group.FAULTS
+    if not any(part in fault.name for part in SLOW)
+]
 FRONT_KILLED = "HTTP front: kill -9"
 FRONT_S = 30.0
 """Seconds between two kills of the front: the launcher does not start it any number of times."""
@@ -73,9 +79,8 @@ class Soak:
         self.gaps.clear()
         watcher.start()
         end = time.monotonic() + 60 * minutes
-        quick = [f for f in ROWS if not any(part in f.name for part in SLOW)]
         while time.monotonic() < end:
-            self._any(quick)
+            self._any()
         over.set()
         watcher.join()
         after = Usage.settled(bench.shared)
@@ -93,13 +98,13 @@ class Soak:
             "memory": growth(samples),
         }
 
-    def _any(self, rows: list[Fault]) -> None:
+    def _any(self) -> None:
         dice = self._chance.random()
         if dice < 0.1:
             return self._step(GRAMMAR, lambda: grammar(self._chance, self._bench))
         if dice < 0.15:
             return self._step(PAUSED, lambda: paused(self._chance, self._bench))
-        fault = self._chance.choice(rows)
+        fault = self._chance.choice(ROWS)
         if fault.name == FRONT_KILLED and time.monotonic() - self._front < FRONT_S:
             return None
         return self._step(fault.name, lambda: self._row(fault))

@@ -68,7 +68,7 @@ def prompt(**values: object) -> bytes:
 
 SMUGGLED = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"
 FRAMES: dict[str, tuple[str, bytes]] = {
-    "HTTP/0.9": ("400 Bad Request", b"GET /v2/health/live\r\n\r\n"),
+    "HTTP/0.9": ("closed", b"GET /v2/health/live\r\n\r\n"),
     "HTTP/2's preface at the HTTP port": (
         "400 Bad Request",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9),
@@ -133,7 +133,7 @@ PATHS: dict[str, tuple[str, bytes]] = {
     ),
     "an absolute URI": ("200 OK", LAST.replace(b"/v2", b"http://b/v2", 1)),
     "CONNECT": (
-        "404 Not Found: not served over HTTP: only health, and the model `ensemble`",
+        "404 Not Found",
         b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
     ),
     "TRACE": (
@@ -159,7 +159,7 @@ BODIES: dict[str, tuple[str, bytes]] = {
         post(b'{"text_input": "Hi", "text_input": "Ho"}'),
     ),
     "JSON with 100,000 names": (
-        "",
+        "400 Bad Request: the body has 100000 names; give at most 64",
         post(json.dumps({f"n{i}": i for i in range(100_000)}).encode()),
     ),
     "JSON with a list for a text": (
