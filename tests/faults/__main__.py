@@ -15,11 +15,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from judge_decoding.provenance import collect
-from tests.faults import disks, files, network, processes
+from tests.faults import crowds, disks, files, http2, http_requests, network, processes, requests
 from tests.faults.bench import Bench
 from tests.faults.table import markdown
 
-FAULTS = [*processes.FAULTS, *network.FAULTS, *disks.FAULTS, *files.FAULTS]
+ATTACKS = [*requests.FAULTS, *crowds.FAULTS, *http_requests.FAULTS, *http2.FAULTS]
+FAULTS = [*processes.FAULTS, *network.FAULTS, *ATTACKS, *disks.FAULTS, *files.FAULTS]
 
 
 def main() -> int:

@@ -21,7 +21,9 @@ from judge_client.client import JudgeClient
 from judge_client.errors import JudgeClientError
 from judge_client.metrics import parse_metrics
 from judge_client.wire import Answer, GenerateRequest
+from tests.attacks.canary import Canary
 from tests.conftest import LLAMA31_ROPE, perturb, write_judge, write_llama, write_tokenizer
+from tests.faults.words import shorten
 from tests.triton_world import COMMAND, Serving, free_ports, wait_for
 
 PATIENCE_S = 120.0
@@ -37,12 +39,14 @@ class Outcome:
     seconds  from the fault until then
     server   what happens to the server
     left     processes, shared memory, folders and slots that should not remain; or "nothing"
+    gap_s    longest time without text in another client's stream; None where none was watched
     """
 
     client: str
     seconds: float
     server: str
     left: str
+    gap_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class Bench:
         self.judge = write_judge(folder / "judge.safetensors", self.target, scale=0.02, seed=4)
         self._stack = ExitStack()
         self._shared: Serving | None = None
+        self._canary: Canary | None = None
         self._known = ""
         self._count = 0
 
@@ -164,6 +169,13 @@ class Bench:
             self._shared = self._stack.enter_context(self.server())
             self._known = answer(self._shared)
         return self._shared
+
+    @property
+    def canary(self) -> Canary:
+        """Watches streams of the shared server."""
+        if self._canary is None:
+            self._canary = self._stack.enter_context(Canary(self.shared.url))
+        return self._canary
 
     def unharmed(self) -> str:
         """Checks that the shared server answers as at first and has all slots free. -> `left`"""
@@ -228,18 +240,6 @@ class Watched(threading.Thread):
         status = f"{self.error.status}: " if self.error.status else ""
         text = str(self.error).removeprefix(f"{self.url}: ")
         return f"`{status}{shorten(text)}`"
-
-
-def shorten(text: str, width: int = 110) -> str:
-    """One line, without what differs between runs."""
-    text = " ".join(text.split()).replace("|", "/").replace("`", "'")
-    for prefix in ("/tmp/", str(Path.home())):
-        while (at := text.find(prefix)) >= 0:
-            end = at
-            while end < len(text) and text[end] not in " ,;:)'\"":
-                end += 1
-            text = text[:at] + ".../" + text[at:end].rpartition("/")[2] + text[end:]
-    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def said(server: Serving) -> str:

@@ -21,7 +21,8 @@ from judge_decoding.config import load_deployment
 from judge_decoding.errors import UserError
 from judge_decoding.pipeline import load_pipeline
 from tests.conftest import write_judge, write_llama, write_tokenizer
-from tests.faults.bench import Bench, Fault, Launched, Outcome, Remains, shorten
+from tests.faults.bench import Bench, Fault, Launched, Outcome, Remains
+from tests.faults.words import shorten
 
 Document = dict[str, Any]
 Damage = Callable[[Bench, Path, Document], Document | bytes]

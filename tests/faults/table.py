@@ -8,6 +8,10 @@ from typing import Any
 SECTIONS = {
     "Ranks, stubs, server, launcher": ("processes", ""),
     "Clients and connections": ("network", ""),
+    "Requests": ("requests", ""),
+    "Many requests, ids, gRPC": ("crowds", ""),
+    "HTTP": ("http", ""),
+    "HTTP/2 by hand": ("http2", ""),
     "Disks": ("disk", ""),
     "Configuration": ("files", "config: "),
     "Models and judges": ("files", "(?!config: )"),
@@ -15,6 +19,8 @@ SECTIONS = {
 """Title -> the group of its faults, and a pattern for the start of their names."""
 COLUMNS = {"name": "fault", "client": "the client sees", "server": "the server"}
 SOON = 5.0
+LONG_GAP = 0.5
+"""Seconds without text in another client's stream that the table mentions."""
 LOST = "UNAVAILABLE: no server answers there (Stream removed (Socket closed))"
 ALWAYS = "; everything is stopped"
 HEAD = f"""# Faults
@@ -29,6 +35,8 @@ free.
 - A message in the last column is the launcher's: the server stops or does not start, with exit code
   1 unless the row gives another. Process numbers, some paths and `{ALWAYS}` are
   left out.
+- Requests and connections are tried beside another client's stream, whose text must not change. Its
+  longest wait between two chunks is in the row where it is over {LONG_GAP:g} s.
 - `UNAVAILABLE` is short for `{LOST}`.
 - After the server's end, no process, run folder, ready file or file in /dev/shm is left, unless the
   row says so.
@@ -74,4 +82,6 @@ def cells(result: dict[str, Any]) -> dict[str, str]:
     left = "" if result["left"] == "nothing" else f"; leaves {result['left']}"
     client = result["client"].replace(LOST, "UNAVAILABLE").replace(" (`length`)", "")
     late = "" if result["seconds"] < SOON else f", {result['seconds']:.0f} s"
+    gap = result.get("gap_s") or 0.0
+    late += f"; another stream waits {gap:.1f} s" if gap > LONG_GAP else ""
     return {"name": result["name"], "client": client + late, "server": server + left}

@@ -6,16 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults import disks, files, network, processes
+from tests.faults import crowds, disks, files, http2, http_requests, network, processes, requests
 from tests.faults.bench import Bench, Fault
 
 pytestmark = pytest.mark.servers
 
-QUICK = [
-    fault
-    for fault in (*processes.FAULTS, *network.FAULTS, *disks.FAULTS, *files.FAULTS)
-    if fault.quick
-]
+GROUPS = (processes, network, requests, crowds, http_requests, http2, disks, files)
+QUICK = [fault for group in GROUPS for fault in group.FAULTS if fault.quick]
 
 
 @pytest.fixture(scope="module")

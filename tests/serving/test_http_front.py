@@ -132,6 +132,15 @@ REFUSED = [
     ("GET", "/v2/health/live", b"x", {}, 400, "a GET request has no body"),
     ("POST", GENERATE, b" " * (MAX_BODY + 1), {}, 413, f"the body may have {MAX_BODY} bytes"),
     ("POST", GENERATE, NESTED, {}, 400, "the body's JSON is nested too deep"),
+    (
+        "POST",
+        GENERATE,
+        json.dumps({f"n{i}": i for i in range(65)}).encode(),
+        {},
+        400,
+        "the body has 65 names; give at most 64",
+    ),
+    ("POST", GENERATE, b"[1]", {}, 400, "the body is not JSON (Expected `object`, got `array`)"),
     ("POST", GENERATE, b"\0" * 50, {}, 400, "the body is not JSON (JSON is malformed: invalid"),
     ("POST", GENERATE, b"{}", {"content_encoding": "gzip"}, 415, "a compressed body is not"),
     (
@@ -156,7 +165,8 @@ def test_what_triton_never_sees(
     says: str,
 ) -> None:
     """Regression: a body of 4.2 MB to any endpoint, and JSON nested 110,000 deep, ended Triton with
-    SIGSEGV; compressed bodies would hide both."""
+    SIGSEGV; compressed bodies would hide both. 100,000 names kept a thread of Triton for more than
+    30 s (tests.attacks)."""
     before = len(front.upstream.heard)
     code, answer = front.ask(method, path, body, **headers)
     assert code == status
