@@ -99,6 +99,12 @@ class Deployment(Strict):
                 "engine trtllm has no ranks.colocate_draft: an executor holds one model; give both "
                 "models the same ranks.*.devices and say trtllm.shared_gpus: true"
             )
+        for name, model in (("target", self.target), ("draft", self.draft)):
+            if model.weights is not None:
+                raise ValueError(
+                    f"{name}.weights {model.weights} is for engine torch; engine trtllm takes "
+                    f"trtllm.{name}.quantization"
+                )
         if self.dtype != "bfloat16":
             raise ValueError(f"engine trtllm runs dtype bfloat16, not {self.dtype}")
         if self.max_draft_len < 1:
