@@ -35,7 +35,7 @@ def deployed_target(
     """Load the target, or in a `group` this rank's shard of it."""
     weights = _weights(deployment, checkpoints, "target")
     if judge is not None and weights == "int4" and not holds_four_bits(checkpoints.target):
-        # A warning, not a refusal: the judge is of this target, and `eval` can tell what it is worth.
+        # Not refused: the judge is of this target, and `eval` can tell what it is worth.
         assert checkpoints.judge_file is not None
         print(
             f"judge: {checkpoints.judge_file.name} was trained on the target's own values, which "
