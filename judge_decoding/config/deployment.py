@@ -100,10 +100,15 @@ class Deployment(Strict):
                 "engine trtllm has no ranks.colocate_draft: an executor holds one model; give both "
                 "models the same ranks.*.devices and say trtllm.shared_gpus: true"
             )
-        for model in (self.target, self.draft):
+        for name, model in (("target", self.target), ("draft", self.draft)):
             if model.model.suffix == SUFFIX:
                 raise ValueError(
                     f"engine trtllm needs Hugging Face folders, and {model.model} is a GGUF file"
+                )
+            if model.weights is not None:
+                raise ValueError(
+                    f"{name}.weights {model.weights} is for engine torch; engine trtllm takes "
+                    f"trtllm.{name}.quantization"
                 )
         if self.dtype != "bfloat16":
             raise ValueError(f"engine trtllm runs dtype bfloat16, not {self.dtype}")

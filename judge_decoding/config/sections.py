@@ -14,6 +14,8 @@ class ModelConfig(Strict):
     """A Hugging Face Llama folder."""
 
     model: ModelPath
+    weights: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] | None = None
+    """The format that engine `torch` stores the matrices in; None for `dtype`."""
     shape: str | None = None
     """A known shape (`llama-3.1-70b`), for planning without the folder."""
 

@@ -28,6 +28,7 @@ from judge_decoding.decoding.contracts import Acceptance, Sampling
 from judge_decoding.decoding.loop import LoopClock, Result
 from judge_decoding.decoding.sequence import AcceptanceRecord, Request
 from judge_decoding.errors import UserError
+from judge_decoding.torch_engine.engine import TorchEngine
 
 if TYPE_CHECKING:
     from judge_decoding.pipeline import Pipeline
@@ -247,6 +248,11 @@ def run(
             **provenance.collect(),
             "deployment": deployment.name,
             "dtype": deployment.dtype,
+            "weights": {
+                name: engine.model.weights
+                for name, engine in vars(pipeline.engines).items()
+                if isinstance(engine, TorchEngine)
+            },
             "max_draft_len": deployment.max_draft_len,
             "threshold": threshold,
             "prompts": len(prompts),

@@ -24,6 +24,7 @@ from judge_decoding.errors import UserError
 from judge_decoding.torch_engine.llama import KeyValues, Llama, Segment
 from judge_decoding.torch_engine.slots import Slots
 from judge_decoding.torch_engine.tensor_parallel import Group
+from judge_decoding.torch_engine.weights import Weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _DRAFT_SEED_OFFSET = 0x9E3779B9  # the draft's draws must not repeat the target's
@@ -65,7 +66,7 @@ class TorchEngine:
         self._slots.check(expected)
         if not deep:
             return
-        tolerance = _DEEP_TOLERANCE[self.model.dtype]
+        tolerance = _DEEP_TOLERANCE[self.model.products_in]
         errors = {}  # collected before one is raised: the ranks of a group must stay in step
         for sequence, tokens in expected.items():
             if not tokens:
@@ -295,12 +296,15 @@ def load_target(
     *,
     dtype: str,
     max_context: int,
+    weights: Weights | None = None,
     judge: Judge | None = None,
     group: Group | None = None,
     **bounds: int,
 ) -> TorchTarget:
     """Load the target, or in a `group` this rank's shard; `bounds` are those of `TorchEngine`."""
-    model = Llama(checkpoint, dtype=DTYPES[dtype], context=max_context, group=group)
+    model = Llama(
+        checkpoint, dtype=DTYPES[dtype], context=max_context, weights=weights, group=group
+    )
     return TorchTarget(model, judge=judge, max_context=max_context, **bounds)
 
 
@@ -310,6 +314,7 @@ def load_drafter(
     target: Checkpoint,
     dtype: str,
     max_context: int,
+    weights: Weights | None = None,
     group: Group | None = None,
     **bounds: int,
 ) -> TorchDrafter:
@@ -327,6 +332,7 @@ def load_drafter(
         checkpoint,
         dtype=DTYPES[dtype],
         context=max_context,
+        weights=weights,
         shared=target,
         head_ids=ids,
         group=group,

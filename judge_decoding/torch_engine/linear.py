@@ -5,12 +5,13 @@ plain [out, in] weight oneDNN reaches about half of that speed, because it re-pa
 every call. With the weight packed at load time, the same kernel reaches over 20 of 30 GB/s on two
 cores, equally for 1 to 16 rows, and applies SiLU, product or sum while the output is in registers.
 TorchInductor emits these operators for a frozen model, but PyTorch does not document them: only
-this module names them, and each has a plain fallback.
+this module and `narrow` name such operators, and each has a plain fallback.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Protocol
 
 import torch
 from torch.nn import functional as F
@@ -45,8 +46,27 @@ def _binary(x: torch.Tensor, other: torch.Tensor, weight: torch.Tensor, after: s
     return y
 
 
+class Product(Protocol):
+    """x @ weight.T for x [T, in] of the model's dtype; no bias (Llama)."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, out] in x's dtype."""
+
+    def plus(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """(x @ weight.T) + other, in x's dtype."""
+
+    def wide(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, out] in float32."""
+
+
+class Gated(Protocol):
+    """silu(x @ gate.T) * (x @ up.T) for x [T, in] -> [T, out] in x's dtype."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
+
 class Linear:
-    """y = x @ weight.T for x [T, in], weight [out, in] of the same dtype; no bias (Llama)."""
+    """A `Product` whose weight [out, in] and x have one dtype."""
 
     def __init__(self, weight: torch.Tensor, *, pack: bool | None = None) -> None:
         self.packed = can_pack(weight.dtype) if pack is None else pack
@@ -72,7 +92,19 @@ class Linear:
         return F.linear(x, self.weight) * other
 
     def plus(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """(x @ weight.T) + other"""
         if self.packed:
             return _binary(x, other, self.weight, "add")
         return F.linear(x, self.weight) + other
+
+    def wide(self, x: torch.Tensor) -> torch.Tensor:
+        return self(x.to(self.weight.dtype)).float()
+
+
+class GatedPair:
+    """A `Gated` of two `Linear`s, which apply SiLU and product to their own output."""
+
+    def __init__(self, gate: torch.Tensor, up: torch.Tensor) -> None:
+        self.gate, self.up = Linear(gate), Linear(up)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.up.times(x, self.gate.silu(x))

@@ -16,8 +16,16 @@ from torch.nn import functional as F
 
 from judge_decoding.checkpoint import EMBEDDING, HEAD, Checkpoint, LlamaConfig, Tensors
 from judge_decoding.errors import UserError
-from judge_decoding.torch_engine.linear import Linear
+from judge_decoding.torch_engine.linear import Gated, Product
 from judge_decoding.torch_engine.tensor_parallel import Group, Shard, split, sum_in_order
+from judge_decoding.torch_engine.weights import (
+    Weights,
+    as_weights,
+    gated,
+    head_product,
+    product,
+    products_in,
+)
 
 _CONTEXT_STEP = 32
 
@@ -92,23 +100,29 @@ class _Layer:
     """One transformer layer's weights; the query, key and value projections are fused."""
 
     def __init__(
-        self, tensors: Tensors, index: int, config: LlamaConfig, shard: Shard, dtype: torch.dtype
+        self,
+        tensors: Tensors,
+        index: int,
+        config: LlamaConfig,
+        shard: Shard,
+        dtype: torch.dtype,
+        weights: Weights,
     ) -> None:
         def norm(name: str) -> RMSNorm:
             weight = tensors.get(f"model.layers.{index}.{name}.weight")
             return RMSNorm(weight.to(dtype), config.rms_norm_eps)
 
         def part(name: str, dim: int, part: slice) -> torch.Tensor:
-            return tensors.part(f"model.layers.{index}.{name}_proj.weight", dim, part).to(dtype)
+            return tensors.part(f"model.layers.{index}.{name}_proj.weight", dim, part)
 
         self.attention_norm = norm("input_layernorm")
         qkv = [part(f"self_attn.{p}", 0, shard.rows(config, p)) for p in "qkv"]
-        self.qkv = Linear(torch.cat(qkv))
-        self.out = Linear(part("self_attn.o", 1, shard.rows(config, "q")))
+        self.qkv: Product = product(torch.cat(qkv), dtype, weights)
+        self.out: Product = product(part("self_attn.o", 1, shard.rows(config, "q")), dtype, weights)
         self.mlp_norm = norm("post_attention_layernorm")
-        self.gate = Linear(part("mlp.gate", 0, shard.columns))
-        self.up = Linear(part("mlp.up", 0, shard.columns))
-        self.down = Linear(part("mlp.down", 1, shard.columns))
+        gate, up = (part(f"mlp.{name}", 0, shard.columns) for name in ("gate", "up"))
+        self.gate_up: Gated = gated(gate, up, dtype, weights)
+        self.down: Product = product(part("mlp.down", 1, shard.columns), dtype, weights)
 
 
 class Llama:
@@ -120,11 +134,14 @@ class Llama:
         *,
         dtype: torch.dtype,
         context: int,
+        weights: Weights | None = None,
         shared: Checkpoint | None = None,
         head_ids: torch.Tensor | None = None,
         group: Group | None = None,
     ) -> None:
-        """shared    the target, for the tensors that `config.shared_with_target` names
+        """dtype     of activations and caches
+        weights   the format of the layers' matrices; None for `dtype`
+        shared    the target, for the tensors that `config.shared_with_target` names
         head_ids  int64 [S], the ids that the LM head covers; None for all of them
         group     the ranks that share this model; None if this process holds all of it
         """
@@ -145,6 +162,9 @@ class Llama:
         self.local = shard.local(config)
         """`config` with this rank's counts of heads (also those of its caches) and MLP columns."""
         self.dtype = dtype
+        self.weights: Weights = weights or as_weights(dtype)
+        self.products_in = products_in(dtype, self.weights)
+        """The dtype that decides how exact the layers are."""
         self._group = group if size > 1 else None
         tensors.check_shapes(config)
         folder, name = source(EMBEDDING)
@@ -160,12 +180,14 @@ class Llama:
         if config.tie_word_embeddings and HEAD not in config.shared_with_target:
             head = self.embedding[mine if head_ids is None else head_ids[mine]]
         elif head_ids is None:
-            head = folder.part(name, 0, mine).to(dtype)
+            head = folder.part(name, 0, mine)
         else:
-            head = folder.get(name)[head_ids[mine]].to(dtype)
-        self.head = Linear(head)
+            head = folder.get(name)[head_ids[mine]]
+        self.head = head_product(head, dtype, self.weights)
         self.norm = RMSNorm(tensors.get("model.norm.weight").to(dtype), config.rms_norm_eps)
-        self.layers = [_Layer(tensors, i, config, shard, dtype) for i in range(config.num_layers)]
+        self.layers = [
+            _Layer(tensors, i, config, shard, dtype, self.weights) for i in range(config.num_layers)
+        ]
         angles = torch.outer(torch.arange(context).float(), rope_frequencies(config))
         half_cos, half_sin = angles.cos(), angles.sin()
         # rotate_half(x) * sin == roll(x, d/2) * [-sin, sin]: one copy fewer than concatenating.
@@ -196,10 +218,10 @@ class Llama:
             torch.addcmul(qk * cos, qk.roll(size // 2, -1), sin, out=qk)
             x = self._plus(layer.out, self._attend(qkv, segments, masks, kv.layers[index]), x)
             h = layer.mlp_norm(x)
-            x = self._plus(layer.down, layer.up.times(h, layer.gate.silu(h)), x)
+            x = self._plus(layer.down, layer.gate_up(h), x)
         return x
 
-    def _plus(self, linear: Linear, inner: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def _plus(self, linear: Product, inner: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """x + linear(inner), where every rank holds a part of `inner` and of the weight."""
         if self._group is None:
             return linear.plus(inner, x)
@@ -244,8 +266,13 @@ class Llama:
         return self.norm(hidden)
 
     def logits(self, post_norm: torch.Tensor) -> torch.Tensor:
-        """post-norm [n, H] -> [n, V], or [n, S] over a draft's short-list; whole on every rank."""
-        part = self.head(post_norm)
+        """post-norm [n, H] -> float32 [n, V], or [n, S] over a draft's short-list; whole on every
+        rank.
+
+        They are not rounded to bfloat16, in which 28 is followed by 28.125, so that near-ties would
+        become ties, and the smallest id would win.
+        """
+        part = self.head.wide(post_norm)
         if self._group is None:
             return part
         shapes = [(part.shape[0], c.stop - c.start) for c in self._columns]

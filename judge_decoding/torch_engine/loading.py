@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 from judge_decoding.config import Deployment
 from judge_decoding.config.checkpoints import Checkpoints
+from judge_decoding.config.layout import Model
 from judge_decoding.decoding.judge import Judge
 from judge_decoding.decoding.round import Engines
 from judge_decoding.torch_engine.engine import (
@@ -13,6 +16,7 @@ from judge_decoding.torch_engine.engine import (
     load_target,
 )
 from judge_decoding.torch_engine.tensor_parallel import Group
+from judge_decoding.torch_engine.weights import Weights, choose, holds_four_bits
 
 
 def open_torch_engines(deployment: Deployment, checkpoints: Checkpoints) -> Engines:
@@ -29,9 +33,20 @@ def deployed_target(
     group: Group | None = None,
 ) -> TorchTarget:
     """Load the target, or in a `group` this rank's shard of it."""
+    weights = _weights(deployment, checkpoints, "target")
+    if judge is not None and weights == "int4" and not holds_four_bits(checkpoints.target):
+        # Not refused: the judge is of this target, and `eval` can tell what it is worth.
+        assert checkpoints.judge_file is not None
+        print(
+            f"judge: {checkpoints.judge_file.name} was trained on the target's own values, which "
+            "weights int4 changes; measure it (judge-decoding eval) or use weights: int8",
+            file=sys.stderr,
+            flush=True,
+        )
     return load_target(
         checkpoints.target,
         dtype=deployment.dtype,
+        weights=weights,
         judge=judge,
         group=group,
         **_bounds(deployment),
@@ -48,9 +63,20 @@ def deployed_drafter(
         checkpoints.draft,
         target=checkpoints.target,
         dtype=deployment.dtype,
+        weights=_weights(deployment, checkpoints, "draft"),
         group=group,
         **_bounds(deployment),
     )
+
+
+def _weights(deployment: Deployment, checkpoints: Checkpoints, model: Model) -> Weights:
+    """The format of a model's matrices. What `auto` takes goes to stderr."""
+    section = deployment.target if model == "target" else deployment.draft
+    assert section is not None
+    weights, reason = choose(section.weights, deployment.dtype, checkpoints[model])
+    if section.weights == "auto":
+        print(f"{model}: weights {weights} ({reason})", file=sys.stderr, flush=True)
+    return weights
 
 
 def _bounds(deployment: Deployment) -> dict[str, int]:

@@ -140,7 +140,7 @@ class BatchWriter:
             attended = attended.view(rows, kv, group, n, size).permute(0, 3, 1, 2, 4)
             x = layer.out.plus(attended.reshape(rows * n, heads * size), x)
             h = layer.mlp_norm(x)
-            x = layer.down.plus(layer.up.times(h, layer.gate.silu(h)), x)
+            x = layer.down.plus(layer.gate_up(h), x)
         return x.view(rows, n, -1)[:, -1]
 
 
