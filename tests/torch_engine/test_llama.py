@@ -200,7 +200,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{shard.name} is damaged"):
         SafeTensors(folder)
     shard.unlink()
-    with pytest.raises(UserError, match=f"lacks the shard {shard.name}"):
+    with pytest.raises(UserError, match=f"lacks the shard '{shard.name}'"):
         SafeTensors(folder)
 
 

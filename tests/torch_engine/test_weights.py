@@ -131,19 +131,17 @@ def test_logits_of_a_bfloat16_model_are_not_rounded(
 
 
 @pytest.mark.parametrize(
-    ("asked", "dtype", "packs", "float16", "avx512", "bits", "expected"),
+    ("asked", "dtype", "packs", "float16", "bits", "expected"),
     [
-        (None, "float32", True, True, True, 4, "float32"),
-        (None, "bfloat16", True, True, True, 4, "bfloat16"),
-        ("int8", "float32", True, True, True, 16, "int8"),
-        ("auto", "float32", False, True, False, 4, "float16"),
-        ("auto", "float32", False, True, False, 16, "float16"),
-        ("auto", "float32", False, True, False, 32, "float32"),
-        ("auto", "float32", False, False, False, 16, "float32"),
-        ("auto", "bfloat16", False, True, False, 4, "float16"),
-        ("auto", "bfloat16", True, True, True, 4, "int4"),
-        ("auto", "bfloat16", True, True, True, 16, "bfloat16"),
-        ("auto", "bfloat16", True, True, False, 4, "bfloat16"),
+        (None, "float32", True, True, 4, "float32"),
+        (None, "bfloat16", True, True, 4, "bfloat16"),
+        ("int8", "float32", True, True, 16, "int8"),
+        ("auto", "float32", False, True, 4, "float16"),
+        ("auto", "float32", False, True, 16, "float16"),
+        ("auto", "float32", False, True, 32, "float32"),
+        ("auto", "float32", False, False, 16, "float32"),
+        ("auto", "bfloat16", False, True, 4, "float16"),
+        ("auto", "bfloat16", True, True, 4, "bfloat16"),
     ],
 )
 def test_auto_takes_what_the_cpu_is_fast_in_and_keeps_the_values(
@@ -153,13 +151,11 @@ def test_auto_takes_what_the_cpu_is_fast_in_and_keeps_the_values(
     dtype: str,
     packs: bool,
     float16: bool,
-    avx512: bool,
     bits: int,
     expected: str,
 ) -> None:
     monkeypatch.setattr(formats, "can_pack", lambda dtype: packs)
     monkeypatch.setattr(formats, "can_float16", lambda: float16)
-    monkeypatch.setattr(formats, "int4_is_fast", lambda: avx512)
     folder = four_bit_llama(tmp_path / "model", bits)
     assert formats.choose(asked, dtype, Checkpoint(folder))[0] == expected  # type: ignore[arg-type]
 
