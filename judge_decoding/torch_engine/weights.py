@@ -9,6 +9,7 @@ import torch
 from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.torch_engine.linear import Gated, GatedPair, Linear, Product, can_pack
 from judge_decoding.torch_engine.narrow import (
+    GROUP,
     Float16Linear,
     GatedOne,
     Int4Linear,
@@ -17,11 +18,16 @@ from judge_decoding.torch_engine.narrow import (
     OtherDtypeLinear,
     can_float16,
     fits_float16,
+    int4_error,
 )
 
 Weights: TypeAlias = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+_SAME_VALUES = 0.01
+"""A relative error below this is the rounding of scales: the file itself held four bits."""
 
 
 def as_weights(dtype: torch.dtype) -> Weights:
@@ -90,6 +96,17 @@ def choose(
     if not _has_sixteen_bits(checkpoint):
         return own, "auto: the file has more than 16 bits"
     return "float16", "auto: half of float32's bytes, and the file's values"
+
+
+def holds_four_bits(checkpoint: Checkpoint) -> bool:
+    """Whether int4 changes nothing in the layers' values but for rounding: the file was made from
+    a 4-bit one. Looks at two matrices."""
+    config, tensors = checkpoint.config, checkpoint.tensors
+    heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    if any(n % GROUP for n in (config.hidden_size, config.intermediate_size, *heads)):
+        return False
+    names = [f"model.layers.{i}.mlp.down_proj.weight" for i in (0, config.num_layers - 1)]
+    return all(int4_error(tensors.get(name)) < _SAME_VALUES for name in names)
 
 
 def _has_sixteen_bits(checkpoint: Checkpoint) -> bool:
