@@ -1,11 +1,13 @@
 """What triton_repo/ uses of the module that Triton's Python backend provides at run time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 TRITONSERVER_RESPONSE_COMPLETE_FINAL: int
+
+deserialize_bytes_tensor: Callable[[bytes], Any]
 
 class TritonModelException(Exception): ...
 
@@ -25,7 +27,7 @@ class InferenceResponse:
     ) -> None: ...
 
 class InferenceResponseSender:
-    def send(self, response: InferenceResponse, flags: int = ...) -> None: ...
+    def send(self, response: InferenceResponse | None = ..., flags: int = ...) -> None: ...
     def is_cancelled(self) -> bool: ...
 
 class InferenceRequest:
