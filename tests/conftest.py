@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 # One thread per process, also in processes that tests start: the models are tiny, and on two cores
 # spinning threads of several processes make them a hundred times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Under nohup, servers would inherit that SIGHUP is ignored, and a handler is not inherited.
+signal.signal(signal.SIGHUP, lambda *_: None)
 
 import pytest
 import torch
