@@ -11,8 +11,6 @@ from typing import Any
 # One thread per process, also in processes that tests start: the models are tiny, and on two cores
 # spinning threads of several processes make them a hundred times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Under nohup, servers would inherit that SIGHUP is ignored, and a handler is not inherited.
-signal.signal(signal.SIGHUP, lambda *_: None)
 
 import pytest
 import torch
@@ -22,6 +20,9 @@ from hypothesis import settings
 # A stall of 0.2 s on a busy machine is not a failure.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
+
+# Under nohup, servers would inherit that SIGHUP is ignored, and a handler is not inherited.
+signal.signal(signal.SIGHUP, lambda *_: None)
 
 LLAMA31_ROPE = {
     "rope_type": "llama3",
