@@ -65,7 +65,7 @@ def test_the_in_process_side_answers_block_by_block(deployment: Path) -> None:
     ("arguments", "complaint"),
     [
         (["--config", "/nowhere.yaml"], "config: no file /nowhere.yaml"),
-        (["--config", "x", "--prompts", "/nowhere"], "prompts: cannot read /nowhere "),
+        (["--config", "x", "--prompts", "/nowhere"], "prompts: /nowhere: it cannot be read ("),
     ],
 )
 def test_the_librarys_complaint_is_one_line(

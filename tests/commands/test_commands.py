@@ -476,7 +476,7 @@ def test_bench_refuses_bad_names_and_files(pair: Path, tmp_path: Path) -> None:
     assert_refused(run(*bench, "--peers", "vllm"), "peers: unknown 'vllm'")
     assert_refused(run(*bench, "--max-tokens", "0"), "max-tokens")
     prompts = tmp_path / "prompts.jsonl"
-    assert_refused(run(*bench, "--prompts", prompts), "prompts: cannot read")
+    assert_refused(run(*bench, "--prompts", prompts), "it cannot be read")
     for text, message in (
         ("", "holds none"),
         ("{broken\n", "line 1 is not JSON"),
