@@ -313,7 +313,9 @@ def test_without_a_gpu_the_server_does_not_complain_of_it(
         job = launcher.ServerJob(deployment, tmp_path, [str(lines)], {}, launcher.Stops(), front)
         assert job.run(ReadyFile(None)) == 1
     shown = [OTHER, "judge-decoding: lines ended with exit code 7; everything is stopped"]
-    assert capfd.readouterr().err.splitlines() == ([*NO_GPU, *shown] if gpu else shown)
+    # gRPC's threads of other tests have a word too.
+    said = [line for line in capfd.readouterr().err.splitlines() if "fork_posix.cc" not in line]
+    assert said == ([*NO_GPU, *shown] if gpu else shown)
 
 
 def test_a_missing_libpython_is_said_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
