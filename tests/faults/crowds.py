@@ -144,8 +144,10 @@ def foreign_cancel(server: Serving) -> str:
 
 
 def large_metadata(server: Serving) -> str:
+    """gRPC refuses the call, and on some machines closes the connection first."""
     said = send(server, good(), metadata=[(f"m{i}", "x" * 8000) for i in range(128)])
-    return said.partition(":")[0]
+    refused = said.partition(":")[0] in ("RESOURCE_EXHAUSTED", "UNAVAILABLE")
+    return "refused" if refused else said
 
 
 def bomb(server: Serving) -> str:
@@ -256,7 +258,7 @@ FAULTS = [
     attack(GROUP, "200 streams cut at random", "it has gone", random_cancels),
     attack(GROUP, "one id twice at once", "both answers", same_id),
     attack(GROUP, "a cancel of another client's id", "the owner: cancelled", foreign_cancel),
-    attack(GROUP, "metadata of 1 MB", "RESOURCE_EXHAUSTED", large_metadata),
+    attack(GROUP, "metadata of 1 MB", "refused", large_metadata),
     attack(GROUP, "a gzip message of 100 MB", "an error", bomb),
     attack(
         GROUP,

@@ -22,7 +22,7 @@ from tests.faults.attack import attack
 from tests.triton_world import Serving
 
 GROUP = "requests"
-LARGE = 8_000_000
+LARGE = 4_000_000
 """Bytes; what the models' shared memory still holds."""
 
 
@@ -43,8 +43,8 @@ def turn(content: bytes) -> bytes:
 
 
 TEXTS: dict[str, tuple[str, Callable[[], Any]]] = {
-    "a text of 8 MB": (
-        "prompt: 8000000 bytes are more than server.max_prompt_bytes 1000000",
+    "a text of 4 MB": (
+        "prompt: 4000000 bytes are more than server.max_prompt_bytes 1000000",
         lambda: good(text_input=string(b"x" * LARGE)),
     ),
     "a text of 1 MB without an end of a word": (
@@ -100,9 +100,9 @@ TEXTS: dict[str, tuple[str, Callable[[], Any]]] = {
         "acceptance_rule: Input should be 'none', 'strict', 'rejection', 'judge', 'to...",
         lambda: good(acceptance_rule=string(b"no\n\x1b[31mne")),
     ),
-    "two million stop strings": (
-        "stop_words: 2097152 strings; give at most 32",
-        lambda: good(stop_words=("BYTES", [1, 2**21], bytes(2**23))),
+    "a million stop strings": (
+        "stop_words: 1048576 strings; give at most 32",
+        lambda: good(stop_words=("BYTES", [1, 2**20], bytes(2**22))),
     ),
     "a stop string of 1 MB": (
         "stop_words: one is longer than 1024 bytes",
@@ -232,9 +232,9 @@ SHAPES: dict[str, tuple[str, Callable[[], Any]]] = {
     ),
 }
 INTERNAL: dict[str, tuple[str, Callable[[], Any]]] = {
-    "core model: two million ids": (
-        "prompt: 2097152 tokens do not fit the context of 1024 with an answer; shorte...",
-        lambda: core(input_ids=ids(2**21)),
+    "core model: a million ids": (
+        "prompt: 1048576 tokens do not fit the context of 1024 with an answer; shorte...",
+        lambda: core(input_ids=ids(2**20)),
     ),
     "core model: an id beyond the vocabulary": (
         "prompt: token id 2147483647 is outside the vocabulary [0, 256)",
@@ -244,19 +244,19 @@ INTERNAL: dict[str, tuple[str, Callable[[], Any]]] = {
         "prompt: token id -1 is outside the vocabulary [0, 256)",
         lambda: core(input_ids=numbers("INT32", 65, -1)),
     ),
-    "core model: 8 MB of control characters": (
-        "input_text: 8000000 bytes; give at most 1065536",
+    "core model: 4 MB of control characters": (
+        "input_text: 4000000 bytes; give at most 1065536",
         lambda: core(input_text=string(b"\1" * LARGE)),
     ),
     "core model: a cancel without an id": (
         "stop: give it the request id of the request to cancel",
         lambda: core(stop=numbers("BOOL", True)),
     ),
-    "preprocessing: a text of 8 MB": (
-        "prompt: 8000000 bytes are more than server.max_prompt_bytes 1000000",
+    "preprocessing: a text of 4 MB": (
+        "prompt: 4000000 bytes are more than server.max_prompt_bytes 1000000",
         lambda: message("preprocessing", text_input=string(b"x" * LARGE)),
     ),
-    "postprocessing: an unsigned order of 8 MB": (
+    "postprocessing: an unsigned order of 4 MB": (
         "detokenize: it is not signed by this server; call the model `ensemble`",
         lambda: message("postprocessing", detokenize=string(b"x" * LARGE)),
     ),
