@@ -103,17 +103,18 @@ def paused_a_while(names: Sequence[str], seconds: float, bench: Bench) -> Outcom
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
-    second = Watched(server.url, SHORT)
-    time.sleep(seconds)
-    assert stream.is_alive()
-    assert second.is_alive()
-    for pid in pids:
-        os.kill(pid, signal.SIGCONT)
+    try:
+        second = Watched(server.url, SHORT)
+        time.sleep(seconds)
+        assert second.is_alive()
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
     seen = stream.seen()
     assert stream.answer.text == expected
     assert second.seen() == seen, second.error
     late = f"{seen}, {seconds:g} seconds late"
-    return Outcome(late, stream.ended - began, "goes on", bench.unharmed())
+    return Outcome(late, second.ended - began, "goes on", bench.unharmed())
 
 
 @contextmanager
