@@ -224,11 +224,12 @@ def test_llama_cpp_writes_the_same_text(pipeline: Pipeline) -> None:
         pipeline,
         ["Say one.", "Say two."],
         rules=["none"],
-        peers=["llamacpp", "llamacpp-draft"],
+        peers=["llamacpp", "llamacpp-draft", "openvino"],
         max_tokens=12,
         tune=True,
     )
-    assert report["not_measured"] == {}
+    # OpenVINO reads no float32 from a GGUF file; the wheel may be missing as well.
+    assert list(report["not_measured"]) == ["openvino"]
     rows = {row["name"]: row for row in report["results"]}
     assert list(rows) == ["none", "strict-tuned", "llamacpp", "llamacpp-draft"]
     assert set(report["tuned"]) == {"strict-tuned", "llamacpp-draft"}

@@ -68,6 +68,7 @@ class _Opener:
         self._files = GgufModels(pipeline.deployment, folder)
         self._tuned = tuned
         self._hugging_face: object = None
+        self._drafting: OpenVino | None = None
 
     def open(self, name: str) -> BenchSystem:
         if name.startswith("hf"):
@@ -100,7 +101,9 @@ class _Opener:
         )
 
     def _openvino(self, name: str, draft_len: int | None) -> BenchSystem:
-        return OpenVino(
+        if draft_len is not None and self._drafting is not None:
+            return self._drafting.with_draft_len(draft_len)
+        system = OpenVino(
             name,
             self._files.target,
             end_ids=list(self._pipeline.engines.target.end_ids),
@@ -109,3 +112,6 @@ class _Opener:
             draft=None if draft_len is None else self._files.draft,
             draft_len=draft_len,
         )
+        if draft_len is not None:
+            self._drafting = system
+        return system

@@ -7,6 +7,7 @@ it converts the draft first.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -54,6 +55,12 @@ class OpenVino:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-200:]
             raise NotMeasured(f"OpenVINO cannot load {target.name}: {reason}") from None
+
+    def with_draft_len(self, draft_len: int) -> OpenVino:
+        """The same pipeline with another draft length, which OpenVINO takes with each prompt."""
+        other = copy.copy(self)
+        other.draft_len = draft_len
+        return other
 
     def answer(self, prompt_ids: Sequence[int], max_tokens: int) -> BenchAnswer:
         config = self._library.GenerationConfig()
