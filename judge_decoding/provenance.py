@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,13 +28,18 @@ def collect() -> dict[str, Any]:
         "versions": {
             "judge-decoding": __version__,
             "python": platform.python_version(),
-            **{name: _version(name) for name in _PACKAGES},
+            **versions(_PACKAGES),
         },
         "platform": platform.platform(),
         "cpu": _cpu(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
     }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """The installed versions by name; None for a package that is not installed."""
+    return {name: _version(name) for name in packages}
 
 
 def git_sha() -> str | None:

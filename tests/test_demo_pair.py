@@ -10,7 +10,7 @@ import torch
 from judge_decoding.config import Deployment, load_deployment
 from judge_decoding.decoding.contracts import Acceptance
 from judge_decoding.decoding.sequence import Request
-from judge_decoding.evaluation.bench import transformers_model
+from judge_decoding.evaluation.peers.hugging_face import transformers_model
 from judge_decoding.pipeline import Pipeline, load_pipeline
 from tests.torch_engine.test_llama import logits_of
 

@@ -50,7 +50,8 @@ from judge_client.commands.options import Json
 from judge_client.wire import Chunk, GenerateRequest
 from judge_decoding import provenance
 from judge_decoding.config import load_deployment
-from judge_decoding.evaluation.bench import WARM_UP_TOKENS, RuleSystem
+from judge_decoding.evaluation.bench import WARM_UP_TOKENS
+from judge_decoding.evaluation.bench_system import RuleSystem
 from judge_decoding.evaluation.prompts import read_prompts
 from judge_decoding.pipeline import Pipeline, load_pipeline
 

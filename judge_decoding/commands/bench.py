@@ -1,4 +1,4 @@
-"""`judge-decoding bench`: the speed of rules, and of transformers, in one interleaved run."""
+"""`judge-decoding bench`: the speed of rules, and of other programs, in one interleaved run."""
 
 from __future__ import annotations
 
@@ -33,20 +33,28 @@ def bench(
         str, typer.Option(help="Acceptance rules, comma-separated.")
     ] = "none,strict,judge",
     peers: Annotated[
-        str, typer.Option(help="transformers beside them, comma-separated: hf, hf-assisted.")
+        str,
+        typer.Option(
+            help="Other programs beside them, comma-separated: hf, hf-assisted, llamacpp, "
+            "llamacpp-draft, openvino, openvino-draft."
+        ),
     ] = "",
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Also `strict` at its own best draft length.")
+    ] = False,
     dtype: Dtype = None,
     max_tokens: MaxTokens = None,
     as_json: Json = False,
 ) -> None:
-    """Compare rules, and transformers, in one interleaved run."""
+    """Compare rules, and other programs, in one interleaved run."""
     from judge_decoding.commands import console
     from judge_decoding.evaluation import bench as benchmark
+    from judge_decoding.evaluation.peers.open_peers import PEERS
     from judge_decoding.evaluation.prompts import read_prompts
     from judge_decoding.pipeline import load_pipeline
 
     wanted = names_of(rules, RULES, "rules")
-    rivals = names_of(peers, benchmark.PEERS, "peers")
+    rivals = names_of(peers, PEERS, "peers")
     if not wanted:
         raise UserError(f"rules: name at least one of {', '.join(RULES)}")
     texts = read_prompts(prompts)
@@ -54,7 +62,13 @@ def bench(
     limit = max_tokens_of(deployment, max_tokens)
     with closing(load_pipeline(deployment)) as pipeline, progress("answers") as step:
         report = benchmark.run(
-            pipeline, texts, rules=wanted, peers=rivals, max_tokens=limit, progress=step
+            pipeline,
+            texts,
+            rules=wanted,
+            peers=rivals,
+            tune=tune,
+            max_tokens=limit,
+            progress=step,
         )
     console.print_report(console.console(), report)
     if as_json:

@@ -122,6 +122,10 @@ def _turn(pipeline: Pipeline, history: Sequence[dict[str, str]], out: Console) -
 _COLUMNS = (
     ("tok/s", "tokens_per_s", ".1f"),
     ("decode tok/s", "decode_tokens_per_s", ".1f"),
+    ("tokens", "tokens_per_answer", ".1f"),
+    ("cut", "cut_answers", "d"),
+    ("same", "same_as_none", ".0%"),
+    ("draft", "draft_len", "d"),
     ("accepted length", "mean_acceptance_length", ".2f"),
     ("rate", "draft_acceptance_rate", ".0%"),
     ("ms/round", "ms_per_round", ".1f"),
@@ -131,6 +135,8 @@ _COLUMNS = (
     ("verify", "ms_verify", ".1f"),
     ("host", "host_share", ".1%"),
     ("judge", "judge_share", ".1%"),
+    ("weights GB/s", "weight_gb_per_s", ".1f"),
+    ("of bandwidth", "bandwidth_share", ".0%"),
 )
 """Heading, key in a benchmark's result, format."""
 
@@ -157,9 +163,18 @@ def print_report(out: Console, report: dict[str, Any]) -> None:
         f"{source['max_tokens']} new tokens, batch 1, greedy, {source['threads']} threads"
     )
     out.print(speed_table(report["results"], title))
+    for name, reason in report["not_measured"].items():
+        out.print(f"{name}: not measured; {reason}", soft_wrap=True, markup=False)
     out.print(
         "tok/s includes prefill; accepted length and rate count all rounds that drafted (a peer's "
         "length is tokens / rounds); all other columns leave out each answer's first round",
+        soft_wrap=True,
+    )
+    out.print(
+        "tokens: per answer; cut: answers that ended at the limit; same: answers with the text of "
+        "rule none; draft: the longest draft; weights: layers and head, once per pass of target "
+        "and draft, without embeddings, caches and activations; of bandwidth: their share of "
+        f"{report['bandwidth']['read_gb_per_s']:.1f} GB/s, the median of a sum over 0.5 GB",
         soft_wrap=True,
     )
     for name, value in report["ratios"].items():

@@ -64,6 +64,7 @@ class Float16Linear(Narrow):
     def __init__(self, weight: torch.Tensor) -> None:
         if not fits_float16(weight):
             raise UserError("weights float16: a value is beyond 65504; use weights: bfloat16")
+        self.read_bytes = 2 * weight.numel()  # evaluation.read_bytes; the packed one does not say
         self._packed = None
         if can_float16():
             self._packed = torch.ops.quantized.linear_prepack_fp16(

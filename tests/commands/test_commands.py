@@ -48,9 +48,13 @@ TIMING = {
 }
 BENCH_ROW = {
     "name",
+    "draft_len",
     "tokens_per_s",
     "decode_tokens_per_s",
     "tokens",
+    "tokens_per_answer",
+    "cut_answers",
+    "same_as_none",
     "seconds",
     "rounds",
     "mean_acceptance_length",
@@ -64,6 +68,8 @@ BENCH_ROW = {
     "ms_judge",
     "host_share",
     "judge_share",
+    "weight_gb_per_s",
+    "bandwidth_share",
 }
 
 
@@ -302,28 +308,39 @@ def test_bench_compares_rules_and_peers(pair: Path, tmp_path: Path) -> None:
     prompts.write_text("\n".join(lines) + "\n\n")
     result = run(
         *("bench", "--config", pair / "deployment.yaml", "--prompts", prompts, "--json"),
-        *("--rules", "none,strict,judge", "--peers", "hf,hf-assisted", "--max-tokens", "12"),
+        *("--rules", "none,strict,judge", "--peers", "hf,hf-assisted,llamacpp"),
+        *("--max-tokens", "12", "--tune"),
     )
     report = document(result)
-    assert set(report) == {"results", "ratios", "memory", "provenance"}
+    assert set(report) == {
+        *("results", "not_measured", "ratios", "tuned", "bandwidth", "memory", "provenance")
+    }
+    # The tiny pair has rotary scaling; without the peers extra the reason is that.
+    assert set(report["not_measured"]) == {"llamacpp"}
+    assert "llamacpp: not measured; " in result.stdout
+    assert set(report["tuned"]["strict-tuned"]) == {"1", "2", "3", "4", "6"}
     rows = {row["name"]: row for row in report["results"]}
-    assert list(rows) == ["none", "strict", "judge", "hf", "hf-assisted"]
+    assert list(rows) == ["none", "strict", "judge", "strict-tuned", "hf", "hf-assisted"]
     for name, row in rows.items():
         assert set(row) == BENCH_ROW | (set() if name.startswith("hf") else RECORD)
         assert row["tokens_per_s"] > 0 and row["mean_acceptance_length"] >= 1
         assert (row["ms_propose"] is None) == name.startswith("hf")
     # In float32, all lossless systems write the same tokens greedily: the peers run the same
     # models.
-    lossless = {rows[name]["tokens"] for name in ("none", "strict", "hf", "hf-assisted")}
-    assert len(lossless) == 1
+    for name in ("none", "strict", "strict-tuned", "hf", "hf-assisted"):
+        assert rows[name]["tokens"] == rows["none"]["tokens"]
+        assert rows[name]["cut_answers"] == rows["none"]["cut_answers"]
+        assert rows[name]["same_as_none"] == 1
     assert rows["hf"]["rounds"] == rows["none"]["rounds"] == rows["none"]["tokens"]
     assert rows["hf-assisted"]["rounds"] < rows["hf"]["rounds"]  # its draft is a real one
     assert rows["none"]["draft_acceptance_rate"] is None
     assert set(report["ratios"]) == {
         "target_vs_hf",
         "strict_vs_none",
+        "strict_tuned_vs_none",
         "judge_vs_none",
         "judge_vs_strict",
+        "judge_vs_strict_tuned",
         "judge_vs_hf",
         "judge_vs_hf_assisted",
     }
