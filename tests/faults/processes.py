@@ -304,7 +304,7 @@ FAULTS = [
         Fault(STOP, f"{short} stub: paused for 12 s", partial(paused_a_while, [name], 12))
         for short, name in zip(("core", "preprocessing", "postprocessing"), STUBS, strict=True)
     ),
-    Fault(STOP, "target rank: ten times slower", partial(slowed, TARGET), quick=True),
+    Fault(STOP, "target rank: ten times slower", partial(slowed, TARGET)),
     Fault(STOP, "launcher: SIGHUP", partial(told_to_stop, signal.SIGHUP)),
     Fault(STOP, "launcher: SIGQUIT", partial(told_to_stop, signal.SIGQUIT)),
     Fault(
