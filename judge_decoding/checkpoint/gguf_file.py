@@ -78,6 +78,10 @@ class StoredTensor:
         """1 for a vector."""
         return math.prod(self.shape[:-1])
 
+    @property
+    def bytes(self) -> int:
+        return self.rows * self.row_bytes
+
 
 class GgufFile:
     """A GGUF file's metadata and tensor table, read at once; the tensors stay in the file.
@@ -143,7 +147,7 @@ class GgufFile:
                 f"{KINDS[kind].name})"
             )
         stored = StoredTensor(KINDS[kind], shape, offset)
-        end = offset + stored.rows * stored.row_bytes
+        end = offset + stored.bytes
         if end > self._size:
             raise UserError(
                 f"model: {self.path} is cut short ({self._size} bytes; {name} ends at {end})"
@@ -158,7 +162,7 @@ class GgufFile:
     def bytes_of(self, name: str) -> npt.NDArray[np.uint8]:
         """The tensor as stored, uint8 [rows, bytes of a row]; a view of the file."""
         stored = self.tensors[name]
-        end = stored.offset + stored.rows * stored.row_bytes
+        end = stored.offset + stored.bytes
         return self._data[stored.offset : end].reshape(stored.rows, stored.row_bytes)
 
 

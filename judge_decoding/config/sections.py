@@ -11,7 +11,7 @@ from judge_decoding.decoding.contracts import RuleName
 
 
 class ModelConfig(Strict):
-    """A Hugging Face Llama folder."""
+    """A Hugging Face Llama folder, or a GGUF file."""
 
     model: ModelPath
     weights: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] | None = None

@@ -8,19 +8,17 @@ over its time per round, prefill left out; so it is low where a pass waits for a
 from __future__ import annotations
 
 import statistics
-import struct
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from judge_decoding.checkpoint.gguf_file import GgufFile
+
 _BUFFER_BYTES = 512 << 20
 """Larger than the last-level caches of most servers."""
-_OUTPUT = b"output.weight"
-_EMBEDDING = b"token_embd.weight"
-_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-_STRING, _ARRAY = 8, 9
+_OUTPUT, _EMBEDDING = "output.weight", "token_embd.weight"
 
 
 class ReadProbe:
@@ -92,52 +90,8 @@ def module_bytes(model: Any) -> int:
 def gguf_bytes(path: Path) -> int:
     """Bytes that one pass over the model of a GGUF file reads, as the file holds them.
 
-    ValueError if it is not a GGUF file of version 2 or 3. Sizes follow from the offsets, so that
-    any quantization can be counted; the `gguf` package's reader takes seconds for a vocabulary.
+    UserError if it is not a GGUF file that this package reads.
     """
-    data = memoryview(path.read_bytes())
-    if bytes(data[:4]) != b"GGUF":
-        raise ValueError(f"{path} is not a GGUF file")
-    version, tensors, entries = struct.unpack_from("<IQQ", data, 4)
-    if version not in (2, 3):
-        raise ValueError(f"{path} is GGUF version {version}")
-    at, alignment = 24, 32
-    for _ in range(entries):
-        key, at = _text(data, at)
-        (kind,) = struct.unpack_from("<I", data, at)
-        if key == b"general.alignment":
-            (alignment,) = struct.unpack_from("<I", data, at + 4)
-        at = _after(data, at + 4, kind)
-    offsets: dict[bytes, int] = {}
-    for _ in range(tensors):
-        name, at = _text(data, at)
-        (dimensions,) = struct.unpack_from("<I", data, at)
-        at += 4 + 8 * dimensions + 4
-        (offsets[name],) = struct.unpack_from("<Q", data, at)
-        at += 8
-    total = len(data) - -(-at // alignment) * alignment
-    if _OUTPUT in offsets and _EMBEDDING in offsets:
-        later = [o for o in offsets.values() if o > offsets[_EMBEDDING]]
-        total -= min(later, default=total) - offsets[_EMBEDDING]
-    return total
-
-
-def _text(data: memoryview, at: int) -> tuple[bytes, int]:
-    """A string, and where it ends."""
-    (length,) = struct.unpack_from("<Q", data, at)
-    return bytes(data[at + 8 : at + 8 + length]), at + 8 + length
-
-
-def _after(data: memoryview, at: int, kind: int) -> int:
-    """Where a metadata value ends."""
-    if kind == _STRING:
-        return _text(data, at)[1]
-    if kind != _ARRAY:
-        return at + _WIDTHS[kind]
-    inner, count = struct.unpack_from("<IQ", data, at)
-    at += 12
-    if inner not in (_STRING, _ARRAY):
-        return at + int(count) * _WIDTHS[inner]
-    for _ in range(count):
-        at = _after(data, at, inner)
-    return at
+    tensors = GgufFile(path).tensors
+    tied = _OUTPUT not in tensors
+    return sum(stored.bytes for name, stored in tensors.items() if tied or name != _EMBEDDING)

@@ -14,9 +14,9 @@ import time
 from functools import partial
 
 from judge_decoding.config import Deployment, ServerConfig
-from judge_decoding.errors import UserError
 from judge_decoding.ranks.shared_memory import FOLDER
 from judge_decoding.serving import access
+from judge_decoding.serving.ports import bind
 from judge_decoding.serving.processes import become_child
 
 STARTS = 5
@@ -42,8 +42,8 @@ class Front:
         server = deployment.server
         self._bound = dict[str, socket.socket]()
         if server.http_port is not None:
-            self._bound["http"] = bind("http", access.http_host(server), server.http_port)
-        self._bound["metrics"] = bind("metrics", server.host, server.metrics_port)
+            self._bound["http"] = bind(access.http_host(server), server.http_port, "http")
+        self._bound["metrics"] = bind(server.host, server.metrics_port, "metrics")
         waiting = deployment.limits.max_sequences + server.max_queue
         self._line = [
             *(sys.executable, "-m", "judge_decoding.serving.http_front"),
@@ -86,19 +86,3 @@ class Front:
             preexec_fn=partial(become_child, signal.SIGKILL),
         )
         return None
-
-
-def bind(name: str, host: str, port: int) -> socket.socket:
-    """A socket that owns the port from now on; UserError if another one does."""
-    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-        bound.listen(1024)
-    except OSError as error:
-        bound.close()
-        raise UserError(
-            f"serve: cannot listen on {host}:{port} ({error.strerror}); "
-            f"choose another --{name}-port"
-        ) from None
-    return bound

@@ -29,7 +29,7 @@ class Ports:
                 if port is None:
                     continue
                 held.enter_context(_lock(server.host, port, name))
-                _check_free(server.host, port, name)
+                bind(server.host, port, name).close()
             self._held = held.pop_all()
 
     def __enter__(self) -> Ports:
@@ -58,6 +58,22 @@ def owner(host: str, port: int) -> int | None:
     return int(struct.unpack("3i", credentials)[0])
 
 
+def bind(host: str, port: int, name: str) -> socket.socket:
+    """A listening socket; UserError if something else uses the port.
+
+    name  of the option that chooses the port
+    """
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(1024)
+    except OSError as error:
+        bound.close()
+        raise _taken(host, port, name, error.strerror) from None
+    return bound
+
+
 def _lock(host: str, port: int, name: str) -> socket.socket:
     lock = socket.socket(socket.AF_UNIX)  # not inherited by the server's processes
     try:
@@ -70,15 +86,6 @@ def _lock(host: str, port: int, name: str) -> socket.socket:
         reason = error.strerror if pid is None else f"{whose} has it"
         raise _taken(host, port, name, reason) from None
     return lock
-
-
-def _check_free(host: str, port: int, name: str) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise _taken(host, port, name, error.strerror) from None
 
 
 def _taken(host: str, port: int, name: str, reason: str | None) -> UserError:

@@ -2,12 +2,13 @@
 
 Measured on the demo target's layers (docs/measurements.md): FBGEMM's float16 kernel reads half of
 float32's bytes at the speed of memory, up to nine rows, and needs no conversion of its float32
-input. PyTorch's int8 and int4 kernels read fewer bytes, but take bfloat16 and compute more: int4
-pays on AVX-512, for up to eight rows.
+input. PyTorch's int8 and int4 kernels read fewer bytes, but take bfloat16 and compute more: with
+AVX2 they gain little up to four rows and lose at nine.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cache
 
 import torch
@@ -41,12 +42,12 @@ def fits_float16(weight: torch.Tensor) -> bool:
     return bool(weight.abs().max() <= torch.finfo(torch.float16).max)
 
 
-class Narrow:
+class Narrow(ABC):
     """What the formats share: a `Product` by a kernel with its own input and output dtypes."""
 
+    @abstractmethod
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """[T, out] in the kernel's output dtype."""
-        raise NotImplementedError
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.product(x).to(x.dtype)

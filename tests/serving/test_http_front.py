@@ -19,7 +19,8 @@ from aiohttp import web
 
 from judge_decoding.config import Deployment, ServerConfig
 from judge_decoding.errors import UserError
-from judge_decoding.serving.front import STARTS, Front, bind, body_limit
+from judge_decoding.serving.front import STARTS, Front, body_limit
+from judge_decoding.serving.ports import bind
 from tests.triton_world import free_ports, wait_for
 
 MAX_BODY = 10_000
@@ -96,7 +97,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     upstream, ready = Upstream(folder / "x-http.sock"), threading.Event()
     threading.Thread(target=upstream.run, args=(ready,), daemon=True).start()
     assert ready.wait(30)
-    bound = bind("http", "127.0.0.1", free_ports(1)[0])
+    bound = bind("127.0.0.1", free_ports(1)[0], "http")
     line = [sys.executable, "-m", "judge_decoding.serving.http_front", "--sockets", f"{folder}/x-"]
     line += ["--http-fd", str(bound.fileno()), "--max-body", str(MAX_BODY)]
     line += ["--max-connections", str(MAX_CONNECTIONS)]
@@ -270,7 +271,7 @@ def test_a_front_that_dies_is_started_again_but_not_for_ever() -> None:
             os.kill(process.pid, 9)
             process.wait()
         assert front.look() == "the HTTP front ended 5 times within 60 s, with -9"
-    bind("http", "127.0.0.1", http).close()
+    bind("127.0.0.1", http, "http").close()
 
 
 def test_a_port_is_owned_from_the_start() -> None:
@@ -278,7 +279,7 @@ def test_a_port_is_owned_from_the_start() -> None:
     with Front(deployment(http_port=http, metrics_port=metrics), "none"):
         for name, port in (("http", http), ("metrics", metrics)):
             with pytest.raises(UserError, match=rf"choose another --{name}-port") as taken:
-                bind(name, "127.0.0.1", port)
+                bind("127.0.0.1", port, name)
             assert f"127.0.0.1:{port} (Address already in use)" in str(taken.value)
 
 
