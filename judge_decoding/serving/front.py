@@ -6,18 +6,16 @@ the front starts again.
 
 from __future__ import annotations
 
-import signal
+import os
 import socket
 import subprocess
 import sys
 import time
-from functools import partial
 
 from judge_decoding.config import Deployment, ServerConfig
 from judge_decoding.ranks.shared_memory import FOLDER
 from judge_decoding.serving import access
 from judge_decoding.serving.ports import bind
-from judge_decoding.serving.processes import become_child
 
 STARTS = 5
 """So many within STARTS_S are too many: then the server ends."""
@@ -48,6 +46,7 @@ class Front:
         self._line = [
             *(sys.executable, "-m", "judge_decoding.serving.http_front"),
             *("--sockets", f"{FOLDER}/{name}-"),
+            *("--launcher", str(os.getpid())),
             *("--max-body", str(body_limit(server))),
             *("--max-connections", str(2 * waiting + _SPARE_CONNECTIONS)),
         ]
@@ -77,12 +76,13 @@ class Front:
         if len(self._starts) >= STARTS:
             return f"the HTTP front ended {STARTS} times within {STARTS_S:g} s, with {code}"
         self._starts.append(now)
+        # Without a preexec_fn, which is not safe beside other threads (the warm-up's, with gRPC).
+        # So the front itself asks to end with the launcher.
         self._process = subprocess.Popen(
             self._line,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
             pass_fds=[bound.fileno() for bound in self._bound.values()],
-            preexec_fn=partial(become_child, signal.SIGKILL),
         )
         return None

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import re
 import signal
 import socket
@@ -28,6 +29,8 @@ from typing import NoReturn
 import msgspec
 from aiohttp import ClientConnectionError, ClientSession, ClientTimeout, UnixConnector, web
 from aiohttp.http_exceptions import HttpProcessingError
+
+from judge_decoding.serving.processes import become_child
 
 IDLE_S = 15
 """Seconds until a connection without a whole request head is closed."""
@@ -253,11 +256,15 @@ def main() -> None:
     parser.add_argument("--metrics-fd", type=int, default=-1, help="A bound socket.")
     parser.add_argument("--max-body", type=int, required=True, help="Bytes.")
     parser.add_argument("--max-connections", type=int, required=True, help="Per port.")
+    parser.add_argument("--launcher", type=int, required=True, help="The pid to end with.")
     # The launcher ends this process, last of all; a signal to the whole group is not for it.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     logging.getLogger("aiohttp.server").addFilter(is_news)
-    asyncio.run(run(parser.parse_args()))
+    arguments = parser.parse_args()
+    become_child(signal.SIGKILL)
+    if os.getppid() == arguments.launcher:  # else it has ended meanwhile
+        asyncio.run(run(arguments))
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     bound = bind("127.0.0.1", free_ports(1)[0], "http")
     line = [sys.executable, "-m", "judge_decoding.serving.http_front", "--sockets", f"{folder}/x-"]
     line += ["--http-fd", str(bound.fileno()), "--max-body", str(MAX_BODY)]
-    line += ["--max-connections", str(MAX_CONNECTIONS)]
+    line += ["--max-connections", str(MAX_CONNECTIONS), "--launcher", str(os.getpid())]
     process = subprocess.Popen(line, pass_fds=[bound.fileno()], stderr=subprocess.PIPE)
     yield Served(upstream, bound.getsockname()[1], process)
     process.kill()
