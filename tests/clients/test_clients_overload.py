@@ -51,8 +51,8 @@ def test_quantiles_of_few_and_none() -> None:
 
 def held(**changes: Any) -> list[bool]:
     results = {
-        "goodput_ratio": 0.9,
-        "goodput_after_ratio": 0.9,
+        "goodput_ratio": 0.95,
+        "goodput_after_ratio": 0.95,
         "memory": {"growth_percent": 2.0},
         "recovery_s": 10.0,
         "idle_s": 10.0,
@@ -67,8 +67,8 @@ def test_each_bound_is_judged_for_itself() -> None:
     def broken(place: int) -> list[bool]:
         return [i != place for i in range(6)]
 
-    assert held(goodput_ratio=0.89) == broken(0)
-    assert held(goodput_after_ratio=0.89) == broken(1)
+    assert held(goodput_ratio=0.94) == broken(0)
+    assert held(goodput_after_ratio=0.94) == broken(1)
     assert held(memory={"growth_percent": 2.01}) == broken(2)
     assert held(recovery_s=10.1) == held(recovery_s=None) == broken(3)
     assert held(idle_s=10.1) == held(idle_s=None) == broken(4)
