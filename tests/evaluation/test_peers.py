@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from judge_decoding.evaluation.bench_system import (
     RuleSystem,
 )
 from judge_decoding.evaluation.draft_length import best_draft_len
+from judge_decoding.evaluation.peers.child import ChildPeer
 from judge_decoding.evaluation.peers.gguf_models import GgufModels
 from judge_decoding.evaluation.peers.llamacpp import rounds_of
 from judge_decoding.evaluation.peers.write_gguf import write_gguf
@@ -63,6 +65,30 @@ class Fixed:
 
     def answer(self, prompt_ids: object, max_tokens: int) -> BenchAnswer:
         return BenchAnswer(self.seconds, [(self.seconds, max_tokens)], cut=True)
+
+
+class Echo(Fixed):
+    """Answers with what it was asked; refuses an empty prompt, dies of token 0."""
+
+    def answer(self, prompt_ids: object, max_tokens: int) -> BenchAnswer:
+        if not prompt_ids:
+            raise ValueError("an empty\nprompt")
+        if prompt_ids == [0]:
+            os._exit(9)
+        text = f"{prompt_ids} {max_tokens} {self.draft_len}"
+        return BenchAnswer(self.seconds, [(self.seconds, max_tokens)], cut=True, text=text)
+
+
+def test_a_peer_in_a_process_of_its_own() -> None:
+    peer = ChildPeer(Echo, 3, seconds=0.5)
+    assert (peer.name, peer.draft_len, peer.reads) == ("fixed", 3, Fixed.reads)
+    other = peer.with_draft_len(2)
+    assert peer.answer((5, 6), 7).text == "[5, 6] 7 3"
+    assert other.answer([5], 8) == BenchAnswer(0.5, [(0.5, 8)], cut=True, text="[5] 8 2")
+    with pytest.raises(NotMeasured, match="its process died"):
+        peer.answer([0], 1)
+    with pytest.raises(NotMeasured, match=r"^an empty prompt$"):
+        ChildPeer(Echo, None).answer([], 1)
 
 
 def test_a_folder_written_as_gguf_is_read_back_bit_by_bit(plain: Path, tmp_path: Path) -> None:

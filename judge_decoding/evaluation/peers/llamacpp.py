@@ -1,4 +1,4 @@
-"""The peers `llamacpp` and `llamacpp-draft`: llama.cpp's server in this process, by `xllamacpp`.
+"""The peers `llamacpp` and `llamacpp-draft`: llama.cpp's server, without HTTP, by `xllamacpp`.
 
 Greedy, one slot, as many threads as PyTorch has, no cache of prompts. Prompts are token ids.
 """

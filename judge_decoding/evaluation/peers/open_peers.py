@@ -11,6 +11,7 @@ import torch
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.bench_system import BenchSystem, NotMeasured
 from judge_decoding.evaluation.draft_length import best_draft_len
+from judge_decoding.evaluation.peers.child import ChildPeer
 from judge_decoding.evaluation.peers.gguf_models import GgufModels
 from judge_decoding.evaluation.peers.hugging_face import load_target, open_hugging_face
 from judge_decoding.evaluation.peers.llamacpp import LlamaCpp, xllamacpp
@@ -68,7 +69,7 @@ class _Opener:
         self._files = GgufModels(pipeline.deployment, folder)
         self._tuned = tuned
         self._hugging_face: object = None
-        self._drafting: OpenVino | None = None
+        self._drafting: ChildPeer | None = None
 
     def open(self, name: str) -> BenchSystem:
         if name.startswith("hf"):
@@ -91,7 +92,8 @@ class _Opener:
         return system
 
     def _llamacpp(self, name: str, draft_len: int | None) -> BenchSystem:
-        return LlamaCpp(
+        return ChildPeer(
+            LlamaCpp,
             name,
             self._files.target,
             context=self._pipeline.deployment.limits.max_context,
@@ -103,12 +105,13 @@ class _Opener:
     def _openvino(self, name: str, draft_len: int | None) -> BenchSystem:
         if draft_len is not None and self._drafting is not None:
             return self._drafting.with_draft_len(draft_len)
-        system = OpenVino(
+        system = ChildPeer(
+            OpenVino,
             name,
             self._files.target,
             end_ids=list(self._pipeline.engines.target.end_ids),
             threads=torch.get_num_threads(),
-            decode=self._pipeline.tokenizer.decode,
+            tokenizer=self._pipeline.deployment.target.model,
             draft=None if draft_len is None else self._files.draft,
             draft_len=draft_len,
         )

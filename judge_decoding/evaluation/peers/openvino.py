@@ -7,9 +7,8 @@ it converts the draft first.
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,14 @@ import numpy as np
 
 from judge_decoding.evaluation.bench_system import BenchAnswer, NotMeasured, ReadBytes
 from judge_decoding.evaluation.read_bytes import gguf_bytes
+from judge_decoding.text import Tokenizer
 
 
 class OpenVino:
-    """One pipeline; `draft` and `draft_len` (tokens per round) add draft-model speculation."""
+    """One pipeline; `draft` and `draft_len` (tokens per round) add draft-model speculation.
+
+    `draft_len` goes along with each prompt, so it may be changed.
+    """
 
     def __init__(
         self,
@@ -30,7 +33,7 @@ class OpenVino:
         *,
         end_ids: Sequence[int],
         threads: int,
-        decode: Callable[[Sequence[int]], str],
+        tokenizer: Path,
         draft: Path | None = None,
         draft_len: int | None = None,
     ) -> None:
@@ -40,7 +43,7 @@ class OpenVino:
             gguf_bytes(target), gguf_bytes(draft) if draft else 0
         )
         self._end_ids = list(end_ids)
-        self._decode = decode
+        self._decode = Tokenizer(tokenizer).decode
         self._library = openvino_genai()
         self._tensor: Any = import_module("openvino").Tensor
         schedule = self._library.SchedulerConfig()
@@ -55,12 +58,6 @@ class OpenVino:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-200:]
             raise NotMeasured(f"OpenVINO cannot load {target.name}: {reason}") from None
-
-    def with_draft_len(self, draft_len: int) -> OpenVino:
-        """The same pipeline with another draft length, which OpenVINO takes with each prompt."""
-        other = copy.copy(self)
-        other.draft_len = draft_len
-        return other
 
     def answer(self, prompt_ids: Sequence[int], max_tokens: int) -> BenchAnswer:
         config = self._library.GenerationConfig()
