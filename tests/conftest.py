@@ -131,8 +131,11 @@ def llama_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_judge(path: Path, target: Path, *, scale: float = 1.0, seed: int = 7) -> Path:
-    """A judge of random direction for `target`, threshold 0.5; `scale`: its weights' deviation."""
+def write_judge(
+    path: Path, target: Path, *, scale: float = 1.0, seed: int = 7, weights: str | None = None
+) -> Path:
+    """A judge of random direction for `target`, threshold 0.5; `scale`: its weights' deviation;
+    `weights`: what it says of the target's."""
     from judge_decoding.checkpoint import Checkpoint
     from judge_decoding.decoding.judge import Judge, JudgeMetadata
 
@@ -145,6 +148,7 @@ def write_judge(path: Path, target: Path, *, scale: float = 1.0, seed: int = 7) 
         tokenizer_hash=checkpoint.tokenizer_hash,
         threshold=0.5,
         training_data_hash="none",
+        weights=weights,
     )
     weight = scale * torch.randn(width, generator=torch.Generator().manual_seed(seed))
     Judge(weight, 0.0, metadata).save(path)

@@ -91,6 +91,13 @@ def train_judge(
     ] = False,
     dtype: Annotated[str, typer.Option(help="Of inference: auto, float32, bfloat16.")] = "auto",
     reader: Annotated[str, typer.Option(help="torch (CPU) or transformers (GPUs).")] = "torch",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="The deployment's target.weights, if not its dtype: float32, bfloat16, float16, "
+            "int8, int4."
+        ),
+    ] = None,
     block: Annotated[int, typer.Option(min=1, help="Tokens that a verify pass reads.")] = 9,
     as_json: Json = False,
 ) -> None:
@@ -107,6 +114,7 @@ def train_judge(
         class_weight=class_weight,
         dtype=dtype,
         reader=reader,
+        weights=weights,
         block=block,
     )
     thresholds = parse_numbers(tried, "--try")

@@ -37,6 +37,9 @@ class JudgeMetadata(BaseModel):
     threshold_method: str | None = None
     """How the threshold was chosen, and on which data; None in files older than this field."""
     training_data_hash: str
+    weights: str | None = None
+    """The format of the target's matrices whose states it learned (the deployment's
+    `target.weights`); None in files older than this field: the target's own values."""
     metrics: dict[str, float] = Field(default_factory=dict)
 
 

@@ -34,15 +34,8 @@ def deployed_target(
 ) -> TorchTarget:
     """Load the target, or in a `group` this rank's shard of it."""
     weights = _weights(deployment, checkpoints, "target")
-    if judge is not None and weights == "int4" and not holds_four_bits(checkpoints.target):
-        # Not refused: the judge is of this target, and `eval` can tell what it is worth.
-        assert checkpoints.judge_file is not None
-        print(
-            f"judge: {checkpoints.judge_file.name} was trained on the target's own values, which "
-            "weights int4 changes; measure it (judge-decoding eval) or use weights: int8",
-            file=sys.stderr,
-            flush=True,
-        )
+    if judge is not None:
+        _check_weights(judge, weights, checkpoints)
     return load_target(
         checkpoints.target,
         dtype=deployment.dtype,
@@ -67,6 +60,29 @@ def deployed_drafter(
         group=group,
         **_bounds(deployment),
     )
+
+
+def _check_weights(judge: Judge, weights: Weights, checkpoints: Checkpoints) -> None:
+    """Say where a judge was trained on other values of the target. Not refused: the judge is of
+    this target, and `eval` can tell what it is worth."""
+    trained = judge.metadata.weights
+    if weights == trained or not _changes_values(weights, checkpoints):
+        return
+    assert checkpoints.judge_file is not None
+    print(
+        f"judge: {checkpoints.judge_file.name} was trained on the target in {trained or 'its own'} "
+        f"weights, and {weights} has other values; train it with --weights {weights}, or measure "
+        "it (judge-decoding eval)",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _changes_values(weights: Weights, checkpoints: Checkpoints) -> bool:
+    """Whether a format changes the file's values by more than rounding to 16 bits."""
+    if weights == "int4":
+        return not holds_four_bits(checkpoints.target)
+    return weights == "int8"
 
 
 def _weights(deployment: Deployment, checkpoints: Checkpoints, model: Model) -> Weights:

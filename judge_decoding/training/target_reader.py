@@ -12,6 +12,7 @@ from judge_decoding.progress import track
 from judge_decoding.text import Tokenizer
 from judge_decoding.torch_engine.engine import DTYPES, TorchTarget
 from judge_decoding.torch_engine.llama import Llama
+from judge_decoding.torch_engine.weights import Weights
 from judge_decoding.training.labels import LabelRecord
 
 
@@ -40,9 +41,14 @@ class ReadingTarget(TorchTarget):
 
 
 def load_reader(
-    checkpoint: Checkpoint, *, dtype: str, max_context: int, max_sequences: int
+    checkpoint: Checkpoint,
+    *,
+    dtype: str,
+    max_context: int,
+    max_sequences: int,
+    weights: Weights | None = None,
 ) -> ReadingTarget:
-    model = Llama(checkpoint, dtype=DTYPES[dtype], context=max_context)
+    model = Llama(checkpoint, dtype=DTYPES[dtype], context=max_context, weights=weights)
     return ReadingTarget(model, max_context=max_context, max_sequences=max_sequences)
 
 

@@ -24,7 +24,7 @@ from judge_decoding.errors import UserError
 from judge_decoding.pipeline import load_pipeline
 from judge_decoding.planner.shapes import shape_of
 from judge_decoding.torch_engine.llama import rope_frequencies
-from judge_decoding.training.judge.features import open_reader
+from judge_decoding.training.judge.features import Precision, open_reader
 from tests.checkpoint.gguf_world import write_gguf
 from tests.conftest import LLAMA31_ROPE, perturb, write_deployment, write_llama
 from tests.conftest import write_tokenizer as write_bytes_tokenizer
@@ -224,7 +224,7 @@ def test_values_that_are_not_finite_are_named(folders: tuple[Path, Path], tmp_pa
 
 def test_a_reader_of_folders_says_so(files: tuple[Path, Path]) -> None:
     with pytest.raises(UserError, match=r"--reader transformers: .*\.gguf is a GGUF file"):
-        open_reader("transformers", Checkpoint(files[0]), "float32")
+        open_reader("transformers", Checkpoint(files[0]), Precision("float32"))
 
 
 def test_the_demo_target_is_copied_once_and_again_if_damaged(

@@ -225,23 +225,33 @@ def test_a_model_says_how_exact_its_layers_are(tiny_target: Path) -> None:
         assert engine.model.products_in == dtype
 
 
-@pytest.mark.parametrize(("bits", "warned"), [(4, False), (16, True)])
+@pytest.mark.parametrize(
+    ("bits", "trained", "warned"),
+    [(4, None, None), (16, None, "its own"), (16, "float32", "float32"), (16, "int4", None)],
+)
 def test_a_judge_warns_of_weights_it_was_not_trained_for(
-    tmp_path: Path, bits: int, warned: bool, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    bits: int,
+    trained: str | None,
+    warned: str | None,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     folder = four_bit_llama(tmp_path / "target", bits)
     write_tokenizer(folder)
+    judge = write_judge(tmp_path / "judge.safetensors", folder, weights=trained)
     values = {
         "name": "narrow",
         "target": {"model": str(folder), "weights": "int4"},
-        "judge": {"path": str(write_judge(tmp_path / "judge.safetensors", folder))},
+        "judge": {"path": str(judge)},
         "acceptance": {"rule": "none"},
         "limits": {"max_sequences": 1, "max_context": 64},
     }
     deployment = Deployment.read(values, tmp_path, "here")
     open_torch_engines(deployment, Checkpoints.of(deployment))
     said = capfd.readouterr().err
-    assert ("judge: judge.safetensors was trained on the target's own values" in said) == warned
+    start = "judge: judge.safetensors was trained on the target in "
+    assert (start in said) == (warned is not None)
+    assert warned is None or f"{start}{warned} weights, and int4 has other values" in said
 
 
 def test_engine_trtllm_has_its_own_quantization() -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
 from judge_decoding.checkpoint import Checkpoint
+from judge_decoding.errors import UserError
 from judge_decoding.text import Tokenizer
 from judge_decoding.torch_engine.engine import load_target
 from judge_decoding.training import target_reader
-from judge_decoding.training.judge.features import gather, hidden_of, read_likelihood
+from judge_decoding.training.judge.features import (
+    Precision,
+    gather,
+    hidden_of,
+    precision_of,
+    read_likelihood,
+)
 from judge_decoding.training.labels import LabelRecord, Span
 from judge_decoding.training.transformers_reader import TransformersReader
 
@@ -90,6 +100,30 @@ def test_states_read_with_shared_prefixes_are_those_read_alone(tiny_target):
     assert row == len(found["argmax"]) == 7
 
 
+def test_states_in_other_weights_are_other_states(tiny_target: Path, tmp_path: Path) -> None:
+    span = Span(start=0, end=1, label="good", origin="o")
+    record = LabelRecord(
+        id="a",
+        group="g",
+        domain="d",
+        prompt="Hi",
+        response="r",
+        response_ids=[5, 6],
+        spans=[span],
+        split="train",
+    )
+    target = Checkpoint(tiny_target)
+    own = hidden_of([record], target, tmp_path, precision_of("float32", "torch", "float32"), 4)
+    narrow = hidden_of([record], target, tmp_path, precision_of("float32", "torch", "int8"), 4)
+    assert not torch.equal(own["post_norm"], narrow["post_norm"])
+    assert len(list(tmp_path.glob("hidden-*.safetensors"))) == 2
+    assert str(precision_of("float32", "torch", "int8")) == "float32, weights int8"
+    with pytest.raises(UserError, match=r"--weights int8: --reader transformers has its own"):
+        precision_of("float32", "transformers", "int8")
+    with pytest.raises(UserError, match=r"--weights.*int5"):
+        precision_of("float32", "torch", "int5")
+
+
 def test_labels_change_without_reading_the_target_again(tiny_target, tmp_path, monkeypatch):
     span = Span(start=0, end=1, label="good", origin="o")
     record = LabelRecord(
@@ -102,9 +136,9 @@ def test_labels_change_without_reading_the_target_again(tiny_target, tmp_path, m
         spans=[span],
         split="train",
     )
-    first = hidden_of([record], Checkpoint(tiny_target), tmp_path, "float32", 4)
+    first = hidden_of([record], Checkpoint(tiny_target), tmp_path, Precision("float32"), 4)
     monkeypatch.setattr("judge_decoding.training.judge.features.load_reader", None)
     bad = record.model_copy(update={"spans": [span.model_copy(update={"label": "bad"})]})
-    again = hidden_of([bad], Checkpoint(tiny_target), tmp_path, "float32", 4)
+    again = hidden_of([bad], Checkpoint(tiny_target), tmp_path, Precision("float32"), 4)
     assert torch.equal(first["pre_norm"], again["pre_norm"])
     assert not gather([bad], again, "pre_norm", None).good.any()

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 
 from judge_decoding.checkpoint import Checkpoint, save_tensors
 from judge_decoding.cpu import fast_dtype
-from judge_decoding.errors import UserError
+from judge_decoding.errors import UserError, check_choice
 from judge_decoding.progress import track
 from judge_decoding.text import Tokenizer
 from judge_decoding.torch_engine.engine import DTYPES
+from judge_decoding.torch_engine.weights import Weights
 from judge_decoding.training.labels import AfterError, LabelRecord
 from judge_decoding.training.target_reader import ReadRequest, in_span, load_reader, read_states
 
@@ -61,16 +62,34 @@ class LabelledTokens:
         return replace(self, **{name: value[keep] for name, value in vars(self).items()})
 
 
-def inference_dtype(asked: str, reader: str) -> str:
-    """The dtype to read in; `auto` is a deployment's default, or bfloat16 for transformers."""
-    if asked in DTYPES:
-        return asked
-    if asked != "auto":
-        raise UserError(f"--dtype: {asked!r} is not auto, {' or '.join(DTYPES)}")
-    return fast_dtype() if reader == "torch" else "bfloat16"
+class Precision(NamedTuple):
+    """How the target computes the states: a deployment's `dtype` and `target.weights`.
+
+    weights  None for `dtype`
+    """
+
+    dtype: str
+    weights: Weights | None = None
+
+    def __str__(self) -> str:
+        return self.dtype if self.weights is None else f"{self.dtype}, weights {self.weights}"
 
 
-def open_reader(kind: str, target: Checkpoint, dtype: str) -> Any:
+def precision_of(dtype: str, reader: str, weights: str | None = None) -> Precision:
+    """The precision of the options; dtype `auto` is a deployment's default, or bfloat16 for
+    transformers."""
+    if dtype not in (*DTYPES, "auto"):
+        raise UserError(f"--dtype: {dtype!r} is not auto, {' or '.join(DTYPES)}")
+    if dtype == "auto":
+        dtype = fast_dtype() if reader == "torch" else "bfloat16"
+    if weights is None or weights == dtype:
+        return Precision(dtype)
+    if reader != "torch":
+        raise UserError(f"--weights {weights}: --reader {reader} has its own; leave it out")
+    return Precision(dtype, check_choice("--weights", weights, get_args(Weights)))
+
+
+def open_reader(kind: str, target: Checkpoint, precision: Precision) -> Any:
     """A reader of the target, with methods `teacher_forced` and `likelihood`."""
     if kind == "transformers":
         from judge_decoding.training.transformers_reader import TransformersReader
@@ -80,16 +99,22 @@ def open_reader(kind: str, target: Checkpoint, dtype: str) -> Any:
                 f"--reader transformers: {target.folder} is a GGUF file, and this reader needs a "
                 "Hugging Face folder"
             )
-        return TransformersReader(target.folder, dtype)
+        return TransformersReader(target.folder, precision.dtype)
     context = min(CONTEXT, target.config.max_position_embeddings)
-    return load_reader(target, dtype=dtype, max_sequences=1, max_context=context)
+    return load_reader(
+        target,
+        dtype=precision.dtype,
+        weights=precision.weights,
+        max_sequences=1,
+        max_context=context,
+    )
 
 
 def hidden_of_all(
     files: Mapping[str, Sequence[LabelRecord]],
     target: Checkpoint,
     cache: Path,
-    dtype: str,
+    precision: Precision,
     block: int,
     reader: str = "torch",
 ) -> dict[str, dict[str, torch.Tensor]]:
@@ -100,7 +125,7 @@ def hidden_of_all(
     for name, records in files.items():
         _check_readable(name, [record for record in records if record.spans], target.folder, most)
     return {
-        name: hidden_of(records, target, cache, dtype, block, reader)
+        name: hidden_of(records, target, cache, precision, block, reader)
         for name, records in files.items()
     }
 
@@ -124,7 +149,7 @@ def hidden_of(
     records: Sequence[LabelRecord],
     target: Checkpoint,
     cache: Path,
-    dtype: str,
+    precision: Precision,
     block: int,
     reader: str = "torch",
 ) -> dict[str, torch.Tensor]:
@@ -133,11 +158,11 @@ def hidden_of(
     reader  `torch`, the CPU engine, or `transformers`, on all GPUs
     """
     kind = block if reader == "torch" else f"{block} {reader}"
-    path = cache / f"hidden-{_identity(records, target, dtype, kind)}.safetensors"
+    path = cache / f"hidden-{_identity(records, target, precision, kind)}.safetensors"
     if path.is_file():
         return load_file(path)
     hidden = read_states(
-        records, open_reader(reader, target, dtype), Tokenizer(target.folder), block
+        records, open_reader(reader, target, precision), Tokenizer(target.folder), block
     )
     cache.mkdir(parents=True, exist_ok=True)
     save_tensors(path, hidden)
@@ -145,11 +170,11 @@ def hidden_of(
 
 
 def _identity(
-    records: Sequence[LabelRecord], target: Checkpoint, dtype: str, kind: int | str
+    records: Sequence[LabelRecord], target: Checkpoint, precision: Precision, kind: int | str
 ) -> str:
     """Identity of the states: what is read, from which target and how, but not the labels."""
     read = [[r.prompt, r.response_ids, in_span(r), *(() if r.chat else ("raw",))] for r in records]
-    identity = json.dumps([read, target.fingerprint, dtype, kind])
+    identity = json.dumps([read, target.fingerprint, str(precision), kind])
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
@@ -157,16 +182,18 @@ def likelihood_of(
     records: Sequence[LabelRecord],
     target: Checkpoint,
     cache: Path,
-    dtype: str,
+    precision: Precision,
     reader: str = "torch",
 ) -> torch.Tensor:
     """float32 [n]: the target's log-probability of each of the n tokens in spans, from the row
     before it. Kept in the cache folder, like the states."""
     kind = "likelihood" if reader == "torch" else f"likelihood {reader}"
-    path = cache / f"likelihood-{_identity(records, target, dtype, kind)}.safetensors"
+    path = cache / f"likelihood-{_identity(records, target, precision, kind)}.safetensors"
     if path.is_file():
         return load_file(path)["logprob"]
-    found = read_likelihood(records, open_reader(reader, target, dtype), Tokenizer(target.folder))
+    found = read_likelihood(
+        records, open_reader(reader, target, precision), Tokenizer(target.folder)
+    )
     cache.mkdir(parents=True, exist_ok=True)
     save_tensors(path, {"logprob": found})
     return found

@@ -28,10 +28,11 @@ from judge_decoding.provenance import collect
 from judge_decoding.training.judge.features import (
     READERS,
     LabelledTokens,
+    Precision,
     gather,
     hidden_of_all,
-    inference_dtype,
     join,
+    precision_of,
 )
 from judge_decoding.training.judge.head import (
     FOLDS,
@@ -83,6 +84,7 @@ class TrainingOptions:
     class_weight  `balanced` or `none`
     dtype         of inference: `auto`, `float32`, `bfloat16`
     reader        `torch` (CPU) or `transformers` (GPUs)
+    weights       the deployment's `target.weights`; None for `dtype`
     block         tokens per verify pass
     """
 
@@ -92,6 +94,7 @@ class TrainingOptions:
     class_weight: str = "balanced"
     dtype: str = "auto"
     reader: str = "torch"
+    weights: str | None = None
     block: int = 9
 
     def __post_init__(self) -> None:
@@ -122,7 +125,7 @@ class TrainingData:
     reported: Sequence[Path]
     records: Mapping[Path, list[LabelRecord]]
     hidden: Mapping[str, dict[str, torch.Tensor]]
-    dtype: str
+    precision: Precision
 
     def tokens(
         self, feature: Feature, files: Sequence[Path], after_error: AfterError | None
@@ -147,7 +150,7 @@ def read_data(
 
     UserError for files that cannot be read, a repeated id, or a fact in both splits.
     """
-    dtype = inference_dtype(options.dtype, options.reader)
+    precision = precision_of(options.dtype, options.reader, options.weights)
     files = [*labels, *reported]
     read_labels(files)
     records = {file: read_labels([file]) for file in files}
@@ -157,8 +160,8 @@ def read_data(
         f"1/4 hidden states: {answers} labelled answers, one pass of the target over each; "
         f"kept in {cache}, so that a second training skips this"
     )
-    hidden = hidden_of_all(named, target, cache, dtype, options.block, options.reader)
-    return TrainingData(target, labels, reported, records, hidden, dtype)
+    hidden = hidden_of_all(named, target, cache, precision, options.block, options.reader)
+    return TrainingData(target, labels, reported, records, hidden, precision)
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,7 @@ def train_judge(
         tokenizer_hash=target.tokenizer_hash,
         threshold=1.0,
         training_data_hash=used,
+        weights=data.precision.weights or data.precision.dtype,
     )
     judge = Judge(torch.tensor(head.weight, dtype=torch.float32), head.bias, metadata)
     at = counted(train)
@@ -231,7 +235,7 @@ def train_judge(
     document = {
         "target": target.folder.name,
         "feature": feature,
-        "dtype": data.dtype,
+        "dtype": str(data.precision),
         "train_on": options.train_on,
         "class_weight": options.class_weight,
         "after_error": options.after_error or "as in the labels",

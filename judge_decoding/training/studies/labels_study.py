@@ -33,9 +33,9 @@ from judge_decoding.training.judge.features import (
     LabelledTokens,
     gather,
     hidden_of_all,
-    inference_dtype,
     join,
     likelihood_of,
+    precision_of,
 )
 from judge_decoding.training.judge.head import fit
 from judge_decoding.training.judge.measures import auc, interval, within
@@ -89,11 +89,13 @@ def run_study(
     records = {file_name(path): read_labels([path]) for path in files}
     if len(records) < len(files):
         raise UserError("labels study: two label files have the same name")
-    dtype = inference_dtype(dtype, reader)
-    hidden = hidden_of_all(records, target, cache, dtype, block, reader)
+    precision = precision_of(dtype, reader)
+    hidden = hidden_of_all(records, target, cache, precision, block, reader)
     parsed = [file_name(path) for path in mined]
     studied = parsed[0]
-    data = load(records, hidden, {studied: likelihood_of(records[studied], target, cache, dtype)})
+    data = load(
+        records, hidden, {studied: likelihood_of(records[studied], target, cache, precision)}
+    )
     if not data.of(studied).any():
         raise UserError(f"labels study: {files[0]} holds no labelled mismatches")
     generated = [file_name(path) for path in court]
