@@ -35,11 +35,13 @@ LLAMA31_ROPE = {
 
 
 def write_llama(folder: Path, *, seed: int = 0, shard: str | None = None, **changes: Any) -> Path:
-    """A random LlamaForCausalLM saved by transformers itself. Its initial weights are wide, so that
-    greedy choices are clear-cut and vary from position to position."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """A random model saved by transformers itself: a Llama, or the `model_type` of `changes`. Its
+    initial weights are wide, so that greedy choices are clear-cut and vary from position to
+    position; its biases are as wide."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     values: dict[str, Any] = {
+        "model_type": "llama",
         "vocab_size": 256,
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -54,7 +56,11 @@ def write_llama(folder: Path, *, seed: int = 0, shard: str | None = None, **chan
         "pad_token_id": None,
     }
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**(values | changes))).float()
+    values |= changes
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values)).float()
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):  # initialized as 0
+            torch.nn.init.normal_(parameter, std=values["initializer_range"])
     model.save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
     return folder
 

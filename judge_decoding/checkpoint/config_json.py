@@ -1,4 +1,4 @@
-"""Reads and checks the `config.json` of a Llama folder."""
+"""Reads and checks the `config.json` of a Llama or Qwen2 folder."""
 
 from __future__ import annotations
 
@@ -40,12 +40,28 @@ class LlamaConfig:
     max_position_embeddings: int
     tie_word_embeddings: bool
     end_ids: tuple[int, ...]
+    model_type: str = "llama"
+    """"llama" or "qwen2": a Llama with biases on q, k and v."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    """Whether q, k and v; o; gate, up and down have biases."""
     shared_with_target: tuple[str, ...] = ()
     """Names of tensors that the target's folder provides (the demo draft's embeddings)."""
 
+    @property
+    def biased(self) -> list[str]:
+        """Names of a layer's projections that have a bias."""
+        return [
+            *(f"self_attn.{name}_proj" for name in "qkv" if self.qkv_bias),
+            *(["self_attn.o_proj"] if self.out_bias else []),
+            *(f"mlp.{name}_proj" for name in ("gate", "up", "down") if self.mlp_bias),
+        ]
+
 
 def read_config(folder: Path) -> LlamaConfig:
-    """Read a LlamaForCausalLM's `config.json`; UserError if it needs more than Llama-3 has."""
+    """Read the `config.json` of a LlamaForCausalLM or Qwen2ForCausalLM; UserError if it needs more
+    than Llama-3 and Qwen2.5 have."""
     if not folder.is_dir():
         raise UserError(f"model: no folder {folder}")
     return checked_config(folder, folder / "config.json", read_object(folder / "config.json"))
@@ -56,15 +72,23 @@ def checked_config(folder: Path, source: Path, raw: Mapping[str, Any]) -> LlamaC
 
     folder, source  the model and the file that errors name
     """
-    if raw.get("model_type") != "llama":
-        raise UserError(
-            f"model: {folder} is a {shown(raw.get('model_type'))}, this engine runs 'llama'"
-        )
-    for key, wanted in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
-        if raw.get(key, wanted) != wanted:
+    kind = raw.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise UserError(f"model: {folder} is a {shown(kind)}, this engine runs 'llama' and 'qwen2'")
+    for key, wanted in (("hidden_act", "silu"), ("use_sliding_window", False)):
+        if (raw.get(key) or wanted) != wanted:
             raise UserError(
                 f"model: {folder} has {key}={shown(raw[key])}, this engine needs {wanted!r}"
             )
+    layer_types = raw.get("layer_types") or []
+    if not isinstance(layer_types, list) or {*map(str, layer_types)} - {"full_attention"}:
+        raise UserError(
+            f"model: {folder} has layer_types {shown(layer_types)}, this engine needs "
+            "'full_attention' in all layers"
+        )
+    qwen2 = kind == "qwen2"
+    # transformers' Qwen2 has no such keys: q, k and v have a bias, the other projections none.
+    attention_bias = qwen2 or _flag(raw, "attention_bias", source)
     if raw.get("quantization_config"):
         raise UserError(f"model: {folder} is quantized; re-save it as plain bf16 or fp32")
     rope, scaling = (_mapping(raw, key, source) for key in ("rope_parameters", "rope_scaling"))
@@ -81,9 +105,13 @@ def checked_config(folder: Path, source: Path, raw: Mapping[str, Any]) -> LlamaC
             rms_norm_eps=_number({"rms_norm_eps": 1e-6, **raw}, "rms_norm_eps", source),
             rope_theta=_number(theta, "rope_theta", source),
             rope_scaling=_rope_scaling(scaling or rope, source),
-            max_position_embeddings=raw.get("max_position_embeddings", 2048),
-            tie_word_embeddings=raw.get("tie_word_embeddings") or False,
+            max_position_embeddings=raw.get("max_position_embeddings", 32768 if qwen2 else 2048),
+            tie_word_embeddings=_flag(raw, "tie_word_embeddings", source),
             end_ids=_end_ids(folder, raw),
+            model_type=kind,
+            qkv_bias=attention_bias,
+            out_bias=attention_bias and not qwen2,
+            mlp_bias=not qwen2 and _flag(raw, "mlp_bias", source),
             shared_with_target=_names(raw, "shared_with_target", source),
         )
     except KeyError as error:
@@ -93,11 +121,6 @@ def checked_config(folder: Path, source: Path, raw: Mapping[str, Any]) -> LlamaC
         most = _MOST_LAYERS if name == "num_layers" else _MOST
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
             raise UserError(f"model: {source} has {name} {shown(value)}, not a size")
-    if not isinstance(config.tie_word_embeddings, bool):
-        raise UserError(
-            f"model: {source} has tie_word_embeddings {shown(config.tie_word_embeddings)}, not "
-            "true or false"
-        )
     if config.num_heads % config.num_kv_heads:
         raise UserError(
             f"model: {source} has {config.num_heads} attention heads, which "
@@ -106,6 +129,7 @@ def checked_config(folder: Path, source: Path, raw: Mapping[str, Any]) -> LlamaC
     return config
 
 
+MODEL_TYPES = ("llama", "qwen2")
 _MOST, _MOST_LAYERS = 2**31 - 1, 10_000
 """Beyond them PyTorch raises an OverflowError, and the names of all tensors fill the memory."""
 _SIZES = (
@@ -118,6 +142,13 @@ def _head_dim(raw: Mapping[str, Any]) -> Any:
     """The default of `head_dim`, or 0 if it cannot be computed."""
     width, heads = raw["hidden_size"], raw["num_attention_heads"]
     return width // heads if isinstance(width, int) and isinstance(heads, int) and heads else 0
+
+
+def _flag(raw: Mapping[str, Any], name: str, source: Path) -> bool:
+    value = raw.get(name) or False
+    if not isinstance(value, bool):
+        raise UserError(f"model: {source} has {name} {shown(value)}, not true or false")
+    return value
 
 
 def _mapping(raw: Mapping[str, Any], name: str, source: Path) -> Mapping[str, Any]:

@@ -11,24 +11,28 @@ from judge_decoding.checkpoint.gguf_file import GgufFile
 from judge_decoding.errors import UserError
 
 EMBEDDING, HEAD, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
+_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 _END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
 """Llama-3 ends its answers with any of these, and a GGUF file often names only one."""
 
 
 def config_json(file: GgufFile) -> dict[str, Any]:
-    """What `config.json` would say; UserError for another architecture than `llama` has.
+    """What `config.json` would say; UserError for another architecture than `llama` and `qwen2`.
 
     Values are passed on as they are: whoever reads a `config.json` checks them.
     """
     path, meta = file.path, file.metadata
     kind = meta.get("general.architecture")
-    if kind != "llama":
-        raise UserError(f"model: {path} has the architecture {kind!r}, this engine runs 'llama'")
-    if meta.get("llama.expert_count"):
+    if kind not in _CLASSES:
+        raise UserError(
+            f"model: {path} has the architecture {kind!r}, this engine runs 'llama' and 'qwen2'"
+        )
+    if meta.get(f"{kind}.expert_count"):
         raise UserError(f"model: {path} is a mixture of experts, which this engine does not run")
 
-    def value(key: str, default: Any = None) -> Any:
+    def value(name: str, default: Any = None) -> Any:
         """One number; UserError if it is missing and there is no default."""
+        key = f"{kind}.{name}"
         found = meta.get(key, default)
         if found is None:
             raise UserError(f"model: {path} lacks the metadata {key}")
@@ -38,30 +42,34 @@ def config_json(file: GgufFile) -> dict[str, Any]:
 
     if EMBEDDING not in file.tensors:
         raise UserError(f"model: {path} has no tensor {EMBEDDING}")
-    width, heads = value("llama.embedding_length"), value("llama.attention.head_count")
+    width, heads = value("embedding_length"), value("attention.head_count")
     default = width // heads if type(width) is type(heads) is int and heads else 0
-    size = value("llama.attention.key_length", default)
-    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+    size = value("attention.key_length", default)
+    for key in ("attention.value_length", "rope.dimension_count"):
         if size and (found := value(key, size)) != size:
             raise UserError(
-                f"model: {path} has {key} {found}; this engine needs the keys' length, {size}"
+                f"model: {path} has {kind}.{key} {found}; this engine needs the keys' length, "
+                f"{size}"
             )
-    rope = {"rope_theta": value("llama.rope.freq_base", 10000.0), "rope_type": "default"}
+    rope = {"rope_theta": value("rope.freq_base", 10000.0), "rope_type": "default"}
     scaling = _rope_scaling(file, rope["rope_theta"], size)
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [_CLASSES[kind]],
+        "model_type": kind,
         "dtype": "bfloat16",
         "vocab_size": file.tensors[EMBEDDING].rows,
         "hidden_size": width,
-        "intermediate_size": value("llama.feed_forward_length"),
-        "num_hidden_layers": value("llama.block_count"),
+        "intermediate_size": value("feed_forward_length"),
+        "num_hidden_layers": value("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": value("llama.attention.head_count_kv", heads),
+        "num_key_value_heads": value("attention.head_count_kv", heads),
         "head_dim": size,
         "hidden_act": "silu",
-        "max_position_embeddings": value("llama.context_length"),
-        "rms_norm_eps": value("llama.attention.layer_norm_rms_epsilon"),
+        # What a Llama's file does not hold (o's bias, say) is refused when its tensors are read.
+        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+        "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
+        "max_position_embeddings": value("context_length"),
+        "rms_norm_eps": value("attention.layer_norm_rms_epsilon"),
         "rope_parameters": rope | scaling,
         "rope_theta": rope["rope_theta"],  # where older readers look
         "tie_word_embeddings": HEAD not in file.tensors,
@@ -86,7 +94,8 @@ def _rope_scaling(file: GgufFile, theta: Any, size: Any) -> dict[str, Any]:
     The file has no parameters, only what each frequency is divided by. All of Llama-3.1 to 3.3 have
     the same ones but for `factor`, so they are assumed and compared with the file's numbers.
     """
-    kind = file.metadata.get("llama.rope.scaling.type", "none")
+    architecture = file.metadata["general.architecture"]
+    kind = file.metadata.get(f"{architecture}.rope.scaling.type", "none")
     if kind != "none":
         raise UserError(f"model: {file.path} has rope scaling {kind!r}; supported: Llama-3.1's")
     sound = type(size) is int and size > 0 and type(theta) is float and theta > 0

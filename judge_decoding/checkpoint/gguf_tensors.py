@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file, under the names and in the layout of a Hugging Face Llama."""
+"""The tensors of a GGUF file, under the names and in the layout of a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _PLAIN = {"F32", "F16", "BF16"}
 class GgufTensors(Tensors):
     """A GGUF file's tensors, de-quantized as they are read.
 
-    Quantized matrices are read as bf16, others in their own type. llama.cpp writes every norm as
-    float32. A norm that fits the type of the embeddings without loss is read in that type: tensors,
-    and so the fingerprint, are then those of the folder that the file was made from.
+    Quantized matrices are read as bf16, others in their own type. llama.cpp writes every norm and
+    bias as float32. One that fits the type of the embeddings without loss is read in that type:
+    tensors, and so the fingerprint, are then those of the folder that the file was made from.
     """
 
     def __init__(self, file: GgufFile, config: LlamaConfig) -> None:
@@ -69,7 +69,7 @@ class GgufTensors(Tensors):
         dtype = "BF16" if stored.kind.name not in _PLAIN else stored.kind.name
         found = GgufSlice(self._raw(name), stored, self._order(name), dtype)
         if len(stored.shape) == 1 and dtype == "F32" and name != EMBEDDING:
-            narrow = GgufSlice(self._raw(name), stored, None, self._narrow)
+            narrow = GgufSlice(self._raw(name), stored, self._order(name), self._narrow)
             if bool((found[:] == narrow[:].to(found[:].dtype)).all()):
                 return narrow
         return found
@@ -98,16 +98,19 @@ class GgufTensors(Tensors):
         return self._file.bytes_of(self._where[name])
 
     def _order(self, name: str) -> npt.NDArray[np.int64] | None:
-        """The file's row for each row of a query or key projection; None for all others.
+        """The file's row for each row of a query or key projection, or for each value of its bias;
+        None for all others.
 
         Rotary positions turn pairs of a head's values. llama.cpp has a pair's two rows side by
-        side, Hugging Face half a head apart.
+        side in a Llama, Hugging Face half a head apart, as llama.cpp has it too in a Qwen2.
         """
         config = self._config
+        if config.model_type != "llama":
+            return None
         heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(
-            name.removesuffix(".weight").rpartition(".")[2]
+            name.rpartition(".")[0].rpartition(".")[2]
         )
-        rows = self._stored(name).rows
+        rows = self._stored(name).shape[0]
         if heads is None or rows % (2 * heads):
             return None  # a wrong number of rows is named by `check_shapes`
         return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
@@ -140,6 +143,9 @@ class GgufSlice:
         rows, columns = index if isinstance(index, tuple) else (index, slice(None))
         kind, shape = self._stored.kind, self._stored.shape
         if len(shape) == 1:  # stored as one row
+            if self._order is not None:
+                whole = GgufSlice(self._raw, self._stored, None, self._dtype)[:]
+                return whole[torch.from_numpy(self._order[rows])]
             rows, columns = slice(None), rows
         raw = self._raw[rows] if self._order is None else self._raw[self._order[rows]]
         first, last, step = columns.indices(shape[-1])
@@ -154,10 +160,12 @@ class GgufSlice:
 
 
 def _name(stored: str) -> str | None:
-    """The Hugging Face name of a tensor; None if a Llama has no such tensor."""
+    """The Hugging Face name of a tensor; None if neither Llama nor Qwen2 has such a tensor."""
     if stored in _TOP:
         return _TOP[stored]
     parts = stored.split(".")
-    if len(parts) != 4 or parts[0] != "blk" or parts[2] not in _LAYER or parts[3] != "weight":
+    if len(parts) != 4 or parts[0] != "blk" or parts[2] not in _LAYER:
         return None
-    return f"model.layers.{parts[1]}.{_LAYER[parts[2]]}.weight"
+    if parts[3] != "weight" and (parts[3] != "bias" or parts[2].endswith("norm")):
+        return None
+    return f"model.layers.{parts[1]}.{_LAYER[parts[2]]}.{parts[3]}"

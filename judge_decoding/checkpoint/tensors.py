@@ -110,7 +110,7 @@ class Tensors(ABC):
     def _sound(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         import torch  # a process that only reads configurations never loads it
 
-        if not name.endswith(".weight"):  # the draft's list of ids is no weight
+        if not name.endswith((".weight", ".bias")):  # the draft's list of ids is no weight
             return tensor
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise UserError(
@@ -122,7 +122,8 @@ class Tensors(ABC):
         return tensor
 
     def check_shapes(self, config: LlamaConfig) -> None:
-        """Raise UserError if a weight is missing or has another shape than `config` says.
+        """Raise UserError if a weight or bias is missing, has another shape than `config` says, or
+        if there is a bias that `config` does not know.
 
         Tensors named in `config.shared_with_target` are not checked.
         """
@@ -144,7 +145,18 @@ class Tensors(ABC):
             for i in range(config.num_layers)
             for name, shape in layer.items()
         }
+        wanted |= {
+            f"model.layers.{i}.{name}.bias": layer[name][:1]
+            for i in range(config.num_layers)
+            for name in config.biased
+        }
         wanted["model.norm.weight"] = [hidden]
+        for name in self.names():
+            if name.startswith("model.layers.") and name.endswith(".bias") and name not in wanted:
+                raise UserError(
+                    f"model: {self.folder} has {shown(name)}, a bias that its config does not "
+                    "mention; correct attention_bias and mlp_bias there"
+                )
         for name, shape in wanted.items():
             if name not in config.shared_with_target:
                 found = list(self.slice(name).get_shape())

@@ -36,65 +36,71 @@ def can_pack(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def _unary(x: torch.Tensor, weight: torch.Tensor, after: str) -> torch.Tensor:
-    y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, after, [], "")
-    return y
-
-
-def _binary(x: torch.Tensor, other: torch.Tensor, weight: torch.Tensor, after: str) -> torch.Tensor:
-    y: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, None, after)
-    return y
-
-
 class Product(Protocol):
-    """x @ weight.T for x [T, in] of the model's dtype; no bias (Llama)."""
+    """x @ weight.T + bias for x [T, in] of the model's dtype; Llama-3 has no biases."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, out] in x's dtype."""
 
     def plus(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """(x @ weight.T) + other, in x's dtype."""
+        """(x @ weight.T + bias) + other, in x's dtype."""
 
     def wide(self, x: torch.Tensor) -> torch.Tensor:
         """[T, out] in float32."""
 
 
 class Gated(Protocol):
-    """silu(x @ gate.T) * (x @ up.T) for x [T, in] -> [T, out] in x's dtype."""
+    """silu(x @ gate.T) * (x @ up.T), or with their biases, for x [T, in] -> [T, out] in x's
+    dtype."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
 
 
 class Linear:
-    """A `Product` whose weight [out, in] and x have one dtype."""
+    """A `Product` whose weight [out, in], bias [out] and x have one dtype."""
 
-    def __init__(self, weight: torch.Tensor, *, pack: bool | None = None) -> None:
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, pack: bool | None = None
+    ) -> None:
         self.packed = can_pack(weight.dtype) if pack is None else pack
         if self.packed:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACK_ROWS)
         self.weight = weight
+        self.bias = bias
+
+    def _unary(self, x: torch.Tensor, after: str) -> torch.Tensor:
+        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self.weight, self.bias, after, [], ""
+        )
+        return y
+
+    def _binary(self, x: torch.Tensor, other: torch.Tensor, after: str) -> torch.Tensor:
+        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            x, other, self.weight, self.bias, after
+        )
+        return y
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.packed:
-            return _unary(x, self.weight, "none")
-        return F.linear(x, self.weight)
+            return self._unary(x, "none")
+        return F.linear(x, self.weight, self.bias)
 
     def silu(self, x: torch.Tensor) -> torch.Tensor:
-        """silu(x @ weight.T)"""
+        """silu(x @ weight.T + bias)"""
         if self.packed:
-            return _unary(x, self.weight, "swish")
-        return F.silu(F.linear(x, self.weight))
+            return self._unary(x, "swish")
+        return F.silu(F.linear(x, self.weight, self.bias))
 
     def times(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """(x @ weight.T) * other"""
+        """(x @ weight.T + bias) * other"""
         if self.packed:
-            return _binary(x, other, self.weight, "mul")
-        return F.linear(x, self.weight) * other
+            return self._binary(x, other, "mul")
+        return F.linear(x, self.weight, self.bias) * other
 
     def plus(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         if self.packed:
-            return _binary(x, other, self.weight, "add")
-        return F.linear(x, self.weight) + other
+            return self._binary(x, other, "add")
+        return F.linear(x, self.weight, self.bias) + other
 
     def wide(self, x: torch.Tensor) -> torch.Tensor:
         return self(x.to(self.weight.dtype)).float()
@@ -103,8 +109,8 @@ class Linear:
 class GatedPair:
     """A `Gated` of two `Linear`s, which apply SiLU and product to their own output."""
 
-    def __init__(self, gate: torch.Tensor, up: torch.Tensor) -> None:
-        self.gate, self.up = Linear(gate), Linear(up)
+    def __init__(self, gate: Linear, up: Linear) -> None:
+        self.gate, self.up = gate, up
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.up.times(x, self.gate.silu(x))

@@ -1,9 +1,10 @@
-"""A lean Llama forward over packed ragged batches and preallocated key-value slots.
+"""A lean Llama and Qwen2 forward over packed ragged batches and preallocated key-value slots.
 
 RMSNorm, rotary positions (with Llama-3.1's scaling), grouped-query attention, SwiGLU, tied or
-untied embeddings. The rows of all sequences are packed into one [T, H] matrix for everything but
-attention, which runs per sequence over that sequence's own slot. Several ranks may share a model
-(`tensor_parallel`): each then holds a part of the heads, of the MLP and of the LM head.
+untied embeddings, biases where the configuration has them (Qwen2's on q, k and v). The rows of all
+sequences are packed into one [T, H] matrix for everything but attention, which runs per sequence
+over that sequence's own slot. Several ranks may share a model (`tensor_parallel`): each then holds
+a part of the heads, of the MLP and of the LM head.
 """
 
 from __future__ import annotations
@@ -115,18 +116,41 @@ class _Layer:
         def part(name: str, dim: int, part: slice) -> torch.Tensor:
             return tensors.part(f"model.layers.{index}.{name}_proj.weight", dim, part)
 
+        def bias(name: str, part: slice) -> torch.Tensor:
+            return tensors.part(f"model.layers.{index}.{name}_proj.bias", 0, part)
+
+        every = slice(None)
         self.attention_norm = norm("input_layernorm")
-        qkv = [part(f"self_attn.{p}", 0, shard.rows(config, p)) for p in "qkv"]
-        self.qkv: Product = product(torch.cat(qkv), dtype, weights)
-        self.out: Product = product(part("self_attn.o", 1, shard.rows(config, "q")), dtype, weights)
+        rows = {p: shard.rows(config, p) for p in "qkv"}
+        qkv = torch.cat([part(f"self_attn.{p}", 0, rows[p]) for p in "qkv"])
+        qkv_bias = None
+        if config.qkv_bias:
+            qkv_bias = torch.cat([bias(f"self_attn.{p}", rows[p]) for p in "qkv"])
+        self.qkv: Product = product(qkv, dtype, weights, qkv_bias)
+        out_bias = config.out_bias and shard.adds_bias
+        self.out: Product = product(
+            part("self_attn.o", 1, rows["q"]),
+            dtype,
+            weights,
+            bias("self_attn.o", every) if out_bias else None,
+        )
         self.mlp_norm = norm("post_attention_layernorm")
         gate, up = (part(f"mlp.{name}", 0, shard.columns) for name in ("gate", "up"))
-        self.gate_up: Gated = gated(gate, up, dtype, weights)
-        self.down: Product = product(part("mlp.down", 1, shard.columns), dtype, weights)
+        biases = None
+        if config.mlp_bias:
+            biases = bias("mlp.gate", shard.columns), bias("mlp.up", shard.columns)
+        self.gate_up: Gated = gated(gate, up, dtype, weights, biases)
+        down_bias = config.mlp_bias and shard.adds_bias
+        self.down: Product = product(
+            part("mlp.down", 1, shard.columns),
+            dtype,
+            weights,
+            bias("mlp.down", every) if down_bias else None,
+        )
 
 
 class Llama:
-    """A Llama model, run in three calls: `forward`, `final_norm` and `logits`."""
+    """A Llama or Qwen2 model, run in three calls: `forward`, `final_norm` and `logits`."""
 
     def __init__(
         self,

@@ -45,18 +45,26 @@ def fits_float16(weight: torch.Tensor) -> bool:
 class Narrow(ABC):
     """What the formats share: a `Product` by a kernel with its own input and output dtypes."""
 
+    bias: torch.Tensor | None = None
+    """float32 [out], added after the kernel."""
+
     @abstractmethod
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        """[T, out] in the kernel's output dtype."""
+        """x @ weight.T, [T, out] in the kernel's output dtype."""
+
+    def biased(self, x: torch.Tensor) -> torch.Tensor:
+        """x @ weight.T + bias, [T, out]: float32 if there is a bias."""
+        y = self.product(x)
+        return y if self.bias is None else y + self.bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.product(x).to(x.dtype)
+        return self.biased(x).to(x.dtype)
 
     def plus(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        return (self.product(x) + other).to(x.dtype)
+        return (self.biased(x) + other).to(x.dtype)
 
     def wide(self, x: torch.Tensor) -> torch.Tensor:
-        return self.product(x).float()
+        return self.biased(x).float()
 
 
 class Float16Linear(Narrow):
@@ -135,7 +143,7 @@ class GatedOne:
         self._both, self._columns = both, columns
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        y = self._both.product(x)
+        y = self._both.biased(x)
         return (F.silu(y[:, : self._columns]) * y[:, self._columns :]).to(x.dtype)
 
 

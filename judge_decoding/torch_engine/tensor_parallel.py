@@ -1,8 +1,9 @@
 """Tensor parallelism: which part of a Llama a rank holds, and how the parts come together.
 
 Attention is split by key heads (with the query heads that share them), the MLP by columns, the LM
-head by rows of the vocabulary (Megatron-LM, 1909.08053); the embedding and the norms are on every
-rank. Parts may be uneven: 3 key heads on 2 ranks are 2 + 1.
+head by rows of the vocabulary (Megatron-LM, 1909.08053), biases with their rows; the embedding and
+the norms are on every rank, and the first adds the biases of o and down. Parts may be uneven: 3
+key heads on 2 ranks are 2 + 1.
 
 Every rank must compute the same bits, because each decides on its own which tokens are accepted.
 So a sum over ranks is not left to the message library, whose order of additions may depend on the
@@ -70,6 +71,11 @@ class Shard:
             num_kv_heads=kv_heads,
             intermediate_size=self.columns.stop - self.columns.start,
         )
+
+    @property
+    def adds_bias(self) -> bool:
+        """Whether this rank adds the bias of o and down, whose products are summed over ranks."""
+        return self.kv_heads.start == 0
 
     def rows(self, config: LlamaConfig, projection: str) -> slice:
         """The output rows of `q`, `k` or `v` (for `o`, the input columns are `q`'s rows)."""

@@ -39,14 +39,22 @@ def products_in(dtype: torch.dtype, weights: Weights) -> torch.dtype:
     return dtype if weights in ("float32", "float16") else torch.bfloat16
 
 
-def product(weight: torch.Tensor, dtype: torch.dtype, weights: Weights) -> Product:
-    """The product of a layer's matrix [out, in], in a model of `dtype`."""
+def product(
+    weight: torch.Tensor, dtype: torch.dtype, weights: Weights, bias: torch.Tensor | None = None
+) -> Product:
+    """The product of a layer's matrix [out, in] and bias [out], in a model of `dtype`."""
     if weights == as_weights(dtype):
-        return Linear(weight.to(dtype))
-    return _narrow(weight, weights)
+        return Linear(weight.to(dtype), None if bias is None else bias.to(dtype))
+    return _narrow(weight, weights, bias)
 
 
-def _narrow(weight: torch.Tensor, weights: Weights) -> Narrow:
+def _narrow(weight: torch.Tensor, weights: Weights, bias: torch.Tensor | None) -> Narrow:
+    found = _without_bias(weight, weights)
+    found.bias = None if bias is None else bias.float()
+    return found
+
+
+def _without_bias(weight: torch.Tensor, weights: Weights) -> Narrow:
     match weights:
         case "float16":
             return Float16Linear(weight)
@@ -58,12 +66,20 @@ def _narrow(weight: torch.Tensor, weights: Weights) -> Narrow:
             return OtherDtypeLinear(weight.to(_DTYPES[weights]))
 
 
-def gated(gate: torch.Tensor, up: torch.Tensor, dtype: torch.dtype, weights: Weights) -> Gated:
-    """The first half of an MLP. oneDNN's kernels apply SiLU and product to their own output; any
-    other kernel does better with one matrix."""
+def gated(
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    dtype: torch.dtype,
+    weights: Weights,
+    biases: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> Gated:
+    """The first half of an MLP, with the biases of gate and up. oneDNN's kernels apply SiLU and
+    product to their own output; any other kernel does better with one matrix."""
     if weights == as_weights(dtype):
-        return GatedPair(gate.to(dtype), up.to(dtype))
-    return GatedOne(_narrow(torch.cat([gate, up]), weights), gate.shape[0])
+        ours = (None, None) if biases is None else (biases[0].to(dtype), biases[1].to(dtype))
+        return GatedPair(Linear(gate.to(dtype), ours[0]), Linear(up.to(dtype), ours[1]))
+    both = None if biases is None else torch.cat(biases)
+    return GatedOne(_narrow(torch.cat([gate, up]), weights, both), gate.shape[0])
 
 
 def head_product(weight: torch.Tensor, dtype: torch.dtype, weights: Weights) -> Product:

@@ -1,4 +1,4 @@
-"""Our forward against transformers' LlamaForCausalLM, feature by feature."""
+"""Our forward against transformers' Llama and Qwen2, feature by feature."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.checkpoint.gguf_file import DEMO_FILE
@@ -31,6 +31,11 @@ FEATURES: dict[str, dict[str, Any]] = {
     "own head size": {"head_dim": 32},
     "odd sizes": {"hidden_size": 60, "intermediate_size": 50, "vocab_size": 131, "head_dim": 10},
     "sharded file": {"shard": "100KB"},
+    "attention biases": {"attention_bias": True},
+    "all biases": {"attention_bias": True, "mlp_bias": True},
+    "qwen2": {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 32},
+    "qwen2, tied": {"model_type": "qwen2", "tie_word_embeddings": True, "num_key_value_heads": 4},
+    "qwen2, own head size": {"model_type": "qwen2", "head_dim": 32, "num_key_value_heads": 1},
     "eps and theta": {
         "rms_norm_eps": 1e-3,
         "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
@@ -54,7 +59,7 @@ def logits_of(folder: Path, tokens: torch.Tensor, chunk: int) -> torch.Tensor:
 @torch.inference_mode()
 def assert_agrees(folder: Path, vocab_size: int) -> None:
     tokens = torch.randint(0, vocab_size, (512,), generator=torch.Generator().manual_seed(3))
-    reference = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     expected = reference(tokens.unsqueeze(0)).logits[0]
     assert expected.std() > 0.1
     for chunk in (512, 200, 9):
@@ -119,8 +124,12 @@ def test_the_fingerprint_names_the_weights_not_the_files(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "qwen2"}, "'qwen2'"),
-        ({"attention_bias": True}, "attention_bias=True"),
+        ({"model_type": "gemma2"}, "is a 'gemma2', this engine runs 'llama' and 'qwen2'"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window=True"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "has layer_types"),
+        ({"layer_types": 7}, "has layer_types 7"),
+        ({"attention_bias": "yes"}, "has attention_bias 'yes', not true or false"),
+        ({"mlp_bias": 1}, "has mlp_bias 1, not true or false"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"quantization_config": {"bits": 4}}, "quantized"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn'"),
@@ -249,8 +258,18 @@ class Thread:
         return parts
 
 
+BIASES: list[dict[str, Any]] = [
+    {},
+    {"attention_bias": True, "mlp_bias": True},
+    {"model_type": "qwen2"},
+]
+
+
+@pytest.mark.parametrize("biases", BIASES, ids=["none", "all", "qwen2"])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 0.06)])
-def test_two_ranks_compute_what_one_does(tmp_path: Path, dtype: torch.dtype, bound: float) -> None:
+def test_two_ranks_compute_what_one_does(
+    tmp_path: Path, dtype: torch.dtype, bound: float, biases: dict[str, Any]
+) -> None:
     """Three key heads on two ranks, in both dtypes; both ranks have the same bits."""
     folder = write_llama(
         tmp_path / "m",
@@ -259,6 +278,7 @@ def test_two_ranks_compute_what_one_does(tmp_path: Path, dtype: torch.dtype, bou
         num_key_value_heads=3,
         intermediate_size=50,
         initializer_range=0.1,
+        **biases,
     )
     first, second, alone = run_on_ranks(folder, dtype)
     assert torch.equal(first, second)
