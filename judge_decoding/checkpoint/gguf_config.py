@@ -12,8 +12,11 @@ from judge_decoding.errors import UserError
 
 EMBEDDING, HEAD, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-_END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
-"""Llama-3 ends its answers with any of these, and a GGUF file often names only one."""
+_END_TOKENS = {
+    "llama": ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"),
+    "qwen2": ("<|im_end|>", "<|endoftext|>"),
+}
+"""Llama-3 and Qwen2 end their answers with any of these, and a GGUF file often names only one."""
 
 
 def config_json(file: GgufFile) -> dict[str, Any]:
@@ -84,7 +87,8 @@ def end_ids(file: GgufFile) -> list[int]:
     keys = ("eos", "eot", "eom")
     found = [meta.get(f"tokenizer.ggml.{key}_token_id") for key in keys]
     tokens = meta.get("tokenizer.ggml.tokens", [])
-    known = [tokens.index(token) for token in _END_TOKENS if token in tokens]
+    ends = _END_TOKENS.get(meta.get("general.architecture", ""), ())
+    known = [tokens.index(token) for token in ends if token in tokens]
     return list(dict.fromkeys(one for one in found + known if one is not None))
 
 

@@ -1,4 +1,4 @@
-"""Writes GGUF files from tiny Llama folders, as llama.cpp's converter does."""
+"""Writes GGUF files from tiny Llama and Qwen2 folders, as llama.cpp's converter does."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_gguf(
     extra: dict[str, npt.NDArray[np.float32]] | None = None,
     **metadata: Any,
 ) -> Path:
-    """The Llama in `folder` as one GGUF file with matrices of `kind`; `extra` tensors in float32.
+    """The model in `folder` as one GGUF file with matrices of `kind`; `extra` tensors in float32.
 
     Matrices of Q4_K, Q5_K and Q6_K are `random_blocks`.
 
@@ -51,8 +51,9 @@ def write_gguf(
     """
     checkpoint = Checkpoint(folder)
     config = checkpoint.config
-    writer = gguf.GGUFWriter(path, arch="llama")
-    values: dict[str, Any] = {
+    kind_of_model = config.model_type
+    writer = gguf.GGUFWriter(path, arch=kind_of_model)
+    sizes: dict[str, Any] = {
         "llama.block_count": config.num_layers,
         "llama.context_length": config.max_position_embeddings,
         "llama.embedding_length": config.hidden_size,
@@ -63,6 +64,7 @@ def write_gguf(
         "llama.rope.freq_base": config.rope_theta,
         "llama.rope.dimension_count": config.head_dim,
     }
+    values = {key.replace("llama", kind_of_model): value for key, value in sizes.items()}
     if config.end_ids:
         values["tokenizer.ggml.eos_token_id"] = config.end_ids[0]
     if checkpoint.has_tokenizer:
@@ -71,13 +73,15 @@ def write_gguf(
     for key, value in values.items():
         _add(writer, key, value)
     form = gguf.GGMLQuantizationType[kind]
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers)
+    architecture = gguf.MODEL_ARCH[kind_of_model.upper()]
+    names = gguf.get_tensor_name_map(architecture, config.num_layers)
     for name in checkpoint.tensors.names():
-        stored = names.get_name(name, try_suffixes=(".weight",))
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         weight = checkpoint.tensors.get(name).float().numpy()
         heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
-        if heads is not None:
-            weight = llama_cpp_order(weight, heads)
+        if heads is not None and kind_of_model == "llama":  # Qwen2's rows stay where they are
+            columns = weight.reshape(len(weight), -1)
+            weight = llama_cpp_order(columns, heads).reshape(weight.shape)
         if weight.ndim == 1:
             writer.add_tensor(stored, weight)
         else:

@@ -125,6 +125,14 @@ def test_llama_3s_end_tokens_all_end_an_answer(folders: tuple[Path, Path], tmp_p
         tokenizer__ggml__eom_token_id=9,
     )
     assert Checkpoint(path).config.end_ids == (17, 9, 30)
+    tokens[200], tokens[40] = "<|endoftext|>", "<|im_end|>"
+    qwen2 = write_gguf(
+        tmp_path / "b.gguf",
+        write_llama(tmp_path / "qwen2", model_type="qwen2"),
+        tokenizer__ggml__tokens=tokens,
+        tokenizer__ggml__eos_token_id=40,
+    )
+    assert Checkpoint(qwen2).config.end_ids == (40, 200)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +149,15 @@ def test_llama_3s_end_tokens_all_end_an_answer(folders: tuple[Path, Path], tmp_p
         ({"general__alignment": 12}, "general.alignment 12"),
         (
             {"extra": {"blk.0.attn_q.bias": np.zeros(64, np.float32)}},
-            "the tensor blk.0.attn_q.bias",
+            "has no tensor model.layers.0.self_attn.k_proj.bias",
+        ),
+        (
+            {"extra": {"blk.1.attn_q.bias": np.zeros(64, np.float32)}},
+            "has 'model.layers.1.self_attn.q_proj.bias', a bias that its config does not mention",
+        ),
+        (
+            {"extra": {"blk.0.attn_q_norm.weight": np.zeros(16, np.float32)}},
+            "the tensor blk.0.attn_q_norm.weight",
         ),
         ({"extra": {"rope_freqs.weight": np.ones(3, np.float32)}}, r"shape \[3\] as F32"),
         ({"llama__block_count": 3}, "no tensor model.layers.2.input_layernorm.weight"),

@@ -97,6 +97,25 @@ def test_blocks_of_256_values_are_read_in_parts(kind: str, tmp_path: Path) -> No
                 assert torch.equal(stored.tensors.part(name, 1, part), weight[:, part]), name
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"model_type": "qwen2"}, {"attention_bias": True, "mlp_bias": True}],
+    ids=["qwen2", "llama"],
+)
+def test_biases_come_back_in_the_models_own_order(changes: dict[str, Any], tmp_path: Path) -> None:
+    """llama.cpp moves the rows of a Llama's q and k, and their biases with them; not a Qwen2's."""
+    folder = write_llama(tmp_path / "model", **changes)
+    plain, stored = Checkpoint(folder), Checkpoint(write_gguf(tmp_path / "a.gguf", folder))
+    assert stored.config == as_stored(plain.config)
+    assert stored.fingerprint == plain.fingerprint
+    assert stored.tensors.names() == plain.tensors.names()
+    for name in plain.tensors.names():
+        weight = plain.tensors.get(name)
+        assert torch.equal(stored.tensors.get(name), weight), name
+        part = slice(5, 29)
+        assert torch.equal(stored.tensors.part(name, 0, part), weight[part]), name
+
+
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
 def test_a_plain_file_has_the_fingerprint_of_its_folder(kind: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
