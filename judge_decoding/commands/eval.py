@@ -27,7 +27,7 @@ def evaluate(
         str, typer.Option(help="Settings of other rules: typical:0.3,topk:2,kl:0.1,fly:0.5.")
     ] = "",
     split: Annotated[
-        str | None, typer.Option(help="calibrate or report; all items by default.")
+        str | None, typer.Option(help="mine, calibrate or report; all items by default.")
     ] = None,
     domain: Annotated[
         list[str] | None, typer.Option(help="Only items of this domain. May be repeated.")
@@ -109,8 +109,8 @@ def select(task: str, split: str | None, domains: Sequence[str], limit: int) -> 
     for name in domains:
         if name not in known:
             raise UserError(f"domain: unknown {name!r}; {task} has {', '.join(known)}")
-    if split not in (None, "calibrate", "report"):
-        raise UserError(f"split: {split!r} is not calibrate or report")
+    if split not in (None, "mine", "calibrate", "report"):
+        raise UserError(f"split: {split!r} is not mine, calibrate or report")
     kept = [
         item
         for item in items

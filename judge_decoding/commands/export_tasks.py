@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 
 import judge_decoding
-from judge_decoding.evaluation.prompts import read_prompts
 from judge_decoding.evaluation.task import write_task
 from judge_decoding.training.controlled.task import task_items
-from judge_decoding.training.court.export import arithmetic, chat, court
+from judge_decoding.training.court.export import arithmetic, court
 
 FOLDER = Path(judge_decoding.__file__).parent / "data" / "tasks"
 
@@ -25,11 +24,10 @@ def export_tasks(
         Path, typer.Option(help="Folder to write to.", show_default="the package's")
     ] = FOLDER,
 ) -> None:
-    """Write the tasks that this package ships: court, arithmetic, chat and controlled."""
+    """Write the tasks that this package ships: court, arithmetic and controlled."""
     tasks = {
         "court": list(court(seed)),
         "arithmetic": list(arithmetic(seed)),
-        "chat": list(chat(read_prompts(None))),
         "controlled": task_items(),
     }
     for name, items in tasks.items():

@@ -9,8 +9,10 @@ drift hits all of them. Decoding is greedy. `draft_len_schedule` is ignored: eve
 Definitions. `accuracy` is over the items with a known answer; its interval is Wilson's, over
 groups. `delta_vs_target` is paired with rule `none` on the same items; its interval is a bootstrap
 over groups. `mean_acceptance_length` is 1 + accepted / rounds. `tokens_per_s` is emitted tokens
-over wall time, prefill included, at this batch. For items without a known answer we report the
-target's log-likelihood of the text and the share of its 4-grams that repeat.
+over wall time, prefill included, at this batch. `unfinished_share` counts answers that were cut at
+their limit. `target_passes` counts the rounds of each answer, so that answers that share a pass in
+a batch count as if each ran alone. `repetition` is the share of 4-grams that repeat, over all
+texts. For items without a known answer we also report the target's log-likelihood of the text.
 """
 
 from __future__ import annotations
@@ -203,8 +205,11 @@ def _row(pipeline: Pipeline, evaluation: Evaluation, answers: Answers) -> dict[s
     record = AcceptanceRecord()
     for result in answers.results:
         record.merge(result.record)
-    tokens = sum(len(result.token_ids) for result in answers.results)
+    written = [result.token_ids for result in answers.results]
+    tokens, count = sum(map(len, written)), len(written)
     drafted, alone = record.num_spec_steps > 0, answers.system.rule == DRAFT
+    passes = None if alone else sum(map(target_passes, answers.results))
+    right = sum(map(bool, answers.right)) if evaluation.checked else 0
     open_ = [n for n, item in enumerate(evaluation.items) if not item.checked]
     prompts = [evaluation.requests[n].prompt_ids for n in open_]
     texts = [answers.results[n].token_ids for n in open_]
@@ -218,14 +223,26 @@ def _row(pipeline: Pipeline, evaluation: Evaluation, answers: Answers) -> dict[s
         "draft_acceptance_rate": record.draft_acceptance_rate if drafted else None,
         "tokens_per_s": tokens / answers.seconds,
         "tokens": tokens,
+        "tokens_per_answer": tokens / count,
+        "unfinished_share": sum(r.finish_reason == "length" for r in answers.results) / count,
         "seconds": answers.seconds,
+        "target_passes": passes,
+        "passes_per_right": passes / right if right and passes is not None else None,
+        "seconds_per_right": answers.seconds / right if right else None,
         "judged_tokens": record.num_judged_tokens,
         "judged_share": record.num_judged_tokens / tokens,
         "loglikelihood": loglikelihood(pipeline.engines.target, prompts, texts),
-        "repetition": repetition(texts),
+        "repetition": repetition(written),
         "overrides": None if alone else _overrides(pipeline, evaluation, answers),
         "speculative_decoding": record.to_dict() if drafted else None,
     }
+
+
+def target_passes(result: Result) -> int:
+    """The rounds of an answer. Each ends with the target's own token, except a last one that a
+    drafted token has ended."""
+    marks = result.provenance
+    return marks.count("target") + (1 if marks and marks[-1] != "target" else 0)
 
 
 def _accuracy(evaluation: Evaluation, answers: Answers) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def is_right(item: Item, text: str, *, run_code: bool = False) -> bool:
     if item.parser == "python":
         if not run_code:
             raise UserError("task: parser python runs what the model wrote; allow it by --run-code")
-        return given is not None and runs_through(f"{given}\n\n{item.tests}\n")
+        return given is not None and runs_through(f"{item.preamble}\n\n{given}\n\n{item.tests}\n")
     return given is not None and given == expected(item)
 
 

@@ -1,7 +1,7 @@
-"""Runs a model's code in a child process with limits on time, memory and files.
+"""Runs a model's code in a child process without network, with limits on time, memory and files.
 
-This is no sandbox. The child cannot hang or fill memory or disk, and gets an environment and a
-folder of its own, but it can use the network and read files. Run it only after an explicit opt-in.
+This is no sandbox. The child cannot hang, fill memory or disk, or open a socket, and it gets an
+environment and a folder of its own, but it can read files. Run it only after an explicit opt-in.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from pathlib import Path
+
+from judge_decoding.errors import UserError
 
 SECONDS = 10
 MEMORY_BYTES = 512 * 2**20
 FILE_BYTES = 16 * 2**20
 DONE = 86
 """The child's exit code once the last line has run; an earlier `exit(0)` is no success."""
+NO_NETWORK_LIMIT = 87
+"""The child's exit code if this system cannot take the network away."""
 
 _LIMITED = """
 import os, resource, sys
@@ -28,15 +33,28 @@ for kind, most in (
     (resource.RLIMIT_CORE, 0),
 ):
     resource.setrlimit(kind, (most, most))
+exec(compile(open({no_network!r}).read(), "no_network", "exec"), limits := {{}})
+try:
+    limits["take_network_away"]()
+except OSError:
+    os._exit({no_limit})
 exec(compile(sys.stdin.read(), "answer", "exec"), {{"__name__": "__main__"}})
 os._exit({done})
 """
 
 
 def runs_through(source: str, *, seconds: float = SECONDS) -> bool:
-    """Whether the program runs to its last line, in time. Its output is thrown away."""
+    """Whether the program runs to its last line, in time. Its output is thrown away.
+
+    UserError if this system cannot keep the program from the network.
+    """
     limited = _LIMITED.format(
-        seconds=int(seconds) + 1, memory=MEMORY_BYTES, file=FILE_BYTES, done=DONE
+        seconds=int(seconds) + 1,
+        memory=MEMORY_BYTES,
+        file=FILE_BYTES,
+        no_network=str(Path(__file__).with_name("no_network.py")),
+        no_limit=NO_NETWORK_LIMIT,
+        done=DONE,
     )
     with tempfile.TemporaryDirectory(prefix="judge-decoding-") as folder:
         child = subprocess.Popen(
@@ -54,6 +72,11 @@ def runs_through(source: str, *, seconds: float = SECONDS) -> bool:
             return False
         finally:
             _end(child)
+        if child.returncode == NO_NETWORK_LIMIT:
+            raise UserError(
+                "--run-code: the model's code cannot be kept from the network here; that needs "
+                "Linux with seccomp on x86_64 or aarch64"
+            )
         return child.returncode == DONE
 
 

@@ -21,11 +21,14 @@ def print_report(out: Console, report: dict[str, Any]) -> None:
         f"{source['max_draft_len']} drafted, batch {source['batch']}"
     )
     checked = rows[0]["accuracy"] is not None
-    out.print(_table(title, _columns(checked, rows[0]["repetition"] is not None), rows))
+    out.print(_table(title, _columns(checked), rows))
+    open_ = rows[0]["loglikelihood"] is not None
+    out.print(_table("texts and cost", _text_columns(checked, open_), rows))
     if checked:
         out.print(
             "right: 95 % Wilson interval over groups; vs target: paired difference in points, 95 % "
-            "bootstrap interval over groups; lost/won: items, against the target alone",
+            "bootstrap interval over groups; lost/won: items, against the target alone; cut: "
+            "answers at their limit; passes, s: of the target, and in all, per right answer",
             soft_wrap=True,
         )
         domains = list(rows[0]["domains"])
@@ -35,7 +38,7 @@ def print_report(out: Console, report: dict[str, Any]) -> None:
     out.print(f"{source['cpu']}, GPU {source['gpu']}, commit {source['git_sha']}, {source['date']}")
 
 
-def _columns(checked: bool, open_: bool) -> list[tuple[str, Any]]:
+def _columns(checked: bool) -> list[tuple[str, Any]]:
     """Heading -> a function of a row."""
     columns: list[tuple[str, Any]] = []
     if checked:
@@ -55,10 +58,22 @@ def _columns(checked: bool, open_: bool) -> list[tuple[str, Any]]:
         ("tok/s", lambda r: number(r["tokens_per_s"], ".1f")),
         ("judged %", lambda r: percent(r["judged_share"])),
     ]
+    return columns
+
+
+def _text_columns(checked: bool, open_: bool) -> list[tuple[str, Any]]:
+    """Heading -> a function of a row: what the texts are like, and what an answer costs."""
+    columns: list[tuple[str, Any]] = [
+        ("tokens", lambda r: number(r["tokens_per_answer"], ".1f")),
+        ("cut %", lambda r: percent(r["unfinished_share"])),
+        ("repeats %", lambda r: percent(r["repetition"])),
+    ]
     if open_:
+        columns.append(("log-lik.", lambda r: number(r["loglikelihood"], ".3f")))
+    if checked:
         columns += [
-            ("log-lik.", lambda r: number(r["loglikelihood"], ".3f")),
-            ("repeats %", lambda r: percent(r["repetition"])),
+            ("passes per right", lambda r: number(r["passes_per_right"], ".1f")),
+            ("s per right", lambda r: number(r["seconds_per_right"], ".2f")),
         ]
     return columns
 

@@ -3,7 +3,8 @@
     {"id": "q1", "group": "france", "domain": "capitals", "parser": "first_of",
      "prompt": "What is the capital of France?", "answer": "Paris", "choices": ["Paris", "Lyon"]}
 
-Shipped tasks are judge_decoding/data/tasks/NAME.jsonl, and are named without folder and ending.
+Shipped tasks are judge_decoding/data/tasks/NAME.jsonl, named without folder and ending, and those
+that `evaluation.tasks` generates.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from judge_decoding.files import read_lines, write_whole
 from judge_decoding.text import SET_CHAT_TEMPLATE
 
 ParserName = Literal["number", "choice", "exact", "first_of", "python", "none"]
-Split = Literal["calibrate", "report"]
+Split = Literal["mine", "calibrate", "report"]
 
 WITHOUT_CHAT = f'give the task\'s items "chat": false, or {SET_CHAT_TEMPLATE}'
 """What a user can do if the target has no chat template."""
@@ -39,11 +40,13 @@ class Item(BaseModel):
     answer      None: nothing is checked (parser `none`), or the tests decide (`python`)
     choices     `choice`, `first_of`: possible answers; "*" adds those of the whole domain
     match_case  `first_of`: "As" is not "as"
+    preamble    `python`: source that runs before the answer's code
     tests       `python`: source that runs after the answer's code and fails by any exception
     max_tokens  limit of new tokens; None takes the command line's
     stop        strings that end the answer
     chat        the prompt is a user's turn, put in the chat template; false: raw text
-    split       thresholds are chosen on `calibrate`, and their cost is reported on `report`
+    split       labels are mined from `mine`, thresholds are chosen on `calibrate`, and their cost
+                is reported on `report`
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,6 +59,7 @@ class Item(BaseModel):
     parser: ParserName
     choices: list[str] = []
     match_case: bool = False
+    preamble: str = ""
     tests: str = ""
     max_tokens: int | None = Field(default=None, ge=1)
     stop: list[str] = []
@@ -71,6 +75,8 @@ class Item(BaseModel):
             raise ValueError(f"parser {self.parser} needs an answer")
         if (self.parser == "python") != bool(self.tests.strip()):
             raise ValueError("tests belong to parser python, which needs them")
+        if self.preamble and self.parser != "python":
+            raise ValueError("a preamble belongs to parser python")
         if any(not text for text in (*self.stop, *self.choices)):
             raise ValueError("stop and choices must not hold an empty string")
         return self
@@ -87,15 +93,28 @@ def half_of(name: str) -> Split:
     return "report" if odd else "calibrate"
 
 
+def third_of(name: str) -> Split:
+    """The split of a new group by its hash: half are mined, a quarter each calibrate and report."""
+    quarter = hashlib.sha256(f"third {name}".encode()).digest()[0] % 4
+    return ("mine", "mine", "calibrate", "report")[quarter]
+
+
 def task_names() -> list[str]:
-    """The names of the tasks that are shipped."""
+    """The names of the tasks that are shipped or generated."""
+    from judge_decoding.evaluation.tasks import GENERATED
+
     folder = resources.files("judge_decoding") / "data" / "tasks"
     names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
-    return sorted(name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl"))
+    shipped = [name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl")]
+    return sorted([*shipped, *GENERATED])
 
 
 def read_task(name_or_path: str | Path) -> list[Item]:
-    """The items of a shipped task or of a file; UserError names the line that is wrong."""
+    """The items of a task or of a file; UserError names the line that is wrong."""
+    from judge_decoding.evaluation.tasks import GENERATED, generate  # they are made of Items
+
+    if str(name_or_path) in GENERATED:
+        return generate(str(name_or_path))
     path, source = _file(name_or_path)
     items: dict[str, Item] = {}
     splits: dict[str, Split | None] = {}

@@ -48,6 +48,11 @@ ROW = {
     "draft_acceptance_rate",
     "tokens_per_s",
     "tokens",
+    "tokens_per_answer",
+    "unfinished_share",
+    "target_passes",
+    "passes_per_right",
+    "seconds_per_right",
     "seconds",
     "judged_tokens",
     "judged_share",
@@ -177,6 +182,15 @@ def test_the_report_counts_what_happened(pipeline: Pipeline, found: Evaluation) 
         result.provenance.count("judged") for result in found.answers[2].results
     )
     assert strict["judged_tokens"] == 0 and lenient["lost"] > 0
+    # The target alone needs a pass per token; strict's rounds are those that the loop counted.
+    assert none["target_passes"] == none["tokens"] and draft["target_passes"] is None
+    rounds = strict["speculative_decoding"]["num_spec_steps"]
+    assert rounds <= strict["target_passes"] < none["target_passes"]
+    assert none["passes_per_right"] == none["target_passes"] / 10
+    assert none["seconds_per_right"] == none["seconds"] / 10
+    assert none["tokens_per_answer"] == none["tokens"] / 14
+    cut = sum(one.finish_reason == "length" for one in found.answers[0].results)
+    assert none["unfinished_share"] == cut / 14
     # The target's own text is the likeliest that greedy decoding finds; drafts read worse.
     assert none["loglikelihood"] > draft["loglikelihood"]
     assert document["items"]["group"][:3] == ["g0", "g0", "g1"]
@@ -320,7 +334,7 @@ def test_a_split_a_domain_and_an_open_task(config: Path, task: Path, items: list
         (("--settings", "strict:1"), "write RULE:VALUE"),
         (("--settings", "topk:1.5"), "topk takes a whole number"),
         (("--settings", "typical:x"), "'x' is not a number"),
-        (("--split", "train"), "split: 'train' is not calibrate or report"),
+        (("--split", "train"), "split: 'train' is not mine, calibrate or report"),
         (("--domain", "moon"), "domain: unknown 'moon'"),
         (("--config", "/nowhere.yaml"), "config: no file /nowhere.yaml"),
         (("--plot", "/dev/null/p.png"), "plot: cannot write /dev/null/p.png"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from judge_decoding.evaluation.task import ALL_OF_DOMAIN, Item, half_of
 from judge_decoding.training.court.facts import OTHER_CONTINENTS, questions
@@ -80,19 +80,6 @@ def arithmetic(seed: int, count: int = CHAINS) -> Iterator[Item]:
             parser="number",
             max_tokens=CHAIN_TOKENS,
             split=half_of(prompt),
-        )
-
-
-def chat(prompts: Iterable[str]) -> Iterator[Item]:
-    for prompt in prompts:
-        name = _name_of(prompt)
-        yield Item(
-            id=name,
-            group=name,
-            domain="chat",
-            prompt=prompt,
-            parser="none",
-            max_tokens=CHAT_TOKENS,
         )
 
 

@@ -24,6 +24,7 @@ from judge_decoding.evaluation.gate import Trial, choose_threshold, groups_neede
 from judge_decoding.evaluation.statistics import Paired, worth
 from judge_decoding.evaluation.systems import systems_of
 from judge_decoding.evaluation.task import Item, read_task
+from judge_decoding.evaluation.tasks.humaneval import refuse_benchmark
 from judge_decoding.pipeline import load_pipeline
 from judge_decoding.progress import progress
 from judge_decoding.training.judge.measures import Array, Flags, pick_threshold, threshold_curve
@@ -133,6 +134,7 @@ class Calibration:
                 "with --bad-recall, build the engine, then choose by `judge-decoding eval`"
             )
         items = [item for item in read_task(task) if item.checked]
+        refuse_benchmark(items, "to choose a threshold")
         if any(item.split for item in items):
             items = [item for item in items if item.split == "calibrate"]
         groups, needed = worth([item.group for item in items]), groups_needed(budget)

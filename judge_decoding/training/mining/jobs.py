@@ -18,6 +18,7 @@ from pathlib import Path
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.parsers import code, final_answer, is_right, plain
 from judge_decoding.evaluation.task import WITHOUT_CHAT, Item, read_task
+from judge_decoding.evaluation.tasks.humaneval import refuse_benchmark
 from judge_decoding.files import JsonError, parse_json, read_lines
 from judge_decoding.text import Tokenizer
 from judge_decoding.training.court.facts import questions
@@ -152,15 +153,19 @@ def fact_jobs(seed: int) -> list[MiningJob]:
 
 
 def task_jobs(task: str, seed: int, run_code: bool) -> list[MiningJob]:
-    """A task's items. Those of the splits `calibrate` and `report` are held out."""
+    """A task's items. Those of split `mine` are to train on, those of other splits held out."""
     if Path(task).name.endswith(".gz") or _are_prompts(Path(task)):
         items = _prompt_items(Path(task))
     else:
         items = list({item.prompt: item for item in read_task(task)}.values())
-    return [
-        MiningJob(i, "heldout" if i.split else split_in(i.domain, i.group, seed), run_code)
-        for i in items
-    ]
+    refuse_benchmark(items, "to mine labels from")
+    return [MiningJob(item, _split_of(item, seed), run_code) for item in items]
+
+
+def _split_of(item: Item, seed: int) -> Split:
+    if item.split is None:
+        return split_in(item.domain, item.group, seed)
+    return "train" if item.split == "mine" else "heldout"
 
 
 def _prompt_items(path: Path) -> list[Item]:
