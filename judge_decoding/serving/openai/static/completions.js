@@ -17,17 +17,20 @@ export async function model(key) {
   return listed.data[0];
 }
 
+let refused = false; // the server has said that it returns no log-probabilities
+
 /**
  * Streams one completion: yields each chunk's parsed JSON. A server that has no log-probabilities
- * refuses the field by name; the request is then sent once more without them.
+ * refuses the field by name; the request is then sent once more without it, as all later ones are.
  */
 export async function* stream(body, key, signal) {
+  const { logprobs, top_logprobs, ...rest } = body;
   let response;
   try {
-    response = await post(body, key, signal);
+    response = await post(refused ? rest : body, key, signal);
   } catch (error) {
-    if (!(error instanceof ServerError) || !/^(top_)?logprobs$/.test(error.param ?? "")) throw error;
-    const { logprobs, top_logprobs, ...rest } = body;
+    if (error.param !== "logprobs" || error.status !== 400) throw error;
+    refused = true;
     response = await post(rest, key, signal);
   }
   for await (const data of events(response.body)) {
