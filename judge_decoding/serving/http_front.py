@@ -23,6 +23,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
@@ -98,7 +99,7 @@ class Front:
             refuse(503, "too many large requests at once; try again later")
         self._buffered += size
         try:
-            body = await self._body(request)
+            body = await read_body(request, self._max_body)
             check_json(request, body)
             return await self._forward(request, body)
         finally:
@@ -110,22 +111,7 @@ class Front:
         if request.headers.get("Content-Encoding", "identity") != "identity":
             refuse(415, "a compressed body is not accepted")
         if (request.content_length or 0) > self._max_body:
-            self._too_large()
-
-    def _too_large(self) -> NoReturn:
-        refuse(413, f"the body may have {self._max_body} bytes (server.max_prompt_bytes)")
-
-    async def _body(self, request: web.Request) -> bytes:
-        body = bytearray()
-        try:
-            async with asyncio.timeout(BODY_S):
-                async for chunk in request.content.iter_any():
-                    body += chunk
-                    if len(body) > self._max_body:
-                        self._too_large()
-        except TimeoutError:
-            refuse(408, f"the body did not arrive within {BODY_S:g} s")
-        return bytes(body)
+            too_large(self._max_body)
 
     async def _forward(self, request: web.Request, body: bytes) -> web.StreamResponse:
         if self._session is None:
@@ -155,6 +141,24 @@ class Front:
         except ClientConnectionError:
             # Once the answer has begun, the connection is closed in the middle of it.
             refuse(503, "the server is starting, or has ended")
+
+
+def too_large(most: int) -> NoReturn:
+    refuse(413, f"the body may have {most} bytes (server.max_prompt_bytes)")
+
+
+async def read_body(request: web.Request, most: int) -> bytes:
+    """A body of at most `most` bytes that arrives within BODY_S; refused otherwise."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                if len(body) > most:
+                    too_large(most)
+    except TimeoutError:
+        refuse(408, f"the body did not arrive within {BODY_S:g} s")
+    return bytes(body)
 
 
 def check_json(request: web.Request, body: bytes) -> None:
@@ -215,10 +219,15 @@ class Crowd(asyncio.Protocol):
         transport.close()
 
 
-async def listen(sock: socket.socket, handler: Handler, max_connections: int) -> None:
+async def listen(
+    sock: socket.socket,
+    app: web.Application,
+    max_connections: int,
+    tls: ssl.SSLContext | None = None,
+) -> None:
     """Serve on a bound socket, from now on."""
     runner = web.AppRunner(
-        application(handler),
+        app,
         access_log=None,
         keepalive_timeout=IDLE_S,
         lingering_time=1,  # for the rest of a body that was refused
@@ -232,7 +241,7 @@ async def listen(sock: socket.socket, handler: Handler, max_connections: int) ->
     def protocol() -> asyncio.BaseProtocol:
         return Crowd() if len(server.connections) >= max_connections else server()
 
-    await asyncio.get_running_loop().create_server(protocol, sock=sock, backlog=1024)
+    await asyncio.get_running_loop().create_server(protocol, sock=sock, backlog=1024, ssl=tls)
 
 
 def is_news(record: logging.LogRecord) -> bool:
@@ -245,7 +254,8 @@ async def run(arguments: argparse.Namespace) -> None:
     metrics = Front(arguments.sockets + "metrics.sock", 0)
     for fd, handler in ((arguments.http_fd, triton.http), (arguments.metrics_fd, metrics.metrics)):
         if fd >= 0:
-            await listen(socket.socket(fileno=fd), handler, arguments.max_connections)
+            app = application(handler)
+            await listen(socket.socket(fileno=fd), app, arguments.max_connections)
     await asyncio.Event().wait()
 
 

@@ -19,7 +19,8 @@ from aiohttp import web
 
 from judge_decoding.config import Deployment, ServerConfig
 from judge_decoding.errors import UserError
-from judge_decoding.serving.front import STARTS, Front, body_limit
+from judge_decoding.serving.front import Front, body_limit
+from judge_decoding.serving.kept_process import STARTS
 from judge_decoding.serving.ports import bind
 from tests.triton_world import free_ports, wait_for
 
