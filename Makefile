@@ -38,7 +38,7 @@ unit: venv
 	$(PYTEST) -m "not servers and not slow"
 
 # For the playground's tests, which run in a real browser (tests/serving/test_playground.py): about
-# 400 MB, so not in `make test`.
+# 600 MB, so not in `make test`.
 browser: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[browser]"
 	@command -v chromium >/dev/null && exit 0; \
