@@ -71,7 +71,7 @@ def serve(
             return 0
         with ExitStack() as open_ports:
             open_ports.enter_context(Ports(deployment.server))
-            kept = [open_ports.enter_context(Front(deployment, folder.name))]
+            kept: list[KeptProcess] = [open_ports.enter_context(Front(deployment, folder.name))]
             if deployment.server.openai_port is not None:
                 kept.append(open_ports.enter_context(OpenAiDoor(deployment)))
             ready = ReadyFile(ready_file)

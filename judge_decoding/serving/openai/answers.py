@@ -59,7 +59,7 @@ class Answer:
             choice.finish = _FINISH[chunk.finish_reason]
         fields = dict[str, Any]()
         if self._request.return_provenance:
-            found = {
+            found: dict[str, list[Any]] = {
                 "provenance": [token.provenance for token in chunk.tokens],
                 "texts": [token.text for token in chunk.tokens],
                 "scores": [token.score for token in chunk.tokens],

@@ -45,7 +45,7 @@ from judge_decoding.serving.openai import engine
 from judge_decoding.serving.openai.answers import Answer
 from judge_decoding.serving.openai.description import description
 from judge_decoding.serving.openai.errors import ApiError, from_client
-from judge_decoding.serving.openai.schema import ChatRequest, CompletionRequest, read
+from judge_decoding.serving.openai.schema import ChatRequest, CompletionRequest, R, read
 from judge_decoding.serving.openai.settings import Settings
 from judge_decoding.serving.processes import become_child
 
@@ -109,10 +109,8 @@ class Door:
                 )
         return await handler(request)
 
-    async def _answer(
-        self, kind: type[ChatRequest] | type[CompletionRequest], prefix: str, request: web.Request
-    ) -> web.StreamResponse:
-        asked: ChatRequest | CompletionRequest = read(kind, await self._body(request))
+    async def _answer(self, kind: type[R], prefix: str, request: web.Request) -> web.StreamResponse:
+        asked = read(kind, await self._body(request))
         model = self._settings.name
         if asked.model not in (None, model):
             self._no_model(str(asked.model))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from judge_decoding import __version__
-from judge_decoding.serving.openai.schema import ChatRequest, CompletionRequest
+from judge_decoding.serving.openai.schema import ChatRequest, Common, CompletionRequest
 
 _ANSWERS = {
     "200": "the answer, or its server-sent events",
@@ -16,7 +16,10 @@ _ANSWERS = {
     "429": "too many requests; Retry-After says when to come back",
     "503": "the server is starting, or ends",
 }
-_PATHS = {"/v1/chat/completions": ChatRequest, "/v1/completions": CompletionRequest}
+_PATHS: dict[str, type[Common]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+}
 
 
 def description(name: str) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def messages(
         prompts = [{"text_input": ("BYTES", [prompt])} for prompt in request.prompts]
         if request.echo:
             shared["exclude_input_in_output"] = ("BOOL", [False])
-    made = []
+    made = list[Any]()
     for prompt in prompts:
         for i in range(request.n):
             tensors = shared | prompt
