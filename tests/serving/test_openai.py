@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 
+from clients.server import descendants
 from judge_client.client import JudgeClient
 from judge_client.wire import GenerateRequest
 from tests.conftest import write_deployment
+from tests.faults.processes import command_line
 from tests.triton_world import Serving, free_ports, wait_for
 
 pytestmark = pytest.mark.servers
@@ -261,8 +263,8 @@ def test_large_bodies_and_idle_connections_hold_nothing(door: Door) -> None:
 
 def test_a_door_that_dies_is_started_again(door: Door) -> None:
     def pids() -> list[int]:
-        line = ["pgrep", "-P", str(door.server.process.pid), "-f", "serving.openai.app"]
-        return [int(pid) for pid in subprocess.run(line, capture_output=True).stdout.split()]
+        found = descendants(door.server.process.pid)
+        return [pid for pid in found if "serving.openai.app" in command_line(pid)]
 
     (pid,) = pids()
     os.kill(pid, signal.SIGKILL)
