@@ -57,6 +57,12 @@ class Tokenizer:
     def size(self) -> int:
         return int(self._fast.get_vocab_size(with_added_tokens=True))
 
+    def special_id(self, text: str) -> int | None:
+        """The id of the special token that is written `text`, if there is one."""
+        number = self._fast.token_to_id(text)
+        added = {} if number is None else self._fast.get_added_tokens_decoder()
+        return number if number in added and added[number].special else None
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids; `special` adds the tokens that surround a raw text (Llama's BOS)."""
         check_unicode("prompt", text)
@@ -176,8 +182,12 @@ class TextStream:
     stop strings in it too: if a token ends in half a character, `push` holds back all of its text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
+        """min_tokens  a stop string that is complete within so many tokens is text, as in vLLM"""
         self._tokenizer = tokenizer
+        self._min_tokens = min_tokens
+        self._count = 0
+        self._passed = 0  # characters of `_held` in which no stop string may end
         self._stop = tuple(stop)
         self._ids: list[int] = []
         self._start = 0  # decoding starts here; earlier ids are no longer needed
@@ -188,6 +198,7 @@ class TextStream:
     def push(self, token: int) -> str:
         """Return the text that this token settles; set `stopped` if it completes a stop string."""
         self._ids.append(token)
+        self._count += 1
         new = self._unread()
         if not new or new.endswith(_REPLACEMENT):
             return ""
@@ -205,7 +216,13 @@ class TextStream:
         return self._tokenizer.decode(self._ids[self._start :])[len(before) :]
 
     def _settle(self) -> str:
-        found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if self._count <= self._min_tokens:
+            self._passed = len(self._held)
+        found = [
+            at
+            for stop in self._stop
+            if (at := self._held.find(stop, max(0, self._passed - len(stop) + 1))) >= 0
+        ]
         if found:
             self.stopped = True
             text, self._held = self._held[: min(found)], ""
@@ -213,6 +230,7 @@ class TextStream:
         keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
         cut = len(self._held) - keep
         text, self._held = self._held[:cut], self._held[cut:]
+        self._passed = max(0, self._passed - cut)
         return text
 
     def flush(self) -> str:

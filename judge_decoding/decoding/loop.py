@@ -21,6 +21,7 @@ from typing import NamedTuple
 from judge_decoding.decoding.contracts import (
     NO_DRAFT,
     PROBABILITY_RULES,
+    Constraints,
     Proposal,
     ProposeRequest,
     Provenance,
@@ -159,7 +160,23 @@ class SpeculativeDecoder:
             raise UserError("rule judge: the deployment names no judge file")
         if request.stop and self.tokenizer is None:
             raise UserError("stop: stop strings need a tokenizer")
-        self.engines.check(request.acceptance, request.sampling)
+        self._check_ids(request)
+        end_ids = frozenset(self.target.end_ids)
+        self.engines.check(request.acceptance, request.sampling_with(end_ids))
+
+    def _check_ids(self, request: Request) -> None:
+        constraints = request.sampling.constraints or Constraints()
+        given = {
+            "end_id": [] if request.end_id is None else [request.end_id],
+            "stop_token_ids": request.stop_ids,
+            "logit_bias": [token for token, _ in constraints.bias],
+            "bad_words": [token for word in constraints.bad_words for token in word],
+        }
+        size = self.target.vocab_size
+        for name, ids in given.items():
+            bad = next((i for i in ids if not 0 <= i < size), None)
+            if bad is not None:
+                raise UserError(f"{name}: token id {bad} is outside the vocabulary [0, {size})")
 
     def add(self, request: Request) -> int:
         """Start a request and return its sequence number. UserError if it cannot be served."""
@@ -170,12 +187,14 @@ class SpeculativeDecoder:
                 "to finish or raise limits.max_sequences"
             )
         number, self._next_id = self._next_id, self._next_id + 1
+        end_ids = frozenset(self.target.end_ids)
         self._active[number] = Sequence(
             request=request,
             stream=self._text_stream(request),
-            end_ids=frozenset(self.target.end_ids),
+            end_ids=end_ids,
             max_context=self.target.max_context,
             text=list(request.prompt_ids),
+            sampling=request.sampling_with(end_ids),
         )
         self._joining.append(number)
         return number
@@ -183,7 +202,7 @@ class SpeculativeDecoder:
     def _text_stream(self, request: Request) -> TextStream | None:
         if self.tokenizer is None or not (request.text or request.stop):
             return None
-        return TextStream(self.tokenizer, request.stop)
+        return TextStream(self.tokenizer, request.stop, request.min_tokens)
 
     def step(self) -> list[Update]:
         """Run one round and return what each sequence emitted.
@@ -219,7 +238,7 @@ class SpeculativeDecoder:
         requests = []
         for number in ready:
             sequence = self._active[number]
-            length, sampling = self._draft_len(sequence), sequence.request.sampling
+            length, sampling = self._draft_len(sequence), sequence.sampling
             rule = sequence.request.acceptance.rule
             if length > 0:
                 requests.append(
@@ -245,7 +264,7 @@ class SpeculativeDecoder:
                     sequence=number,
                     keep=sequence.target_kept,
                     tokens=sequence.text[sequence.target_kept :],
-                    sampling=sequence.request.sampling,
+                    sampling=sequence.sampling,
                     acceptance=sequence.request.acceptance,
                 )
             )

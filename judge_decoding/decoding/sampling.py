@@ -1,4 +1,4 @@
-"""From logits to the distribution a token is drawn from: temperature, then top-k, then top-p."""
+"""From logits to the distribution a token is drawn from: temperature, top-k, top-p, min-p."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     logits [..., V] any float dtype -> float32 [..., V], rows sum to 1. Greedy sampling gives the
     plain softmax (temperature 1, no filter), for rules that read probabilities. Ties at the top-k
     border are all kept; top-p keeps the smallest set whose mass reaches `top_p`, always at least
-    one token. transformers and TensorRT-LLM apply the filters in the same order.
+    one token; min-p keeps the tokens of at least `min_p` times the likeliest one's probability.
+    transformers applies the filters in the same order.
     """
     logits = logits.float()
     if sampling.greedy:
@@ -40,6 +41,10 @@ def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
         drop = ordered.cumsum(-1) - ordered >= sampling.top_p
         drop[..., 0] = False
         probs = probs.masked_fill(torch.zeros_like(drop).scatter(-1, index, drop), 0.0)
+        probs = probs / probs.sum(-1, keepdim=True)
+    if sampling.min_p > 0.0:
+        border = sampling.min_p * probs.amax(-1, keepdim=True)
+        probs = probs.masked_fill(probs < border, 0.0)
         probs = probs / probs.sum(-1, keepdim=True)
     return probs
 

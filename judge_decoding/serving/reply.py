@@ -32,9 +32,9 @@ class Reply:
     `detokenize` is a signed order (serving.order) to the postprocessing. It is one tensor, because
     each tensor costs time in every process that it passes through:
 
-    sequence, at, ids, stop, finish, ended  what `Detokenizer.push` takes
-    before                                  text to put before the text of this response
-    token_texts                             whether the text of each token was asked for
+    sequence, at, ids, stop, min_tokens, finish, ended  what `Detokenizer.push` takes
+    before       text to put before the text of this response
+    token_texts  whether the text of each token was asked for
 
     Only the first order has the stop strings: the `Detokenizer` keeps them.
     """
@@ -61,7 +61,11 @@ class Reply:
         self._parameters = parameters or Parameters()
         self._end_ids = end_ids
         # As large as a client likes, so not made on the scheduler's thread.
-        first = {"before": text_before.decode(errors="replace"), "stop": list(self._request.stop)}
+        first = {
+            "before": text_before.decode(errors="replace"),
+            "stop": list(self._request.stop),
+            "min_tokens": self._request.min_tokens,
+        }
         self._first = part(first)
         self._stream_interval = stream_interval
         self._wait = 0  # rounds to hold back before the next response of a stream

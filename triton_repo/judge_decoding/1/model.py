@@ -64,6 +64,7 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from None
         drain = partial(self.scheduler.drain, self.deployment.server.drain_s)
         Thread(target=run_folder.drain_when_asked, args=(drain,), daemon=True).start()
+        self.tokenizer = self.pipeline.tokenizer
         self.end_ids = frozenset(self.scheduler.decoder.target.end_ids)
 
     def load(self) -> SpeculativeDecoder:
@@ -99,7 +100,9 @@ class TritonPythonModel:
             asked = parameters(tensors)
             if asked.stop and not name:
                 raise UserError("stop: give it the request id of the request to cancel")
-            wanted = None if asked.stop else asked.request(prompt_ids, self.deployment)
+            wanted = (
+                None if asked.stop else asked.request(prompt_ids, self.deployment, self.tokenizer)
+            )
         number = secrets.randbits(62)  # for this request only, and impossible to guess
         if wanted is None:
             self.scheduler.cancel(name)

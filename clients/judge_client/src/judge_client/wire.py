@@ -28,6 +28,8 @@ class GenerateRequest:
     messages       a conversation of {"role", "content"}, instead of `prompt`
     chat           whether `prompt` is one user turn for the chat template; otherwise it is raw text
     stop           stop strings, or a single one
+    logit_bias     token id -> what to add to its logit, in [-100, 100]
+    end_id         the only end token, in place of the model's; `stop_token_ids` are further ones
     rule           acceptance rule; `threshold` is the judge's, in [0, 1]
     provenance     ask where each token comes from (Chunk.tokens)
     judge_scores   ask for the judge's score of each drafted token (with `provenance`)
@@ -45,7 +47,15 @@ class GenerateRequest:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
     seed: int | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[int, float] | None = None
+    bad_words: Sequence[str] = ()
+    end_id: int | None = None
+    stop_token_ids: Sequence[int] = ()
     rule: str | None = None
     threshold: float | None = None
     max_draft_len: int | None = None
@@ -121,7 +131,15 @@ _INPUTS = {
     "temperature": ("temperature", "FP32"),
     "top_k": ("top_k", "INT32"),
     "top_p": ("top_p", "FP32"),
+    "min_p": ("min_p", "FP32"),
     "seed": ("seed", "UINT64"),
+    "repetition_penalty": ("repetition_penalty", "FP32"),
+    "presence_penalty": ("presence_penalty", "FP32"),
+    "frequency_penalty": ("frequency_penalty", "FP32"),
+    "logit_bias": ("logit_bias", "BYTES"),
+    "bad_words": ("bad_words", "BYTES"),
+    "end_id": ("end_id", "INT32"),
+    "stop_token_ids": ("stop_token_ids", "INT32"),
     "rule": ("acceptance_rule", "BYTES"),
     "threshold": ("judge_threshold", "FP32"),
     "max_draft_len": ("max_draft_len", "INT32"),
@@ -160,9 +178,11 @@ def infer_request(
         name, datatype = _INPUTS[one.name]
         if one.name == "messages" and value is not None:
             value = json.dumps([dict(message) for message in value])
-        if one.name == "stop":
-            stops = [value] if isinstance(value, str) else list(value)
-            tensors |= {name: (datatype, stops)} if value else {}
+        if one.name == "logit_bias" and value is not None:
+            value = json.dumps({str(token): bias for token, bias in value.items()})
+        if one.name in ("stop", "bad_words", "stop_token_ids"):
+            several = [value] if isinstance(value, str) else list(value)
+            tensors |= {name: (datatype, several)} if several else {}
         elif value is not None and (one.default is None or value != one.default):
             tensors[name] = (datatype, [value])
     tensors.setdefault("text_input", ("BYTES", [""]))  # the one input that is not optional
