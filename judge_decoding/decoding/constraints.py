@@ -48,8 +48,8 @@ def _constrain_row(row: torch.Tensor, constraints: Constraints, before: Sequence
     generated = before[constraints.prompt_len :]
     # 1. logit_bias is added.
     if constraints.bias:
-        ids, values = zip(*constraints.bias, strict=True)
-        row[list(ids)] += torch.tensor(values)
+        biased = [token for token, _ in constraints.bias]
+        row[biased] += torch.tensor([value for _, value in constraints.bias])
     # 2. repetition_penalty divides positive logits of tokens in prompt and output, and multiplies
     #    negative ones (CTRL, 1909.05858).
     if constraints.repetition != 1.0:
@@ -59,7 +59,7 @@ def _constrain_row(row: torch.Tensor, constraints: Constraints, before: Sequence
         row[seen] = torch.where(values < 0, values * penalty, values / penalty)
     # 3. frequency_penalty is subtracted per occurrence in the output, presence_penalty once.
     if generated and (constraints.presence or constraints.frequency):
-        ids, counts = torch.tensor(generated).unique(return_counts=True)
+        ids, counts = torch.unique(torch.tensor(generated), return_counts=True)
         row[ids] -= constraints.frequency * counts + constraints.presence
     # 4. bad_words: the last token of one is excluded where the text ends with the tokens before it.
     for word in constraints.bad_words:
