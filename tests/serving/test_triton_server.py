@@ -231,6 +231,23 @@ def test_stop_strings_cut_the_text_as_the_loop_does(server: Serving, loop: Pipel
         assert_same(responses, expected)
 
 
+def test_sampling_options_work_over_http(server: Serving) -> None:
+    """Regression (tensorrtllm_backend#93): they were ignored with status 200."""
+
+    def text(**values: Any) -> str:
+        body = {"text_input": "Hello there", "max_tokens": 24, **values}
+        return str(
+            json.loads(server.http("/v2/models/ensemble/generate", json.dumps(body).encode()))[
+                "text_output"
+            ]
+        )
+
+    options = {"repetition_penalty": 1.4, "presence_penalty": 0.5, "logit_bias": '{"101": 4}'}
+    options |= {"bad_words": ["a", "b"], "min_p": 0.1, "stop_token_ids": [3, 4], "end_id": 5}
+    alone = text(acceptance_rule="none", **options)
+    assert text(acceptance_rule="strict", **options) == alone != text(acceptance_rule="none")
+
+
 def test_the_prompt_can_be_a_conversation_or_a_turn_and_can_be_returned(
     server: Serving, loop: Pipeline
 ) -> None:
@@ -247,7 +264,7 @@ def test_the_prompt_can_be_a_conversation_or_a_turn_and_can_be_returned(
     assert text(raw) == PROMPTS[0] + here(loop, PROMPTS[0], 20).text
 
 
-def test_an_end_token_has_no_text_and_min_tokens_passes_it_over(
+def test_an_end_token_has_no_text_and_min_tokens_excludes_it(
     server: Serving, loop: Pipeline
 ) -> None:
     """Prompts until an answer ends by itself: the tiny model's end token is an ordinary byte."""
