@@ -52,6 +52,7 @@ class Tokenizer:
         self._fast.no_truncation()
         self._fast.no_padding()
         check_patterns(self._fast, path)
+        self._token_texts: dict[int, str] = {}
 
     @property
     def size(self) -> int:
@@ -78,6 +79,19 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens; bytes that are not (yet) valid UTF-8 become U+FFFD."""
         return str(self._fast.decode(list(ids), skip_special_tokens=True))
+
+    def token_text(self, token: int) -> str:
+        """One token's own text, with its leading blank; bytes of a split character become U+FFFD.
+
+        A special token has its written form. A decoder may cut a text's leading blank, so the token
+        is decoded twice in a row, and the first copy is cut off.
+        """
+        if token not in self._token_texts:
+            once, twice = (
+                str(self._fast.decode([token] * n, skip_special_tokens=False)) for n in (1, 2)
+            )
+            self._token_texts[token] = twice[len(once) :]
+        return self._token_texts[token]
 
     @property
     def has_chat_template(self) -> bool:

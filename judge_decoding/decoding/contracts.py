@@ -77,6 +77,9 @@ class Sampling:
     results do not depend on which other sequences share a batch. This needs a fixed draft length:
     with a `draft_len_schedule`, k follows the number of active sequences, and drafts of another
     length use the random numbers differently.
+
+    `logprobs` is the number of alternatives to report with each token's log-probability
+    (`TokenLogprobs`); None reports nothing, at no cost.
     """
 
     temperature: float = 0.0
@@ -85,6 +88,7 @@ class Sampling:
     seed: int = 0
     min_p: float = 0.0
     constraints: Constraints | None = None
+    logprobs: int | None = None
 
     @property
     def greedy(self) -> bool:
@@ -177,6 +181,18 @@ class VerifyRequest:
     acceptance: Acceptance = field(default_factory=Acceptance)
 
 
+class TokenLogprobs(NamedTuple):
+    """The target's own view of one emitted token, under every acceptance rule: the log-softmax of
+    its raw logits, before temperature, filters and constraints.
+
+    chosen  the log-probability of the token itself
+    top     (token id, log-probability) of the likeliest tokens, in falling order
+    """
+
+    chosen: float
+    top: list[tuple[int, float]]
+
+
 class Verdict(NamedTuple):
     """The target's answer for one sequence; k is the number of drafted tokens.
 
@@ -184,12 +200,14 @@ class Verdict(NamedTuple):
     overridden [n] bool: only the rule's override accepted token i
     scores     [k] the judge's sigmoid score of each drafted token; [] if no judge ran
     next_token the target's own token after the accepted prefix (correction or bonus)
+    logprobs   [n + 1], of the accepted tokens and `next_token`; [] if not asked for
     """
 
     accepted: int
     overridden: list[bool]
     scores: list[float]
     next_token: int
+    logprobs: Sequence[TokenLogprobs] = ()
 
 
 @dataclass

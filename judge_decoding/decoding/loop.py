@@ -25,6 +25,7 @@ from judge_decoding.decoding.contracts import (
     Proposal,
     ProposeRequest,
     Provenance,
+    TokenLogprobs,
     Verdict,
     VerifyRequest,
     scheduled,
@@ -69,7 +70,10 @@ class Update(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """A finished request. The lists have one entry per emitted token, an end token included."""
+    """A finished request. The lists have one entry per emitted token, an end token included.
+
+    logprobs  [] if the request did not ask for them
+    """
 
     text: str
     token_ids: list[int]
@@ -77,6 +81,7 @@ class Result:
     provenance: list[Provenance]
     judge_scores: list[float | None]
     record: AcceptanceRecord
+    logprobs: Seq[TokenLogprobs] = ()
 
 
 @dataclass
@@ -279,12 +284,13 @@ class SpeculativeDecoder:
         # 4. Emit the accepted tokens, then the target's own, until a stop rule fires.
         for i in range(verdict.accepted + 1):
             score = scores[i] if i < verdict.accepted and scores else None
+            logprobs = verdict.logprobs[i] if verdict.logprobs else None
             if i == verdict.accepted:
-                token = Token(verdict.next_token, "target", None)
+                token = Token(verdict.next_token, "target", None, logprobs)
             elif verdict.overridden[i]:
-                token = Token(drafted[i], "judged", score)
+                token = Token(drafted[i], "judged", score, logprobs)
             else:
-                token = Token(drafted[i], "aligned", score)
+                token = Token(drafted[i], "aligned", score, logprobs)
             text += sequence.emit(token)
             emitted.append(token)
             if sequence.finish_reason:
@@ -365,6 +371,7 @@ class SpeculativeDecoder:
             provenance=[t.provenance for t in sequence.tokens],
             judge_scores=[t.score for t in sequence.tokens],
             record=sequence.record,
+            logprobs=[t.logprobs for t in sequence.tokens if t.logprobs is not None],
         )
 
     def generate(self, requests: Seq[Request]) -> list[Result]:

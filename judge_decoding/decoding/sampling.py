@@ -1,10 +1,15 @@
-"""From logits to the distribution a token is drawn from: temperature, top-k, top-p, min-p."""
+"""From logits to the distribution a token is drawn from, and to log-probabilities."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from judge_decoding.decoding.contracts import Sampling
+from judge_decoding.decoding.contracts import Sampling, TokenLogprobs
+
+LOWEST = -9999.0
+"""Stands for a log-probability that JSON cannot hold, as in vLLM's server."""
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:
@@ -52,3 +57,20 @@ def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 def draw(probs: torch.Tensor, generator: torch.Generator) -> int:
     """Draw one token id from float32 [V], whose entries need not sum to 1."""
     return int(torch.multinomial(probs, 1, generator=generator))
+
+
+def log_probabilities(
+    logits: torch.Tensor, tokens: Sequence[int], alternatives: int
+) -> list[TokenLogprobs]:
+    """What the model itself gives each token, as vLLM's `raw_logprobs`.
+
+    logits  [n, V] any float dtype, before temperature, filters and constraints
+    tokens  n ids, one per row
+    """
+    logp = logits.float().log_softmax(-1).nan_to_num(nan=LOWEST).clamp_min(LOWEST)
+    chosen = logp.gather(-1, torch.tensor(tokens).unsqueeze(-1))[:, 0].tolist()
+    top = logp.topk(min(alternatives, logp.shape[-1]), dim=-1)
+    return [
+        TokenLogprobs(one, list(zip(ids, values, strict=True)))
+        for one, ids, values in zip(chosen, top.indices.tolist(), top.values.tolist(), strict=True)
+    ]

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from judge_decoding.decoding.contracts import Acceptance, Constraints, Provenance, Sampling
+from judge_decoding.decoding.contracts import (
+    Acceptance,
+    Constraints,
+    Provenance,
+    Sampling,
+    TokenLogprobs,
+)
 from judge_decoding.text import TextStream
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
@@ -62,11 +68,16 @@ class Request:
 
 
 class Token(NamedTuple):
-    """An emitted token; `score` is the judge's score, if the token was drafted and judged."""
+    """An emitted token.
+
+    score     the judge's score, if the token was drafted and judged
+    logprobs  the target's log-probabilities, if the request asked for them
+    """
 
     id: int
     provenance: Provenance
     score: float | None
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass

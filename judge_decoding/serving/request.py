@@ -22,6 +22,7 @@ from judge_decoding.errors import UserError
 from judge_decoding.serving.bounds import (
     LISTS,
     MAX_BIASES,
+    MAX_LOGPROBS,
     MAX_STOP_BYTES,
     MAX_STOP_STRINGS,
     MAX_TURNS,
@@ -61,6 +62,8 @@ class Parameters(BaseModel):
     bad_words: list[str] = []
     end_id: int | None = None
     stop_token_ids: list[int] = []
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    n: int = 1
     max_draft_len: int | None = Field(default=None, ge=0)
     acceptance_rule: RuleName | None = None
     judge_threshold: float | None = Field(default=None, ge=0, le=1)
@@ -110,6 +113,11 @@ class Parameters(BaseModel):
         limit = deployment.limits.max_tokens
         if self.max_tokens is not None and self.max_tokens > limit:
             raise UserError(f"max_tokens: {self.max_tokens} is more than the limit of {limit}")
+        if self.n != 1:
+            raise UserError(
+                f"n: {self.n} answers; a request has one, so send one request per answer, each "
+                "with its own seed"
+            )
         longest = deployment.max_draft_len
         if self.max_draft_len is not None and self.max_draft_len > longest:
             raise UserError(
@@ -139,6 +147,7 @@ class Parameters(BaseModel):
                     logit_bias=self.logit_bias,
                     bad_words=self.bad_words,
                 ),
+                self.logprobs,
             ),
             end_id=self.end_id,
             stop_ids=(*self.stop_token_ids, *special_stops(tokenizer, self.stop_words)),

@@ -19,7 +19,7 @@ from judge_decoding.decoding.contracts import (
     VerifyRequest,
 )
 from judge_decoding.decoding.judge import Judge
-from judge_decoding.decoding.sampling import draw, greedy, probabilities
+from judge_decoding.decoding.sampling import draw, greedy, log_probabilities, probabilities
 from judge_decoding.decoding.verdict import decide
 from judge_decoding.errors import UserError
 from judge_decoding.torch_engine.llama import KeyValues, Llama, Segment
@@ -241,6 +241,11 @@ class TorchTarget(TorchEngine):
                 self.end_ids,
                 generator,
             )
+            if (alternatives := request.sampling.logprobs) is not None:
+                n = verdict.accepted
+                emitted = [*request.draft.tokens[:n], verdict.next_token]
+                raw = logits[row : row + n + 1]
+                verdict = verdict._replace(logprobs=log_probabilities(raw, emitted, alternatives))
             # 5. Roll back: the cache keeps the accepted prefix (`next_token` is not read yet).
             self._slots.truncate(
                 request.sequence, request.keep + len(request.tokens) + verdict.accepted

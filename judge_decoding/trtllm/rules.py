@@ -24,7 +24,11 @@ from judge_decoding.errors import UserError
 def check_request(acceptance: Acceptance, sampling: Sampling, threshold: float) -> None:
     """UserError if a target engine with `threshold` compiled in cannot serve such a request."""
     constraints = sampling.constraints or Constraints()
-    refused = [*constraints.names, *(["min_p"] if sampling.min_p else [])]
+    refused = [
+        *constraints.names,
+        *(["min_p"] if sampling.min_p else []),
+        *([] if sampling.logprobs is None else ["logprobs"]),
+    ]
     if refused:
         # Each round is a new request to the runtime, which would count the penalties from there.
         raise UserError(f"{refused[0]}: engine trtllm does not support it; leave it out")

@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2
 ENSEMBLE = {
     **dict.fromkeys(("text_input", "messages", "acceptance_rule", "stop_words"), "BYTES"),
     **dict.fromkeys(("bad_words", "logit_bias"), "BYTES"),
-    **dict.fromkeys(("end_id", "stop_token_ids"), "INT32"),
+    **dict.fromkeys(("end_id", "stop_token_ids", "logprobs", "n"), "INT32"),
     **dict.fromkeys(("repetition_penalty", "presence_penalty"), "FP32"),
     **dict.fromkeys(("frequency_penalty", "min_p"), "FP32"),
     **dict.fromkeys(("max_tokens", "min_tokens", "min_length", "top_k"), "INT32"),

@@ -22,7 +22,7 @@ from judge_decoding.decoding.contracts import (
 )
 from judge_decoding.decoding.loop import SpeculativeDecoder
 from judge_decoding.decoding.round import Engines
-from judge_decoding.decoding.sampling import greedy, probabilities
+from judge_decoding.decoding.sampling import LOWEST, greedy, log_probabilities, probabilities
 from judge_decoding.decoding.sequence import Request
 from judge_decoding.decoding.verdict import decide
 from judge_decoding.errors import UserError
@@ -158,6 +158,35 @@ def test_below_min_tokens_nothing_ends_the_answer(decoder: SpeculativeDecoder, r
     result = decoder.generate([request])[0]
     assert not {first[0], first[1]} & set(result.token_ids[:9])
     assert len(result.token_ids) >= 9
+
+
+@pytest.mark.parametrize("rule", ["strict", "judge", "none", "rejection"])
+def test_logprobs_are_the_raw_targets_under_every_rule(
+    decoder: SpeculativeDecoder, rule: str
+) -> None:
+    """Compared with one pass over the finished answer; neither penalties nor temperature count."""
+    options = Sampling(1.5 if rule == "rejection" else 0.0, seed=3, constraints=OPTIONS[1])
+    request = Request([5, 17, 90], 20, Acceptance(rule=rule), options)  # type: ignore[arg-type]
+    asked = replace(request, sampling=replace(options, logprobs=3))
+    plain, result = decoder.generate([request, asked])
+    assert (result.token_ids, plain.logprobs) == (plain.token_ids, [])
+    target: Any = decoder.target
+    hidden = target._read([(99, 0, [5, 17, 90, *result.token_ids[:-1]])], [20])
+    with torch.inference_mode():
+        logp = target.model.logits(target.model.final_norm(hidden)).log_softmax(-1)
+    target.release(99)
+    for row, (token, found) in enumerate(zip(result.token_ids, result.logprobs, strict=True)):
+        values, ids = logp[row].topk(3)
+        assert [i for i, _ in found.top] == ids.tolist()
+        assert [v for _, v in found.top] == pytest.approx(values.tolist(), abs=1e-4)
+        assert found.chosen == pytest.approx(float(logp[row, token]), abs=1e-4)
+
+
+def test_logprobs_that_json_lacks_are_the_lowest() -> None:
+    row = torch.tensor([[0.0, -torch.inf]])
+    assert log_probabilities(row, [1], 5) == [(LOWEST, [(0, 0.0), (1, LOWEST)])]
+    broken = log_probabilities(row * torch.nan, [0], 0)
+    assert broken == [(LOWEST, [])]
 
 
 def test_stop_ids_end_ids_and_ignored_end_tokens(decoder: SpeculativeDecoder) -> None:

@@ -25,6 +25,7 @@ from judge_decoding.decoding.contracts import (
     Proposal,
     ProposeRequest,
     Sampling,
+    TokenLogprobs,
     Verdict,
     VerifyRequest,
 )
@@ -45,7 +46,14 @@ constraints = st.builds(
     tokens.map(tuple),
 )
 samplings = st.builds(
-    Sampling, reals, sizes, reals, st.integers(0, 2**64 - 1), reals, st.none() | constraints
+    Sampling,
+    reals,
+    sizes,
+    reals,
+    st.integers(0, 2**64 - 1),
+    reals,
+    st.none() | constraints,
+    st.none() | sizes,
 )
 acceptances = st.builds(
     Acceptance,
@@ -90,6 +98,9 @@ verdicts = st.builds(
     st.lists(st.booleans(), max_size=9),
     st.lists(reals, max_size=9),
     st.integers(0, 2**31),
+    st.lists(
+        st.builds(TokenLogprobs, reals, st.lists(st.tuples(sizes, reals), max_size=3)), max_size=3
+    ),
 )
 MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     m.Hello: st.builds(m.Hello, texts, texts, sizes, texts, sizes, texts),

@@ -248,6 +248,23 @@ def test_sampling_options_work_over_http(server: Serving) -> None:
     assert text(acceptance_rule="strict", **options) == alone != text(acceptance_rule="none")
 
 
+@pytest.mark.parametrize("rule", ["strict", "judge"])
+def test_log_probabilities_arrive_per_token(server: Serving, loop: Pipeline, rule: str) -> None:
+    prompt = loop.tokenizer.encode(PROMPTS[0])
+    acceptance = loop.deployment.default_acceptance(rule=rule)
+    expected = loop.decoder.generate([Request(prompt, 12, acceptance, Sampling(logprobs=2))])[0]
+    body = {"text_input": PROMPTS[0], "max_tokens": 12, "acceptance_rule": rule, "logprobs": 2}
+    answer = json.loads(server.http("/v2/models/ensemble/generate", json.dumps(body).encode()))
+    assert answer["output_ids"] == expected.token_ids
+    chosen = [one.chosen for one in expected.logprobs]
+    assert answer["token_logprobs"] == pytest.approx(chosen, abs=1e-5)
+    top = json.loads(answer["top_logprobs"])
+    assert [[one["id"] for one in row] for row in top] == [
+        [number for number, _ in one.top] for one in expected.logprobs
+    ]
+    assert all(one["token"] == loop.tokenizer.token_text(one["id"]) for row in top for one in row)
+
+
 def test_the_prompt_can_be_a_conversation_or_a_turn_and_can_be_returned(
     server: Serving, loop: Pipeline
 ) -> None:

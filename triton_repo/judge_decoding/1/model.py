@@ -109,7 +109,8 @@ class TritonPythonModel:
             Stream(sender, Reply(number, self.secret)).updated(*never_started())
             return
         interval = self.deployment.server.stream_interval
-        reply = Reply(number, self.secret, wanted, asked, self.end_ids, before, interval)
+        text = self.tokenizer.token_text
+        reply = Reply(number, self.secret, wanted, asked, self.end_ids, before, interval, text)
         deadline_s = asked.deadline_s(self.deployment, request.timeout())
         listener = self.audit.watch(wanted, Stream(sender, reply))
         self.scheduler.submit(wanted, listener, name, deadline_s=deadline_s)
@@ -137,7 +138,8 @@ class Stream:
         if arrays is not None:
             tensors = [self.tensor(name, array) for name, array in arrays.items()]
             response = pb_utils.InferenceResponse(tensors)
-            if result is None or len(arrays["detokenize"].item()) <= LARGE_BYTES:
+            large = sum(len(arrays[name].item()) for name in ("detokenize", "top_logprobs"))
+            if result is None or large <= LARGE_BYTES:
                 self.sender.send(response, flags=LAST if result else 0)
             else:
                 self.sender.send(response)
