@@ -133,6 +133,37 @@ def test_completions_have_prompts_echo_and_several_answers(door: Door) -> None:
     assert merged == texts
 
 
+def test_log_probabilities_are_the_targets(door: Door, expected: str) -> None:
+    body = HI | {"max_tokens": 12, "acceptance_rule": "strict"}
+    _, answer, _ = door.ask(CHAT, body | {"logprobs": True, "top_logprobs": 2})
+    entries = answer["choices"][0]["logprobs"]["content"]
+    assert "".join(one["token"] for one in entries) == expected
+    assert len(entries) == answer["usage"]["completion_tokens"]
+    for one in entries:
+        first, second = (other["logprob"] for other in one["top_logprobs"])
+        assert 0 >= first == one["logprob"] >= second  # strict is greedy
+    events = door.events(CHAT, body | {"logprobs": True, "top_logprobs": 2})
+    streamed = [e for event in events for e in event["choices"][0]["logprobs"]["content"]]
+    assert streamed == entries
+    _, answer, _ = door.ask(TEXT, {"prompt": "One", "max_tokens": 3, "logprobs": 1})
+    found = answer["choices"][0]["logprobs"]
+    assert [list(top.values()) for top in found["top_logprobs"]] == [
+        [value] for value in found["token_logprobs"]
+    ]
+
+
+def test_a_bias_decides(door: Door) -> None:
+    with JudgeClient(door.server.url, timeout=60) as client:
+        asked = GenerateRequest("One", max_tokens=60, ignore_eos=True, provenance=True)
+        tokens = client.generate(asked).tokens[1:]
+    token = next(token for token in tokens if token.text.isascii() and token.text)
+    body = {"prompt": "One", "max_tokens": 2}
+    _, answer, _ = door.ask(TEXT, body | {"logit_bias": {str(token.id): 100}})
+    assert answer["choices"][0]["text"] == 2 * token.text
+    status, answer, _ = door.ask(TEXT, body | {"logit_bias": {"x": 1}})
+    assert (status, answer["error"]["param"]) == (400, "logit_bias")
+
+
 REFUSED = [
     (CHAT, HI | {"tools": [{"type": "function"}]}, "tools", "not supported by this server"),
     (CHAT, HI | {"response_format": {"type": "json_object"}}, "response_format", "not supported"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from judge_client.wire import GeneratedToken
 from judge_decoding.serving.openai.engine import Piece
 from judge_decoding.serving.openai.schema import ChatRequest, CompletionRequest
 
@@ -27,7 +29,7 @@ class Choice:
     judge: dict[str, list[Any]] = field(
         default_factory=lambda: {"provenance": [], "texts": [], "scores": []}
     )
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    scored: list[GeneratedToken] = field(default_factory=list)  # where log-probabilities are asked
 
 
 class Answer:
@@ -73,13 +75,9 @@ class Answer:
                 else:
                     choice.accepted += 1
             fields["judge"] = found | {"rounds": list(choice.rounds)}
-        if piece.logprobs is not None:
-            entries = [
-                {"token": token.text, "logprob": own, "top": top}
-                for token, (own, top) in zip(chunk.tokens, piece.logprobs, strict=False)
-            ]
-            choice.logprobs += entries
-            fields["logprobs"] = self._logprobs(entries)
+        if self._request.alternatives is not None:
+            choice.scored += chunk.tokens
+            fields["logprobs"] = self._logprobs(chunk.tokens)
         return fields
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
@@ -112,7 +110,7 @@ class Answer:
             if self._request.return_provenance:
                 fields["judge"] = choice.judge | {"rounds": choice.rounds}
             if self._request.alternatives is not None:
-                fields["logprobs"] = self._logprobs(choice.logprobs)
+                fields["logprobs"] = self._logprobs(choice.scored)
             choices.append(self._choice(index, content, fields))
         return self._head | {
             "choices": choices,
@@ -144,20 +142,20 @@ class Answer:
             return None
         return {"speculative_decoding": self._choices[0].record}
 
-    def _logprobs(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    def _logprobs(self, tokens: Sequence[GeneratedToken]) -> dict[str, Any]:
         if self._chat:
-            return {"content": [_entry(one) for one in entries], "refusal": None}
+            return {"content": [_entry(one) for one in tokens], "refusal": None}
         return {
-            "tokens": [one["token"] for one in entries],
-            "token_logprobs": [one["logprob"] for one in entries],
-            "top_logprobs": [dict(one["top"]) for one in entries],
+            "tokens": [one.text for one in tokens],
+            "token_logprobs": [one.logprob for one in tokens],
+            "top_logprobs": [{t["token"]: t["logprob"] for t in one.top} for one in tokens],
         }
 
 
-def _entry(one: dict[str, Any]) -> dict[str, Any]:
-    top = [_token(text, value) for text, value in one["top"]]
-    return _token(one["token"], one["logprob"]) | {"top_logprobs": top}
+def _entry(one: GeneratedToken) -> dict[str, Any]:
+    top = [_token(other["token"], other["logprob"]) for other in one.top]
+    return _token(one.text, one.logprob) | {"top_logprobs": top}
 
 
-def _token(text: str, logprob: float) -> dict[str, Any]:
+def _token(text: str, logprob: float | None) -> dict[str, Any]:
     return {"token": text, "logprob": logprob, "bytes": list(text.encode())}

@@ -10,14 +10,14 @@ from contextlib import aclosing
 from typing import Any, NamedTuple
 
 from judge_client.aio import AsyncJudgeClient
-from judge_client.wire import Chunk, Outputs, infer_message, read_chunk
+from judge_client.wire import Chunk, infer_message, read_chunk
 from judge_decoding.serving.openai.errors import ApiError
 from judge_decoding.serving.openai.schema import ChatRequest, Common, CompletionRequest
 
 OUTPUTS = ["text_output", "finish_reason", "num_input_tokens", "num_output_tokens"]
 RECORD = ["speculative_decoding"]
 TOKENS = ["provenance", "output_ids", "token_texts", "judge_scores"]
-LOGPROBS = ["logprobs", "top_logprobs"]
+LOGPROBS = ["token_logprobs", "top_logprobs"]
 _HELD = 16
 """Responses of the several answers to one request that wait for a slow reader."""
 
@@ -50,14 +50,11 @@ _NEUTRAL = {
 class Piece(NamedTuple):
     """One response to one of a request's answers.
 
-    choice    the answer's index
-    logprobs  [(log-probability, [(text, log-probability), ...]), ...] for each token of the chunk;
-              None unless asked for
+    choice  the answer's index
     """
 
     choice: int
     chunk: Chunk
-    logprobs: list[tuple[float, list[tuple[str, float]]]] | None
 
 
 def inputs(request: Common, known: frozenset[str]) -> Tensors:
@@ -134,32 +131,23 @@ def messages(
     return made
 
 
-def read_piece(outputs: Outputs) -> tuple[Chunk, Any]:
-    values = outputs.array("logprobs")
-    if not values:
-        return read_chunk(outputs), None
-    tops = json.loads(outputs.text("top_logprobs") or "[]") or [[]] * len(values)
-    pairs = [[(str(one["token"]), float(one["logprob"])) for one in top] for top in tops]
-    return read_chunk(outputs), list(zip(map(float, values), pairs, strict=True))
-
-
 async def answers(
     client: AsyncJudgeClient, requests: Sequence[Any], *, streamed: bool
 ) -> AsyncGenerator[Piece, None]:
     """All answers' responses as they come. Closing the iterator cancels every answer that still
     runs, in the server too. JudgeClientError where one fails."""
     if len(requests) == 1:
-        async with aclosing(client.infer(requests[0], read_piece, streamed=streamed)) as one:
-            async for chunk, logprobs in one:
-                yield Piece(0, chunk, logprobs)
+        async with aclosing(client.infer(requests[0], read_chunk, streamed=streamed)) as one:
+            async for chunk in one:
+                yield Piece(0, chunk)
         return
     queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue(_HELD)
 
     async def pump(choice: int, message: Any) -> None:
         try:
-            async with aclosing(client.infer(message, read_piece, streamed=streamed)) as one:
-                async for chunk, logprobs in one:
-                    await queue.put(Piece(choice, chunk, logprobs))
+            async with aclosing(client.infer(message, read_chunk, streamed=streamed)) as one:
+                async for chunk in one:
+                    await queue.put(Piece(choice, chunk))
             await queue.put(None)
         except Exception as error:
             await queue.put(error)

@@ -4,17 +4,15 @@ its file."""
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
 from safetensors import SafetensorError, safe_open
 
-from judge_decoding.config import TRTLLM_RULES, Deployment, shipped
+from judge_decoding.config import TRTLLM_RULES, Deployment
 from judge_decoding.decoding.contracts import RuleName
 from judge_decoding.serving import access
-from judge_decoding.serving.front import body_limit
+from judge_decoding.serving.front import body_limit, ensemble_inputs
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -52,7 +50,7 @@ class Settings(msgspec.Struct, frozen=True):
             },
             grpc=f"{access.reachable(server.host)}:{server.grpc_port}",
             metrics_port=server.metrics_port,
-            inputs=ensemble_inputs(),
+            inputs=frozenset(ensemble_inputs()),
             max_body=body_limit(server),
             max_choices=deployment.limits.max_sequences + server.max_queue,
             token_file=None if server.token_file is None else str(server.token_file),
@@ -80,12 +78,3 @@ def threshold(deployment: Deployment) -> float | None:
             return float(json.loads(file.metadata()["judge"])["threshold"])
     except (OSError, SafetensorError, LookupError, TypeError, ValueError):
         return None  # the server, which loads the judge, reports what is wrong with it
-
-
-def ensemble_inputs(folder: Path | None = None) -> frozenset[str]:
-    """The names of the ensemble's inputs, as its configuration declares them."""
-    file = (folder or shipped("triton_repo")) / "ensemble" / "config.pbtxt"
-    text = file.read_text("utf-8")
-    return frozenset(
-        re.findall(r'name: "(\w+)"', text[text.index("input [") : text.index("output [")])
-    )
