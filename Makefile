@@ -17,10 +17,10 @@ READY = .venv/.ready
 PLUGIN_DEPS = .venv/share/.plugin-deps
 PROMETHEUS = .venv/share/prometheus
 
-.PHONY: demo test lint unit mutants venv libpython nginx promtool target plugin-deps bench load clean
+.PHONY: demo test lint unit browser mutants venv libpython nginx promtool target plugin-deps bench load clean
 
 demo: venv target
-	$(BIN)/python -m clients.demo --config configs/demo.yaml
+	$(BIN)/python -m clients.demo --config configs/demo.yaml $(if $(STAY),--stay)
 
 test: lint venv target plugin-deps nginx promtool
 	$(PYTEST)
@@ -36,6 +36,16 @@ lint: venv
 # What a change is tried with: neither servers nor what takes long.
 unit: venv
 	$(PYTEST) -m "not servers and not slow"
+
+# For the playground's tests, which run in a real browser (tests/serving/test_playground.py): about
+# 600 MB, so not in `make test`.
+browser: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[browser]"
+	@command -v chromium >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; \
+	fi; \
+	command -v chromium >/dev/null || echo "make: no chromium, so the playground's tests are skipped"
 
 # Whether the tests notice a changed token (tests/mutants); minutes to an hour, so not in `make test`.
 mutants: venv

@@ -1,6 +1,7 @@
 """The demo: a real server, three prompts streamed by `none`, `strict` and `judge`, a clean stop.
 
     make demo            (python -m clients.demo --config configs/demo.yaml)
+    make demo STAY=1     (with --stay: the server, and its page, stay until Ctrl-C)
 
 It starts `judge-decoding serve` on free ports of loopback: the deployment's MPI ranks and a Triton
 server. The figures describe these three prompts only; `judge-decoding bench` measures properly.
@@ -9,6 +10,7 @@ server. The figures describe these three prompts only; `judge-decoding bench` me
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -53,12 +55,16 @@ class Timed(NamedTuple):
     first_s: float
 
 
-def demo(config: Annotated[Path, typer.Option(help="Deployment file.")]) -> int:
+def demo(
+    config: Annotated[Path, typer.Option(help="Deployment file.")],
+    stay: Annotated[bool, typer.Option("--stay", help="Serve until Ctrl-C.")] = False,
+) -> int:
     """Serve, stream three prompts under every rule, compare, stop."""
     out = terminal.console()
     out.print("Starting the ranks and the server (loading two models) ...", style="dim")
-    with serving(config) as server:
+    with serving(config, openai=True) as server:
         show_processes(server, out)
+        out.print(f"Playground, in a browser: {server.openai_url}/", soft_wrap=True)
         with JudgeClient(server.url) as client:
             answers = ask(client, out)
         out.print("\nEvery token says where it comes from:")
@@ -66,6 +72,14 @@ def demo(config: Annotated[Path, typer.Option(help="Deployment file.")]) -> int:
         out.print()
         out.print(table(answers))
         show_counters(server, out)
+        if stay:
+            out.print(f"\nServing at {server.openai_url}/ until Ctrl-C.", soft_wrap=True)
+            with suppress(KeyboardInterrupt):
+                server.process.wait()
+                raise JudgeClientError(
+                    f"serve: it ended with {server.process.returncode} before Ctrl-C; run "
+                    "`judge-decoding serve` to see why"
+                )
     code = server.process.returncode
     if code != 0:
         raise JudgeClientError(f"serve: it exited with {code} after SIGTERM, not 0")

@@ -28,11 +28,17 @@ STOP_S = 60.0
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """A running server. `url` is Triton's gRPC endpoint, `metrics_url` its metrics page."""
+    """A running server.
+
+    url          Triton's gRPC endpoint
+    metrics_url  its metrics page
+    openai_url   the OpenAI-compatible endpoint, whose `/` is the playground; None where it is off
+    """
 
     url: str
     metrics_url: str
     process: subprocess.Popen[bytes]
+    openai_url: str | None = None
 
     def rss(self) -> dict[str, int]:
         """Resident bytes of the launcher and everything it started: `name:pid` -> bytes."""
@@ -52,11 +58,14 @@ def command() -> str:
 
 
 @contextmanager
-def serving(config: Path) -> Iterator[ServerProcess]:
-    """Start a server on free ports of loopback, wait until it is ready, and stop it afterwards."""
+def serving(config: Path, *, openai: bool = False) -> Iterator[ServerProcess]:
+    """Start a server on free ports of loopback, wait until it is ready, and stop it afterwards.
+
+    openai  with the OpenAI-compatible endpoint
+    """
     with tempfile.TemporaryDirectory(prefix="judge-decoding-") as folder, ExitStack() as stack:
         ready, log = Path(folder) / "ready", Path(folder) / "log"
-        grpc, metrics = free_ports(2)
+        grpc, metrics, door = free_ports(3)
         out = stack.enter_context(log.open("wb"))
         options = {
             "--config": config,
@@ -65,6 +74,8 @@ def serving(config: Path) -> Iterator[ServerProcess]:
             "--grpc-port": grpc,
             "--metrics-port": metrics,
         }
+        if openai:
+            options["--openai-port"] = door
         process = subprocess.Popen(
             [command(), "serve", *(str(part) for option in options.items() for part in option)],
             stdin=subprocess.DEVNULL,
@@ -80,7 +91,12 @@ def serving(config: Path) -> Iterator[ServerProcess]:
             if time.monotonic() > deadline:
                 raise JudgeClientError(f"serve: not ready within {START_S:g} s: {tail(log)}")
             time.sleep(0.1)
-        yield ServerProcess(f"127.0.0.1:{grpc}", f"http://127.0.0.1:{metrics}/metrics", process)
+        yield ServerProcess(
+            f"127.0.0.1:{grpc}",
+            f"http://127.0.0.1:{metrics}/metrics",
+            process,
+            f"http://127.0.0.1:{door}" if openai else None,
+        )
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -52,10 +52,17 @@ class Tokenizer:
         self._fast.no_truncation()
         self._fast.no_padding()
         check_patterns(self._fast, path)
+        self._token_texts: dict[int, str] = {}
 
     @property
     def size(self) -> int:
         return int(self._fast.get_vocab_size(with_added_tokens=True))
+
+    def special_id(self, text: str) -> int | None:
+        """The id of the special token that is written `text`, if there is one."""
+        number = self._fast.token_to_id(text)
+        added = {} if number is None else self._fast.get_added_tokens_decoder()
+        return number if number in added and added[number].special else None
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids; `special` adds the tokens that surround a raw text (Llama's BOS)."""
@@ -72,6 +79,19 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens; bytes that are not (yet) valid UTF-8 become U+FFFD."""
         return str(self._fast.decode(list(ids), skip_special_tokens=True))
+
+    def token_text(self, token: int) -> str:
+        """One token's own text, with its leading blank; bytes of a split character become U+FFFD.
+
+        A special token has its written form. A decoder may cut a text's leading blank, so the token
+        is decoded twice in a row, and the first copy is cut off.
+        """
+        if token not in self._token_texts:
+            once, twice = (
+                str(self._fast.decode([token] * n, skip_special_tokens=False)) for n in (1, 2)
+            )
+            self._token_texts[token] = twice[len(once) :]
+        return self._token_texts[token]
 
     @property
     def has_chat_template(self) -> bool:
@@ -176,8 +196,12 @@ class TextStream:
     stop strings in it too: if a token ends in half a character, `push` holds back all of its text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
+        """min_tokens  a stop string that is complete within so many tokens is text, as in vLLM"""
         self._tokenizer = tokenizer
+        self._min_tokens = min_tokens
+        self._count = 0
+        self._passed = 0  # characters of `_held` in which no stop string may end
         self._stop = tuple(stop)
         self._ids: list[int] = []
         self._start = 0  # decoding starts here; earlier ids are no longer needed
@@ -188,6 +212,7 @@ class TextStream:
     def push(self, token: int) -> str:
         """Return the text that this token settles; set `stopped` if it completes a stop string."""
         self._ids.append(token)
+        self._count += 1
         new = self._unread()
         if not new or new.endswith(_REPLACEMENT):
             return ""
@@ -205,7 +230,13 @@ class TextStream:
         return self._tokenizer.decode(self._ids[self._start :])[len(before) :]
 
     def _settle(self) -> str:
-        found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if self._count <= self._min_tokens:
+            self._passed = len(self._held)
+        found = [
+            at
+            for stop in self._stop
+            if (at := self._held.find(stop, max(0, self._passed - len(stop) + 1))) >= 0
+        ]
         if found:
             self.stopped = True
             text, self._held = self._held[: min(found)], ""
@@ -213,6 +244,7 @@ class TextStream:
         keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
         cut = len(self._held) - keep
         text, self._held = self._held[:cut], self._held[cut:]
+        self._passed = max(0, self._passed - cut)
         return text
 
     def flush(self) -> str:

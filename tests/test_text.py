@@ -189,6 +189,15 @@ def test_text_that_is_no_unicode_is_refused(tokenizer: Tokenizer) -> None:
         tokenizer.chat([{"role": "user", "content": "\udce9"}])
 
 
+def test_a_tokens_own_text_keeps_its_blank_and_special_tokens(tokenizer: Tokenizer) -> None:
+    text = " Hi é"
+    ids = tokenizer.encode(text, special=False)
+    whole = "".join(map(tokenizer.token_text, ids))
+    assert whole.startswith(" Hi ") and whole.count("\ufffd") == 2  # both halves of one character
+    tokenizer._fast.add_special_tokens(["<|im_end|>"])
+    assert tokenizer.token_text(tokenizer.size - 1) == "<|im_end|>"
+
+
 def test_an_unfinished_character_is_held_back_then_flushed(tokenizer: Tokenizer) -> None:
     first = tokenizer.encode("é")[0]
     stream = TextStream(tokenizer)

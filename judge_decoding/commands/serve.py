@@ -16,6 +16,7 @@ HttpPort = Annotated[str | None, typer.Option(help="Instead of the file's; `off`
 def serve(
     config: Config = DEMO,
     http_port: HttpPort = None,
+    openai_port: HttpPort = None,
     grpc_port: Port = None,
     metrics_port: Port = None,
     dry_run: Annotated[bool, typer.Option(help="Print the command, start nothing.")] = False,
@@ -29,7 +30,12 @@ def serve(
     from judge_decoding.serving.launcher import serve as launch
 
     deployment = read_deployment(config)
-    ports = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
+    ports = {
+        "http_port": http_port,
+        "openai_port": openai_port,
+        "grpc_port": grpc_port,
+        "metrics_port": metrics_port,
+    }
     chosen = {name: port for name, port in ports.items() if port is not None}
     deployment = deployment.override(server=deployment.server.model_dump() | chosen)
     file = deployment_file(config)

@@ -117,6 +117,7 @@ class ServerConfig(Strict):
     """The server's ports, and the limits on requests.
 
     http_port          None, in the file `off`: no HTTP but the metrics
+    openai_port        of the OpenAI-compatible endpoint; None, in the file `off`: none
     max_queue          requests that may wait while all sequences are in use; more are refused
     max_wait_s         a request that would wait longer, by the time of the last answers, is refused
     max_prompt_bytes   largest text of a request
@@ -133,6 +134,7 @@ class ServerConfig(Strict):
 
     host: str = "127.0.0.1"
     http_port: Annotated[int, Field(ge=1, le=65535)] | None = 8000
+    openai_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     grpc_port: int = Field(default=8001, ge=1, le=65535)
     metrics_port: int = Field(default=8002, ge=1, le=65535)
     max_queue: int = Field(default=64, ge=0)
@@ -147,7 +149,7 @@ class ServerConfig(Strict):
     tls: TlsConfig | None = None
     token_file: ModelPath | None = None
 
-    @field_validator("http_port", mode="before")
+    @field_validator("http_port", "openai_port", mode="before")
     @classmethod
     def _off(cls, value: object) -> object:
         return None if value is False or value == "off" else value  # YAML's `off` is False

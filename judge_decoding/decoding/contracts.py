@@ -36,19 +36,59 @@ PROBABILITY_RULES = frozenset({"rejection", "kl"})
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn. `temperature` 0 is greedy; the other fields then have no effect.
+class Constraints:
+    """What a request changes in the logits of both models (`decoding.constraints`).
 
-    `top_k` 0 and `top_p` 1 switch the filters off. `seed` starts the sequence's own generators, so
+    prompt_len  tokens of the sequence's text that are its prompt
+    bias        (token id, value to add) of each biased token
+    bad_words   token ids of each excluded word
+    min_tokens  `end_ids` are excluded before the output has so many tokens
+    """
+
+    prompt_len: int = 0
+    repetition: float = 1.0
+    presence: float = 0.0
+    frequency: float = 0.0
+    bias: tuple[tuple[int, float], ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    min_tokens: int = 0
+    end_ids: tuple[int, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the request's options that have an effect."""
+        given = {
+            "logit_bias": self.bias,
+            "repetition_penalty": self.repetition != 1.0,
+            "presence_penalty": self.presence,
+            "frequency_penalty": self.frequency,
+            "bad_words": self.bad_words,
+            "min_tokens": self.min_tokens and self.end_ids,
+        }
+        return [name for name, has_effect in given.items() if has_effect]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. `temperature` 0 is greedy: filters and seed then have no effect.
+
+    `top_k` 0, `top_p` 1 and `min_p` 0 switch the filters off. `constraints` None leaves the logits
+    as the models give them, at no cost. `seed` starts the sequence's own generators, so
     results do not depend on which other sequences share a batch. This needs a fixed draft length:
     with a `draft_len_schedule`, k follows the number of active sequences, and drafts of another
     length use the random numbers differently.
+
+    `logprobs` is the number of alternatives to report with each token's log-probability
+    (`TokenLogprobs`); None reports nothing, at no cost.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    min_p: float = 0.0
+    constraints: Constraints | None = None
+    logprobs: int | None = None
 
     @property
     def greedy(self) -> bool:
@@ -56,8 +96,8 @@ class Sampling:
 
     @property
     def unfiltered(self) -> Sampling:
-        """A copy without `top_k` and `top_p`."""
-        return replace(self, top_k=0, top_p=1.0)
+        """A copy without `top_k`, `top_p` and `min_p`."""
+        return replace(self, top_k=0, top_p=1.0, min_p=0.0)
 
 
 @dataclass(frozen=True)
@@ -141,6 +181,18 @@ class VerifyRequest:
     acceptance: Acceptance = field(default_factory=Acceptance)
 
 
+class TokenLogprobs(NamedTuple):
+    """The target's own view of one emitted token, under every acceptance rule: the log-softmax of
+    its raw logits, before temperature, filters and constraints.
+
+    chosen  the log-probability of the token itself
+    top     (token id, log-probability) of the likeliest tokens, in falling order
+    """
+
+    chosen: float
+    top: list[tuple[int, float]]
+
+
 class Verdict(NamedTuple):
     """The target's answer for one sequence; k is the number of drafted tokens.
 
@@ -148,12 +200,14 @@ class Verdict(NamedTuple):
     overridden [n] bool: only the rule's override accepted token i
     scores     [k] the judge's sigmoid score of each drafted token; [] if no judge ran
     next_token the target's own token after the accepted prefix (correction or bonus)
+    logprobs   [n + 1], of the accepted tokens and `next_token`; [] if not asked for
     """
 
     accepted: int
     overridden: list[bool]
     scores: list[float]
     next_token: int
+    logprobs: Sequence[TokenLogprobs] = ()
 
 
 @dataclass

@@ -21,9 +21,11 @@ from typing import NamedTuple
 from judge_decoding.decoding.contracts import (
     NO_DRAFT,
     PROBABILITY_RULES,
+    Constraints,
     Proposal,
     ProposeRequest,
     Provenance,
+    TokenLogprobs,
     Verdict,
     VerifyRequest,
     scheduled,
@@ -68,7 +70,10 @@ class Update(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """A finished request. The lists have one entry per emitted token, an end token included."""
+    """A finished request. The lists have one entry per emitted token, an end token included.
+
+    logprobs  [] if the request did not ask for them
+    """
 
     text: str
     token_ids: list[int]
@@ -76,6 +81,7 @@ class Result:
     provenance: list[Provenance]
     judge_scores: list[float | None]
     record: AcceptanceRecord
+    logprobs: Seq[TokenLogprobs] = ()
 
 
 @dataclass
@@ -159,7 +165,23 @@ class SpeculativeDecoder:
             raise UserError("rule judge: the deployment names no judge file")
         if request.stop and self.tokenizer is None:
             raise UserError("stop: stop strings need a tokenizer")
-        self.engines.check(request.acceptance, request.sampling)
+        self._check_ids(request)
+        end_ids = frozenset(self.target.end_ids)
+        self.engines.check(request.acceptance, request.sampling_with(end_ids))
+
+    def _check_ids(self, request: Request) -> None:
+        constraints = request.sampling.constraints or Constraints()
+        given = {
+            "end_id": [] if request.end_id is None else [request.end_id],
+            "stop_token_ids": request.stop_ids,
+            "logit_bias": [token for token, _ in constraints.bias],
+            "bad_words": [token for word in constraints.bad_words for token in word],
+        }
+        size = self.target.vocab_size
+        for name, ids in given.items():
+            bad = next((i for i in ids if not 0 <= i < size), None)
+            if bad is not None:
+                raise UserError(f"{name}: token id {bad} is outside the vocabulary [0, {size})")
 
     def add(self, request: Request) -> int:
         """Start a request and return its sequence number. UserError if it cannot be served."""
@@ -170,12 +192,14 @@ class SpeculativeDecoder:
                 "to finish or raise limits.max_sequences"
             )
         number, self._next_id = self._next_id, self._next_id + 1
+        end_ids = frozenset(self.target.end_ids)
         self._active[number] = Sequence(
             request=request,
             stream=self._text_stream(request),
-            end_ids=frozenset(self.target.end_ids),
+            end_ids=end_ids,
             max_context=self.target.max_context,
             text=list(request.prompt_ids),
+            sampling=request.sampling_with(end_ids),
         )
         self._joining.append(number)
         return number
@@ -183,7 +207,7 @@ class SpeculativeDecoder:
     def _text_stream(self, request: Request) -> TextStream | None:
         if self.tokenizer is None or not (request.text or request.stop):
             return None
-        return TextStream(self.tokenizer, request.stop)
+        return TextStream(self.tokenizer, request.stop, request.min_tokens)
 
     def step(self) -> list[Update]:
         """Run one round and return what each sequence emitted.
@@ -219,7 +243,7 @@ class SpeculativeDecoder:
         requests = []
         for number in ready:
             sequence = self._active[number]
-            length, sampling = self._draft_len(sequence), sequence.request.sampling
+            length, sampling = self._draft_len(sequence), sequence.sampling
             rule = sequence.request.acceptance.rule
             if length > 0:
                 requests.append(
@@ -245,7 +269,7 @@ class SpeculativeDecoder:
                     sequence=number,
                     keep=sequence.target_kept,
                     tokens=sequence.text[sequence.target_kept :],
-                    sampling=sequence.request.sampling,
+                    sampling=sequence.sampling,
                     acceptance=sequence.request.acceptance,
                 )
             )
@@ -260,12 +284,13 @@ class SpeculativeDecoder:
         # 4. Emit the accepted tokens, then the target's own, until a stop rule fires.
         for i in range(verdict.accepted + 1):
             score = scores[i] if i < verdict.accepted and scores else None
+            logprobs = verdict.logprobs[i] if verdict.logprobs else None
             if i == verdict.accepted:
-                token = Token(verdict.next_token, "target", None)
+                token = Token(verdict.next_token, "target", None, logprobs)
             elif verdict.overridden[i]:
-                token = Token(drafted[i], "judged", score)
+                token = Token(drafted[i], "judged", score, logprobs)
             else:
-                token = Token(drafted[i], "aligned", score)
+                token = Token(drafted[i], "aligned", score, logprobs)
             text += sequence.emit(token)
             emitted.append(token)
             if sequence.finish_reason:
@@ -346,6 +371,7 @@ class SpeculativeDecoder:
             provenance=[t.provenance for t in sequence.tokens],
             judge_scores=[t.score for t in sequence.tokens],
             record=sequence.record,
+            logprobs=[t.logprobs for t in sequence.tokens if t.logprobs is not None],
         )
 
     def generate(self, requests: Seq[Request]) -> list[Result]:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from judge_decoding.decoding.contracts import Acceptance, Provenance, Sampling
+from judge_decoding.decoding.contracts import (
+    Acceptance,
+    Constraints,
+    Provenance,
+    Sampling,
+    TokenLogprobs,
+)
 from judge_decoding.text import TextStream
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
@@ -30,21 +36,48 @@ class Request:
     ignore_end: bool = False
     """Continue after an end token, for benchmarks that need a fixed number of tokens."""
     min_tokens: int = 0
-    """An end token ends the answer only after this many other tokens."""
+    """Nothing that would end the answer is chosen before this many tokens."""
+    end_id: int | None = None
+    """The only end token, in place of the target's own."""
+    stop_ids: tuple[int, ...] = ()
+    """Further tokens that end the answer, under `ignore_end` too."""
     text: bool = True
     """False: the loop returns ids only, and the caller turns them into text."""
 
     def ends(self, token: int, position: int, end_ids: frozenset[int]) -> bool:
         """Whether the token at `position` (from 1) is an end token that ends the answer."""
-        return token in end_ids and not self.ignore_end and position > self.min_tokens
+        return position > self.min_tokens and token in self.ending(end_ids)
+
+    def ending(self, end_ids: frozenset[int]) -> frozenset[int]:
+        """The tokens that end the answer; `end_ids` are the target's own."""
+        if not self.stop_ids and self.end_id is None and not self.ignore_end:
+            return end_ids
+        own = end_ids if self.end_id is None else frozenset([self.end_id])
+        return frozenset(self.stop_ids) | (frozenset() if self.ignore_end else own)
+
+    def sampling_with(self, end_ids: frozenset[int]) -> Sampling:
+        """The sampling for the engines: its constraints know the prompt's length and the tokens
+        that end the answer; None if they have no effect."""
+        whole = replace(
+            self.sampling.constraints or Constraints(),
+            prompt_len=len(self.prompt_ids),
+            min_tokens=self.min_tokens,
+            end_ids=tuple(sorted(self.ending(end_ids))) if self.min_tokens else (),
+        )
+        return replace(self.sampling, constraints=whole if whole.names else None)
 
 
 class Token(NamedTuple):
-    """An emitted token; `score` is the judge's score, if the token was drafted and judged."""
+    """An emitted token.
+
+    score     the judge's score, if the token was drafted and judged
+    logprobs  the target's log-probabilities, if the request asked for them
+    """
 
     id: int
     provenance: Provenance
     score: float | None
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass
@@ -114,6 +147,7 @@ class Sequence:
     """The loop's state of one request.
 
     text         prompt and emitted ids
+    sampling     the request's, for the engines (`Request.sampling_with`)
     target_kept  cached positions of the target that hold the start of `text`, < len(text)
     draft_kept   the same for the draft's cache
     """
@@ -123,6 +157,7 @@ class Sequence:
     end_ids: frozenset[int]
     max_context: int
     text: list[int]
+    sampling: Sampling = field(default_factory=Sampling)
     target_kept: int = 0
     draft_kept: int = 0
     tokens: list[Token] = field(default_factory=list)

@@ -27,7 +27,8 @@ def decide(
 ) -> Verdict:
     """Apply the request's acceptance rule to k drafted tokens.
 
-    logits     [k + 1, V], row i scores drafted token i, row k the bonus
+    logits     [k + 1, V], row i scores drafted token i, row k the bonus; the constraints of the
+               request's sampling are applied already
     choices    int64 [k + 1], their argmax
     scores     float32 [k], the judge's; None if no judge ran
     generator  the sequence's own; needed when its sampling is not greedy, and by `synthetic`
@@ -58,6 +59,8 @@ def decide(
         if params.protect_end_ids and end_ids:
             override = rules.protect_end(override, choices[:k], draft, end_ids)
         ok = standard | override
+    if sampling.constraints is not None:  # what they exclude is never accepted, by any override
+        ok = ok & logits[:k].gather(-1, draft.unsqueeze(-1)).squeeze(-1).isfinite()
     n = rules.accepted_length(ok)
 
     # 3. The target's own token: a correction if a token was refused, else a bonus.

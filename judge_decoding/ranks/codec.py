@@ -25,10 +25,10 @@ import msgspec
 import numpy as np
 import torch
 
-from judge_decoding.decoding.contracts import EngineClock, Proposal, Sampling
+from judge_decoding.decoding.contracts import Constraints, EngineClock, Proposal, Sampling
 from judge_decoding.ranks.messages import Digest, Error, Message, Proposals, RoundReply, Verdicts
 
-VERSION = 3
+VERSION = 4
 MAX_BYTES = 1 << 30
 """The size limit of a message: one GiB, twice what 64 sequences of 16 sampled drafts need with a
 vocabulary of 128k. The sender refuses a larger batch."""
@@ -63,12 +63,20 @@ def _form(hint: Any) -> _Form:
         return _Form(str, _to_unicode)
     if hint == torch.Tensor | None:
         return _Form(_Tensor | None, _write_tensor, _read_tensor)
+    if hint == Constraints | None:
+        wire, write, read = _record(Constraints)
+        assert write is not None and read is not None
+        return _Form(wire | None, _optional(write), _optional(read))
     if is_dataclass(hint) or hasattr(hint, "_fields"):
         return _record(hint)
     if get_origin(hint) in (list, Sequence):
         wire, write, read = _form(get_args(hint)[0])
         return _Form(list[wire], write and _each(write), read and _each(read))  # type: ignore[valid-type]
     return _Form(hint)
+
+
+def _optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else convert(value)
 
 
 def _each(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:

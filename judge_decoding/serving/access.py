@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import string
+from pathlib import Path
 
 from judge_client.connection import Access
 from judge_decoding.config import ServerConfig
@@ -51,11 +52,18 @@ def http_host(server: ServerConfig) -> str:
     return server.host if server.tls is None else "127.0.0.1"
 
 
+def reachable(host: str) -> str:
+    """An address of this host at which a server that listens on `host` answers."""
+    return "127.0.0.1" if host == "0.0.0.0" else host
+
+
 def token(server: ServerConfig) -> str:
     """The token that requests must send, "" if none is required. UserError for a bad token file."""
-    path = server.token_file
-    if path is None:
-        return ""
+    return "" if server.token_file is None else read_token(server.token_file)
+
+
+def read_token(path: Path) -> str:
+    """The token in a `server.token_file`; UserError if it holds none."""
     try:
         value = (path.read_text(encoding="utf-8").splitlines() or [""])[0].strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -22,6 +22,14 @@ Tensors = Mapping[str, Array]
 MAX_STOP_STRINGS = 32
 MAX_STOP_BYTES = 1024
 """Limit of one stop string: text is held back while it may still become one."""
+MAX_STOP_IDS = 256
+MAX_BAD_WORDS = 32
+MAX_BAD_WORD_BYTES = 1024
+MAX_LOGPROBS = 20
+"""Alternatives of `logprobs`, as in vLLM and OpenAI's API: each is some 60 bytes per token."""
+MAX_BIASES = 1024
+MAX_BIAS_BYTES = 65_536
+"""Of the JSON text of `logit_bias`."""
 MAX_RULE_BYTES = 64
 MAX_REQUEST_ID_BYTES = 256
 MAX_TURNS = 2000
@@ -30,6 +38,12 @@ TEMPLATE_BYTES = 65_536
 """What a chat template may add to the messages where the prompt is returned with the answer."""
 MAX_STRINGS = 64
 """Strings of a tensor that are decoded; no input may have as many."""
+LISTS = {
+    "stop_words": ("strings", MAX_STOP_STRINGS),
+    "bad_words": ("strings", MAX_BAD_WORDS),
+    "stop_token_ids": ("ids", MAX_STOP_IDS),
+}
+"""Inputs of several values: what they are, and how many at most."""
 PROMPT_TEXTS = ("text_input", "messages")
 
 
@@ -56,6 +70,10 @@ def check_tensors(tensors: Tensors, deployment: Deployment, request_id: str = ""
         _check_bytes("acceptance_rule", tensors["acceptance_rule"], MAX_RULE_BYTES)
     if "stop_words" in tensors and _size(tensors["stop_words"]) > MAX_STOP_BYTES:
         raise UserError(f"stop_words: one is longer than {MAX_STOP_BYTES} bytes")
+    if "bad_words" in tensors and _size(tensors["bad_words"]) > MAX_BAD_WORD_BYTES:
+        raise UserError(f"bad_words: one is longer than {MAX_BAD_WORD_BYTES} bytes")
+    if "logit_bias" in tensors:
+        _check_bytes("logit_bias", tensors["logit_bias"], MAX_BIAS_BYTES)
 
 
 def longest_string(deployment: Deployment) -> int:
@@ -67,9 +85,10 @@ def _check_count(name: str, array: Array, deployment: Deployment) -> None:
     if name == "input_ids":
         if array.size >= deployment.limits.max_context:
             raise context_error(array.size, deployment.limits.max_context)
-    elif name == "stop_words":
-        if array.size > MAX_STOP_STRINGS:
-            raise UserError(f"stop_words: {array.size} strings; give at most {MAX_STOP_STRINGS}")
+    elif name in LISTS:
+        what, most = LISTS[name]
+        if array.size > most:
+            raise UserError(f"{name}: {array.size} {what}; give at most {most}")
     elif array.size != 1:
         raise UserError(f"{name}: {array.size} values; give one")
 

@@ -38,14 +38,19 @@ class Detokenizer:
         stop: Sequence[str],
         finish: str,
         ended: bool,
+        min_tokens: int = 0,
     ) -> list[str]:
         """The text that each new token completes; what the end completes goes to the last token.
 
         at      number of the sequence's tokens before these; UserError if another number was read
         finish  the finish reason; "" while the sequence goes on
+        min_tokens  of the request (`TextStream`); like `stop`, it counts in the first order
         ended   the last id is an end token: it has no text
         """
-        stream, read = self._streams.get(sequence) or (TextStream(self._tokenizer, stop), 0)
+        stream, read = self._streams.get(sequence) or (
+            TextStream(self._tokenizer, stop, min_tokens),
+            0,
+        )
         if at != read:
             raise UserError(
                 f"detokenize: tokens from {at} on of a sequence that was read up to {read}; "

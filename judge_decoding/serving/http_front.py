@@ -8,7 +8,8 @@ sockets that only the server's user may open, and this process owns the ports:
 2. the head    parsed by aiohttp (llhttp): 8 KiB a line, one length, within IDLE_S
 3. the body    at most `--max-body` bytes, within BODY_S, not compressed
 4. its JSON    an object of MAX_NAMES names at most, nested as deep as msgspec reads it, which is
-               far less than Triton's stack holds
+               far less than Triton's stack holds; for `generate`, names that the model has:
+               Triton would ignore others
 5. forward     as it came; the answer comes back chunk by chunk
 
 It holds no state: the launcher starts it again if it dies (`serving.front`).
@@ -23,6 +24,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
@@ -30,6 +32,7 @@ import msgspec
 from aiohttp import ClientConnectionError, ClientSession, ClientTimeout, UnixConnector, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from judge_client.echo import shown
 from judge_decoding.serving.processes import become_child
 
 IDLE_S = 15
@@ -63,6 +66,10 @@ _HOP = frozenset(
 MAX_NAMES = 64
 """Names in a body's JSON. Triton takes 2.5 s for 10,000, more than 30 s for 100,000, and has few
 threads."""
+_TRITON_NAMES = frozenset(
+    ["id", "parameters", "timeout", "priority", "sequence_id", "sequence_start", "sequence_end"]
+)
+"""Names in the body of a `generate` that Triton itself reads; of these, `timeout` has an effect."""
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -72,9 +79,11 @@ class Front:
     """Passes requests on to the server at a Unix socket.
 
     max_body  bytes
+    inputs    names of the model's inputs
     """
 
-    def __init__(self, upstream: str, max_body: int) -> None:
+    def __init__(self, upstream: str, max_body: int, inputs: frozenset[str] = frozenset()) -> None:
+        self._names = inputs | _TRITON_NAMES
         self._upstream = upstream
         self._max_body = max_body
         self._buffered = 0
@@ -98,8 +107,10 @@ class Front:
             refuse(503, "too many large requests at once; try again later")
         self._buffered += size
         try:
-            body = await self._body(request)
-            check_json(request, body)
+            body = await read_body(request, self._max_body)
+            document = check_json(request, body)
+            if "/generate" in request.path:
+                check_names(document, self._names)
             return await self._forward(request, body)
         finally:
             self._buffered -= size
@@ -110,22 +121,7 @@ class Front:
         if request.headers.get("Content-Encoding", "identity") != "identity":
             refuse(415, "a compressed body is not accepted")
         if (request.content_length or 0) > self._max_body:
-            self._too_large()
-
-    def _too_large(self) -> NoReturn:
-        refuse(413, f"the body may have {self._max_body} bytes (server.max_prompt_bytes)")
-
-    async def _body(self, request: web.Request) -> bytes:
-        body = bytearray()
-        try:
-            async with asyncio.timeout(BODY_S):
-                async for chunk in request.content.iter_any():
-                    body += chunk
-                    if len(body) > self._max_body:
-                        self._too_large()
-        except TimeoutError:
-            refuse(408, f"the body did not arrive within {BODY_S:g} s")
-        return bytes(body)
+            too_large(self._max_body)
 
     async def _forward(self, request: web.Request, body: bytes) -> web.StreamResponse:
         if self._session is None:
@@ -157,8 +153,27 @@ class Front:
             refuse(503, "the server is starting, or has ended")
 
 
-def check_json(request: web.Request, body: bytes) -> None:
-    """Refuses what is not a JSON object, is nested too deep or has too many names.
+def too_large(most: int) -> NoReturn:
+    refuse(413, f"the body may have {most} bytes (server.max_prompt_bytes)")
+
+
+async def read_body(request: web.Request, most: int) -> bytes:
+    """A body of at most `most` bytes that arrives within BODY_S; refused otherwise."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                if len(body) > most:
+                    too_large(most)
+    except TimeoutError:
+        refuse(408, f"the body did not arrive within {BODY_S:g} s")
+    return bytes(body)
+
+
+def check_json(request: web.Request, body: bytes) -> dict[str, msgspec.Raw]:
+    """The values by name. Refuses what is not a JSON object, is nested too deep or has too many
+    names.
 
     In `infer` binary data may follow it.
     """
@@ -168,15 +183,29 @@ def check_json(request: web.Request, body: bytes) -> None:
             refuse(400, "Inference-Header-Content-Length: not a length within the body")
         body = body[: int(length)]
     if not body:
-        return
+        return {}
     try:
-        names = len(_OBJECT.decode(body))
+        document = _OBJECT.decode(body)
     except RecursionError:
         refuse(400, "the body's JSON is nested too deep")
     except msgspec.DecodeError as error:
         refuse(400, f"the body is not JSON ({error})")
-    if names > MAX_NAMES:
-        refuse(400, f"the body has {names} names; give at most {MAX_NAMES}")
+    if len(document) > MAX_NAMES:
+        refuse(400, f"the body has {len(document)} names; give at most {MAX_NAMES}")
+    return document
+
+
+def check_names(document: dict[str, msgspec.Raw], known: frozenset[str]) -> None:
+    """Refuses a name that the model has no input for, beside the inputs or in `parameters`."""
+    names = list(document)
+    if "parameters" in document:
+        try:
+            names += _OBJECT.decode(document["parameters"])
+        except (RecursionError, msgspec.DecodeError):
+            refuse(400, "parameters: not a JSON object")
+    for name in names:
+        if name not in known:
+            refuse(400, f"{shown(name)}: unknown; docs/serving.md has the model's inputs")
 
 
 class Refusal(Exception):
@@ -215,10 +244,15 @@ class Crowd(asyncio.Protocol):
         transport.close()
 
 
-async def listen(sock: socket.socket, handler: Handler, max_connections: int) -> None:
+async def listen(
+    sock: socket.socket,
+    app: web.Application,
+    max_connections: int,
+    tls: ssl.SSLContext | None = None,
+) -> None:
     """Serve on a bound socket, from now on."""
     runner = web.AppRunner(
-        application(handler),
+        app,
         access_log=None,
         keepalive_timeout=IDLE_S,
         lingering_time=1,  # for the rest of a body that was refused
@@ -232,7 +266,7 @@ async def listen(sock: socket.socket, handler: Handler, max_connections: int) ->
     def protocol() -> asyncio.BaseProtocol:
         return Crowd() if len(server.connections) >= max_connections else server()
 
-    await asyncio.get_running_loop().create_server(protocol, sock=sock, backlog=1024)
+    await asyncio.get_running_loop().create_server(protocol, sock=sock, backlog=1024, ssl=tls)
 
 
 def is_news(record: logging.LogRecord) -> bool:
@@ -241,11 +275,13 @@ def is_news(record: logging.LogRecord) -> bool:
 
 
 async def run(arguments: argparse.Namespace) -> None:
-    triton = Front(arguments.sockets + "http.sock", arguments.max_body)
+    inputs = frozenset(arguments.inputs.split(","))
+    triton = Front(arguments.sockets + "http.sock", arguments.max_body, inputs)
     metrics = Front(arguments.sockets + "metrics.sock", 0)
     for fd, handler in ((arguments.http_fd, triton.http), (arguments.metrics_fd, metrics.metrics)):
         if fd >= 0:
-            await listen(socket.socket(fileno=fd), handler, arguments.max_connections)
+            app = application(handler)
+            await listen(socket.socket(fileno=fd), app, arguments.max_connections)
     await asyncio.Event().wait()
 
 
@@ -254,6 +290,7 @@ def main() -> None:
     parser.add_argument("--sockets", required=True, help="Triton's sockets are named SOCKETS*.")
     parser.add_argument("--http-fd", type=int, default=-1, help="A bound socket.")
     parser.add_argument("--metrics-fd", type=int, default=-1, help="A bound socket.")
+    parser.add_argument("--inputs", required=True, help="The model's, separated by commas.")
     parser.add_argument("--max-body", type=int, required=True, help="Bytes.")
     parser.add_argument("--max-connections", type=int, required=True, help="Per port.")
     parser.add_argument("--launcher", type=int, required=True, help="The pid to end with.")

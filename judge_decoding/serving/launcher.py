@@ -18,7 +18,8 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from judge_decoding.serving import access, regions
 from judge_decoding.serving.causes import Causes
 from judge_decoding.serving.front import Front
 from judge_decoding.serving.kept_folder import KeptFolder
+from judge_decoding.serving.kept_process import KeptProcess
+from judge_decoding.serving.openai.process import OpenAiDoor
 from judge_decoding.serving.ports import Ports
 from judge_decoding.serving.processes import become_child, is_running, session, wait_until
 from judge_decoding.serving.ready_file import ReadyFile
@@ -66,10 +69,14 @@ def serve(
         if dry_run:
             print(shlex.join([*(f"{k}={v}" for k, v in variables.items()), *line]))
             return 0
-        with Ports(deployment.server), Front(deployment, folder.name) as front:
+        with ExitStack() as open_ports:
+            open_ports.enter_context(Ports(deployment.server))
+            kept: list[KeptProcess] = [open_ports.enter_context(Front(deployment, folder.name))]
+            if deployment.server.openai_port is not None:
+                kept.append(open_ports.enter_context(OpenAiDoor(deployment)))
             ready = ReadyFile(ready_file)
             regions.check_room(deployment)
-            return ServerJob(deployment, folder, line, variables, stops, front).run(ready)
+            return ServerJob(deployment, folder, line, variables, stops, kept).run(ready)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         regions.remove(folder.name)
@@ -116,14 +123,14 @@ class ServerJob:
         line: list[str],
         variables: dict[str, str],
         stops: Stops,
-        front: Front,
+        fronts: Sequence[KeptProcess],
     ) -> None:
         self._deployment = deployment
         self._folder = folder
         self._kept = KeptFolder(folder)
         self._program = Path(line[0]).name
         self._stops = stops
-        self._front = front
+        self._fronts = fronts
         self._patience = Patience()
         self._ready = threading.Event()
         self._warmup_error: str | None = None
@@ -166,7 +173,12 @@ class ServerJob:
         while not self._stops.count:
             self._segments.look()
             self._kept.keep()
-            if cause := self._front.look() or self._causes.death() or self._warmup_error:
+            looks = (front.look() for front in self._fronts)
+            if (
+                cause := next(filter(None, looks), None)
+                or self._causes.death()
+                or self._warmup_error
+            ):
                 return f"{cause}; everything is stopped"
             if announced and (cause := self._causes.stall()):
                 return f"{cause}; everything is stopped"
@@ -187,7 +199,7 @@ class ServerJob:
     def _warm_up(self) -> None:
         server = self._deployment.server
         try:
-            address = f"{_reachable(server.host)}:{server.grpc_port}"
+            address = f"{access.reachable(server.host)}:{server.grpc_port}"
             warm_up(self._deployment, address, name=self._folder.name)
             self._ready.set()
         except Exception as error:
@@ -200,14 +212,16 @@ class ServerJob:
         if self._patience.start(process.pid for process in self._kept.processes()):
             _say("this Triton is another one than we know: a model that is paused for 1 s ends")
         server = self._deployment.server
-        host = _reachable(server.host)
+        host = access.reachable(server.host)
         addresses = {
-            "http": f"{_reachable(access.http_host(server))}:{server.http_port}",
+            "http": f"{access.reachable(access.http_host(server))}:{server.http_port}",
             "grpc": f"{host}:{server.grpc_port}",
             "metrics": f"{host}:{server.metrics_port}",
         }
         if server.http_port is None:
             del addresses["http"]
+        if server.openai_port is not None:
+            addresses["openai"] = f"{host}:{server.openai_port}"
         shown = ", ".join(f"{name} {address}" for name, address in addresses.items())
         with suppress(OSError):
             print(f"ready: {self._deployment.name} at {shown}", flush=True)
@@ -240,7 +254,7 @@ class ServerJob:
     def _flush(self) -> None:
         """Cancel a request that does not exist: the reply comes after all that the loop sent."""
         server = self._deployment.server
-        address = f"{_reachable(server.host)}:{server.grpc_port}"
+        address = f"{access.reachable(server.host)}:{server.grpc_port}"
         try:
             with JudgeClient(address, access=access.client_access(server)) as client:
                 client.cancel("drain")
@@ -281,7 +295,3 @@ class ServerJob:
 def _say(message: str) -> None:
     with suppress(OSError):
         print(f"judge-decoding: {message}", file=sys.stderr, flush=True)
-
-
-def _reachable(host: str) -> str:
-    return "127.0.0.1" if host == "0.0.0.0" else host

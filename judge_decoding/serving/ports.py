@@ -1,4 +1,4 @@
-"""The three ports of a server, held from before its start until after its end.
+"""The ports of a server, held from before its start until after its end.
 
 To bind a port and let it go again says only that it is free now: two servers that start in the same
 second would both find it free. So a launcher also holds a lock for each port, an abstract Unix
@@ -21,13 +21,17 @@ class Ports:
 
     def __init__(self, server: ServerConfig) -> None:
         """UserError if two ports are the same, or if something else uses one."""
-        ports = {"http": server.http_port, "grpc": server.grpc_port, "metrics": server.metrics_port}
+        names = {
+            "http": server.http_port,
+            "openai": server.openai_port,
+            "grpc": server.grpc_port,
+            "metrics": server.metrics_port,
+        }
+        ports = {name: port for name, port in names.items() if port is not None}
         if len(set(ports.values())) < len(ports):
-            raise UserError(f"serve: the three ports must differ; they are {ports}")
+            raise UserError(f"serve: the ports must differ; they are {ports}")
         with ExitStack() as held:
             for name, port in ports.items():
-                if port is None:
-                    continue
                 held.enter_context(_lock(server.host, port, name))
                 bind(server.host, port, name).close()
             self._held = held.pop_all()

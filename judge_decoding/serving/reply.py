@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,9 @@ class Reply:
     `detokenize` is a signed order (serving.order) to the postprocessing. It is one tensor, because
     each tensor costs time in every process that it passes through:
 
-    sequence, at, ids, stop, finish, ended  what `Detokenizer.push` takes
-    before                                  text to put before the text of this response
-    token_texts                             whether the text of each token was asked for
+    sequence, at, ids, stop, min_tokens, finish, ended  what `Detokenizer.push` takes
+    before       text to put before the text of this response
+    token_texts  whether the text of each token was asked for
 
     Only the first order has the stop strings: the `Detokenizer` keeps them.
     """
@@ -48,10 +49,12 @@ class Reply:
         end_ids: frozenset[int] = frozenset(),
         text_before: bytes = b"",
         stream_interval: int = 1,
+        token_text: Callable[[int], str] = str,
     ) -> None:
         """secret           signs the orders
         text_before      what the answer's text begins with
         stream_interval  rounds between two responses of a stream (config.ServerConfig)
+        token_text       writes the tokens of `top_logprobs` (Tokenizer.token_text)
 
         Without a request, this is the answer to a cancellation.
         """
@@ -61,9 +64,14 @@ class Reply:
         self._parameters = parameters or Parameters()
         self._end_ids = end_ids
         # As large as a client likes, so not made on the scheduler's thread.
-        first = {"before": text_before.decode(errors="replace"), "stop": list(self._request.stop)}
+        first = {
+            "before": text_before.decode(errors="replace"),
+            "stop": list(self._request.stop),
+            "min_tokens": self._request.min_tokens,
+        }
         self._first = part(first)
         self._stream_interval = stream_interval
+        self._token_text = token_text
         self._wait = 0  # rounds to hold back before the next response of a stream
         self._num_input_tokens = np.array([len(self._request.prompt_ids)], np.int32)
         self._tokens: list[Token] = []  # not sent yet
@@ -115,6 +123,26 @@ class Reply:
             if asked.return_judge_scores
             else _NO_SCORES,
             "speculative_decoding": record,
+            **self._logprobs(tokens),
+        }
+
+    def _logprobs(self, tokens: list[Token]) -> Arrays:
+        """`token_logprobs` and `top_logprobs`: per token a list of its alternatives, as JSON."""
+        found = [token.logprobs for token in tokens if token.logprobs is not None]
+        if not found:
+            return {"token_logprobs": _NO_SCORES, "top_logprobs": _NO_TEXT}
+        top = [
+            [
+                {"id": number, "token": self._token_text(number), "logprob": value}
+                for number, value in one.top
+            ]
+            for one in found
+        ]
+        return {
+            "token_logprobs": np.array([one.chosen for one in found], np.float32),
+            "top_logprobs": np.array([to_json(top)], object)
+            if self._parameters.logprobs
+            else _NO_TEXT,
         }
 
     def _ended(self, tokens: list[Token]) -> bool:

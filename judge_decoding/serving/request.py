@@ -7,8 +7,8 @@ here knows Triton.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -16,10 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from judge_client.echo import cut
 from judge_decoding.config import Deployment, describe
-from judge_decoding.decoding.contracts import RuleName, Sampling
+from judge_decoding.decoding.contracts import Constraints, RuleName, Sampling
 from judge_decoding.decoding.sequence import Request
 from judge_decoding.errors import UserError
 from judge_decoding.serving.bounds import (
+    LISTS,
+    MAX_BIASES,
+    MAX_LOGPROBS,
     MAX_STOP_BYTES,
     MAX_STOP_STRINGS,
     MAX_TURNS,
@@ -50,7 +53,17 @@ class Parameters(BaseModel):
     temperature: float = Field(default=0.0, ge=0, le=100)
     top_k: int = Field(default=0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, le=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
+    repetition_penalty: float = Field(default=1.0, gt=0, le=100)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = {}
+    bad_words: list[str] = []
+    end_id: int | None = None
+    stop_token_ids: list[int] = []
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    n: int = 1
     max_draft_len: int | None = Field(default=None, ge=0)
     acceptance_rule: RuleName | None = None
     judge_threshold: float | None = Field(default=None, ge=0, le=1)
@@ -90,11 +103,21 @@ class Parameters(BaseModel):
         limits = [ms / 1e3 for ms in given if ms is not None]
         return min([*limits, timeout_us / 1e6] if timeout_us else limits, default=None)
 
-    def request(self, prompt_ids: list[int], deployment: Deployment) -> Request:
-        """The loop's request. The loop makes no text for it: the caller decides who detokenizes."""
+    def request(
+        self, prompt_ids: list[int], deployment: Deployment, tokenizer: Tokenizer | None = None
+    ) -> Request:
+        """The loop's request. The loop makes no text for it: the caller decides who detokenizes.
+
+        tokenizer  reads `bad_words`, and tells which stop strings are special tokens
+        """
         limit = deployment.limits.max_tokens
         if self.max_tokens is not None and self.max_tokens > limit:
             raise UserError(f"max_tokens: {self.max_tokens} is more than the limit of {limit}")
+        if self.n != 1:
+            raise UserError(
+                f"n: {self.n} answers; a request has one, so send one request per answer, each "
+                "with its own seed"
+            )
         longest = deployment.max_draft_len
         if self.max_draft_len is not None and self.max_draft_len > longest:
             raise UserError(
@@ -110,7 +133,24 @@ class Parameters(BaseModel):
             max_tokens=self.max_tokens or min(DEFAULT_MAX_TOKENS, limit),
             min_tokens=self.min_tokens,
             acceptance=deployment.default_acceptance(rule=rule, threshold=self.judge_threshold),
-            sampling=Sampling(temperature, self.top_k, self.top_p, self.seed),
+            sampling=Sampling(
+                temperature,
+                self.top_k,
+                self.top_p,
+                self.seed,
+                self.min_p,
+                constraints(
+                    tokenizer,
+                    repetition=self.repetition_penalty,
+                    presence=self.presence_penalty,
+                    frequency=self.frequency_penalty,
+                    logit_bias=self.logit_bias,
+                    bad_words=self.bad_words,
+                ),
+                self.logprobs,
+            ),
+            end_id=self.end_id,
+            stop_ids=(*self.stop_token_ids, *special_stops(tokenizer, self.stop_words)),
             max_draft_len=self.max_draft_len,
             stop=tuple(text for text in self.stop_words if text),
             ignore_end=self.ignore_eos,
@@ -119,18 +159,75 @@ class Parameters(BaseModel):
 
 
 def parameters(tensors: Mapping[str, np.ndarray[Any, Any]]) -> Parameters:
-    """Checked parameters from arrays by name; all but `stop_words` hold one value."""
+    """Checked parameters from arrays by name; all but `bounds.LISTS` hold one value."""
     try:
         return Parameters.model_validate(
             {
-                name: [_text(name, item) for item in array.reshape(-1)]
-                if name == "stop_words"
+                name: [
+                    _text(name, item) if isinstance(item, bytes) else item.item()
+                    for item in array.reshape(-1)
+                ]
+                if name in LISTS
+                else _biases(_one(name, array))
+                if name == "logit_bias"
                 else _one(name, array)
                 for name, array in tensors.items()
             }
         )
     except ValidationError as error:
         raise UserError(describe(error, "request")) from None
+
+
+def constraints(
+    tokenizer: Tokenizer | None,
+    *,
+    repetition: float = 1.0,
+    presence: float = 0.0,
+    frequency: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
+    bad_words: Sequence[str] = (),
+) -> Constraints | None:
+    """A request's options as the engines read them; None if they change nothing.
+
+    A bad word is excluded both as it is and after a blank, which are different tokens.
+    """
+    words = [text for text in bad_words if text]
+    if words and tokenizer is None:
+        raise UserError("bad_words: they need a tokenizer")
+    excluded = [
+        tuple(tokenizer.encode(text, special=False))
+        for word in words
+        if tokenizer is not None
+        for text in (word, " " + word.lstrip())
+    ]
+    made = Constraints(
+        repetition=repetition,
+        presence=presence,
+        frequency=frequency,
+        bias=tuple(sorted((logit_bias or {}).items())),
+        bad_words=tuple(dict.fromkeys(ids for ids in excluded if ids)),
+    )
+    return made if made.names else None
+
+
+def special_stops(tokenizer: Tokenizer | None, stop: Sequence[str]) -> list[int]:
+    """The ids of the stop strings that are special tokens, which have no text to match."""
+    if tokenizer is None:
+        return []
+    return [number for text in stop if (number := tokenizer.special_id(text)) is not None]
+
+
+def _biases(text: str) -> Any:
+    try:
+        biases = _BIASES.decode(text or "{}")
+    except msgspec.MsgspecError as error:
+        raise UserError(f"logit_bias: {cut(str(error))}") from None
+    if len(biases) > MAX_BIASES:
+        raise UserError(f"logit_bias: {len(biases)} tokens; give at most {MAX_BIASES}")
+    return biases
+
+
+_BIASES = msgspec.json.Decoder(dict[int, float])
 
 
 def prompt(

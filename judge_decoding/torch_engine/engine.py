@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from judge_decoding.checkpoint import Checkpoint
+from judge_decoding.decoding.constraints import constrain
 from judge_decoding.decoding.contracts import (
     EngineClock,
     Proposal,
@@ -18,7 +19,7 @@ from judge_decoding.decoding.contracts import (
     VerifyRequest,
 )
 from judge_decoding.decoding.judge import Judge
-from judge_decoding.decoding.sampling import draw, greedy, probabilities
+from judge_decoding.decoding.sampling import draw, greedy, log_probabilities, probabilities
 from judge_decoding.decoding.verdict import decide
 from judge_decoding.errors import UserError
 from judge_decoding.torch_engine.llama import KeyValues, Llama, Segment
@@ -148,9 +149,18 @@ class TorchDrafter(TorchEngine):
             going = []
             for row, i in enumerate(active):
                 request = requests[i]
-                column = columns[row]
+                column, own = columns[row], logits[row]
+                if request.sampling.constraints is not None:
+                    own = constrain(
+                        own[None],
+                        request.sampling.constraints,
+                        self._slots.tokens(request.sequence),
+                        vocab_ids=self.vocab_ids,
+                        vocab_size=self.vocab_size,
+                    )[0]
+                    column = int(greedy(own[None]))
                 if request.with_probs or not request.sampling.greedy:
-                    p = probabilities(logits[row], request.sampling)
+                    p = probabilities(own, request.sampling)
                     if not request.sampling.greedy:
                         generator = self._generator(
                             request.sequence, request.sampling, _DRAFT_SEED_OFFSET
@@ -215,17 +225,27 @@ class TorchTarget(TorchEngine):
             if not request.sampling.greedy or request.acceptance.rule == "synthetic":
                 generator = self._generator(request.sequence, request.sampling, 0)
             part = slice(row, row + count)
+            own, own_choices = logits[part], choices[part]
+            if request.sampling.constraints is not None:
+                text = self._slots.tokens(request.sequence)
+                own = constrain(own, request.sampling.constraints, text)
+                own_choices = greedy(own)
             # The judge has scored all rows, but only rule `judge` may use the scores.
             judged = request.acceptance.rule == "judge"
             verdict = decide(
                 request,
-                logits[part],
-                choices[part],
+                own,
+                own_choices,
                 scores[row + 1 : row + count] if scores is not None and judged else None,
                 self._threshold(request),
                 self.end_ids,
                 generator,
             )
+            if (alternatives := request.sampling.logprobs) is not None:
+                n = verdict.accepted
+                emitted = [*request.draft.tokens[:n], verdict.next_token]
+                raw = logits[row : row + n + 1]
+                verdict = verdict._replace(logprobs=log_probabilities(raw, emitted, alternatives))
             # 5. Roll back: the cache keeps the accepted prefix (`next_token` is not read yet).
             self._slots.truncate(
                 request.sequence, request.keep + len(request.tokens) + verdict.accepted

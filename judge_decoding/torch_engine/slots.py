@@ -44,6 +44,10 @@ class Slots:
         held.extend(tokens)
         return Segment(self._slot[sequence], keep, len(tokens))
 
+    def tokens(self, sequence: int) -> Sequence[int]:
+        """The tokens that the slot holds."""
+        return self._tokens[sequence]
+
     def truncate(self, sequence: int, length: int) -> None:
         del self._tokens[sequence][length:]
 

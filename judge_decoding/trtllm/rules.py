@@ -11,12 +11,27 @@ from __future__ import annotations
 import torch
 
 from judge_decoding.config import TRTLLM_RULES
-from judge_decoding.decoding.contracts import Acceptance, Sampling, Verdict, VerifyRequest
+from judge_decoding.decoding.contracts import (
+    Acceptance,
+    Constraints,
+    Sampling,
+    Verdict,
+    VerifyRequest,
+)
 from judge_decoding.errors import UserError
 
 
 def check_request(acceptance: Acceptance, sampling: Sampling, threshold: float) -> None:
     """UserError if a target engine with `threshold` compiled in cannot serve such a request."""
+    constraints = sampling.constraints or Constraints()
+    refused = [
+        *constraints.names,
+        *(["min_p"] if sampling.min_p else []),
+        *([] if sampling.logprobs is None else ["logprobs"]),
+    ]
+    if refused:
+        # Each round is a new request to the runtime, which would count the penalties from there.
+        raise UserError(f"{refused[0]}: engine trtllm does not support it; leave it out")
     rule = acceptance.rule
     if rule not in TRTLLM_RULES:
         raise UserError(f"rule {rule}: engine trtllm has only {', '.join(TRTLLM_RULES)}")

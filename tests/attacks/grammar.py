@@ -18,6 +18,10 @@ from tritonclient.grpc import service_pb2
 
 ENSEMBLE = {
     **dict.fromkeys(("text_input", "messages", "acceptance_rule", "stop_words"), "BYTES"),
+    **dict.fromkeys(("bad_words", "logit_bias"), "BYTES"),
+    **dict.fromkeys(("end_id", "stop_token_ids", "logprobs", "n"), "INT32"),
+    **dict.fromkeys(("repetition_penalty", "presence_penalty"), "FP32"),
+    **dict.fromkeys(("frequency_penalty", "min_p"), "FP32"),
     **dict.fromkeys(("max_tokens", "min_tokens", "min_length", "top_k"), "INT32"),
     **dict.fromkeys(("max_draft_len", "num_draft_tokens", "deadline_ms"), "INT32"),
     **dict.fromkeys(("temperature", "top_p", "judge_threshold"), "FP32"),
@@ -67,6 +71,12 @@ MESSAGES = [
     *('[{"role": "user", "content": "\\ud800"}]', '[{"role": "", "content": ""}]', "NaN"),
     *('[{"role":"user","content":"a","__class__":"b"}]', '{"a":' * 3000, "[" + "1," * 900 + "1]"),
 ]
+BIASES = [
+    *("{}", '{"65": 5}', '{"65": -100, "66": 100.0}', '{"65": 101}', '{"-1": 1}', '{"999999": 1}'),
+    *('{"a": 1}', '{"65": null}', '{"65": 1e999}', '{"65": NaN}', "[]", "null", '{"65":' * 3000),
+    *('{"99999999999999999999": 1}', '{"65": 1, "65": 2}', '{"65": "1"}'),
+]
+LISTS = ("stop_words", "bad_words", "stop_token_ids")
 SHAPES = [[1], [], [1, 2], [2, 1], [1, 0], [0], [1, 1, 1], [-1, 1], [1, 10**9], [2**62, 4], [0, 5]]
 BODIES = [
     *(b"", b"{", b"null", b"[]", b"3", b'"a"', b"{}", b"\xff\xfe", b"[" * 20_000, b"\0" * 100),
@@ -168,10 +178,10 @@ class Grammar:
         message.raw_input_contents.append(data)
 
     def _count(self, name: str) -> int:
-        if name in ("stop_words", "input_ids") and self.one_in(100):
+        if name in (*LISTS, "input_ids") and self.one_in(100):
             return self.chance.choice(COUNTS)
-        if name == "stop_words":
-            return self.chance.choice([0, 1, 2, 32, 33])
+        if name in LISTS:
+            return self.chance.choice([0, 1, 2, 32, 33, 65, 257])
         if name in ("input_ids", "output_ids"):
             return self.chance.choice([0, 1, 3, 10, 200, 255, 256, 400])
         return self.chance.choice([1] * 30 + [0, 2])
@@ -218,8 +228,10 @@ class Grammar:
             return self._order()
         if self.one_in(150):
             return self.chance.choice(LARGE)
-        if name == "messages":
-            value: Any = self.chance.choice(MESSAGES)
+        if name == "logit_bias" and not self.one_in(4):
+            value: Any = self.chance.choice(BIASES)
+        elif name == "messages":
+            value = self.chance.choice(MESSAGES)
         elif self.one_in(10):
             return self.chance.randbytes(self.chance.randint(0, 300))
         elif name == "acceptance_rule" and not self.one_in(4):

@@ -210,9 +210,15 @@ def test_a_response_with_everything() -> None:
             judge_scores=("FP32", [0.5, math.nan]),
             output_ids=("INT32", [11, 12]),
             speculative_decoding=("BYTES", [json.dumps(record)]),
+            token_logprobs=("FP32", [-0.5, -2.0]),
+            top_logprobs=("BYTES", [json.dumps([[{"id": 11, "token": "n", "logprob": -0.5}], []])]),
         )
     )
-    tokens = [GeneratedToken(11, "n", "judged", 0.5), GeneratedToken(12, "é", "target", None)]
+    top = [{"id": 11, "token": "n", "logprob": -0.5}]
+    tokens = [
+        GeneratedToken(11, "n", "judged", 0.5, -0.5, top),
+        GeneratedToken(12, "é", "target", None, -2.0, []),
+    ]
     assert final
     assert chunk == Chunk("né", tokens, 5, 9, "length", record)
 

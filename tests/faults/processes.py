@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,8 +10,10 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 
 from clients.server import descendants
 from judge_client.client import JudgeClient
@@ -26,7 +29,7 @@ from tests.faults.bench import (
     ended,
     said,
 )
-from tests.triton_world import Serving, wait_for
+from tests.triton_world import Serving, free_ports, wait_for
 
 DRAFT, TARGET = "rank 1 (draft)", "rank 2 (target)"
 CORE = "the judge_decoding model"
@@ -270,6 +273,43 @@ def started_twice(bench: Bench) -> Outcome:
         other.stop()
 
 
+def openai_endpoint_killed(bench: Bench) -> Outcome:
+    """It is started again, and what it was asked for runs to its end in the loop."""
+    (port,) = free_ports(1)
+    with bench.server(ranks=0, server={"openai_port": port}) as server:
+        remains, expected = Remains(server), answer(server)
+        body = json.dumps({"prompt": "a", "max_tokens": 900, "ignore_eos": True, "stream": True})
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("POST", "/v1/completions", body)
+        stream = connection.getresponse()
+        assert stream.read1(6) == b"data: "
+        found = descendants(server.process.pid)
+        (pid,) = [p for p in found if "serving.openai.app" in command_line(p)]
+        os.kill(pid, signal.SIGKILL)
+        began = time.monotonic()
+        with suppress(HTTPException, ConnectionError):
+            assert b"[DONE]" not in stream.read()
+        fresh = HTTPConnection("127.0.0.1", port, timeout=60)
+        fresh.request("POST", "/v1/completions", json.dumps({"prompt": "a", "max_tokens": 1}))
+        assert fresh.getresponse().status == 200
+        seconds = time.monotonic() - began
+        wait_for(lambda: server.metric("kv_slots_used") == 0, "the slots to be free")
+        assert answer(server) == expected
+        assert server.stop() == 0, server.output
+        return Outcome(
+            "the stream breaks off; the next request is answered",
+            seconds,
+            "goes on",
+            remains.left(),
+        )
+
+
+def command_line(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return ""
+
+
 KILL, STOP = signal.SIGKILL, "processes"
 FAULTS = [
     Fault(STOP, "draft rank: kill -9", partial(killed, DRAFT, KILL)),
@@ -286,6 +326,7 @@ FAULTS = [
     Fault(STOP, "tritonserver: kill -9", partial(killed, "tritonserver", KILL)),
     Fault(STOP, "mpiexec: kill -9", partial(killed, MPIEXEC, KILL), quick=True),
     Fault(STOP, "launcher: kill -9", partial(killed, LAUNCHER, KILL), quick=True, leaves=True),
+    Fault(STOP, "OpenAI endpoint: kill -9", openai_endpoint_killed),
     Fault(STOP, "rank killed while it loads", killed_at_the_start),
     Fault(STOP, "rank paused while it loads", paused_at_the_start),
     Fault(STOP, "rank killed while requests drain", killed_while_draining),

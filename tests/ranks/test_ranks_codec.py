@@ -20,10 +20,12 @@ from judge_decoding.config.layout import MODELS
 from judge_decoding.decoding.contracts import (
     RULES,
     Acceptance,
+    Constraints,
     EngineClock,
     Proposal,
     ProposeRequest,
     Sampling,
+    TokenLogprobs,
     Verdict,
     VerifyRequest,
 )
@@ -35,7 +37,24 @@ numbers = st.integers(-1, 2**40)
 sizes = st.integers(0, 2**40)
 reals = st.floats(allow_nan=False, allow_infinity=False)
 clocks = st.builds(EngineClock, st.floats(0, 1e9), st.floats(0, 1e9))
-samplings = st.builds(Sampling, reals, sizes, reals, st.integers(0, 2**64 - 1))
+constraints = st.builds(
+    Constraints,
+    *(sizes, reals, reals, reals),
+    st.lists(st.tuples(sizes, reals), max_size=3).map(tuple),
+    st.lists(tokens.map(tuple), max_size=3).map(tuple),
+    sizes,
+    tokens.map(tuple),
+)
+samplings = st.builds(
+    Sampling,
+    reals,
+    sizes,
+    reals,
+    st.integers(0, 2**64 - 1),
+    reals,
+    st.none() | constraints,
+    st.none() | sizes,
+)
 acceptances = st.builds(
     Acceptance,
     rule=st.sampled_from(RULES),
@@ -79,6 +98,9 @@ verdicts = st.builds(
     st.lists(st.booleans(), max_size=9),
     st.lists(reals, max_size=9),
     st.integers(0, 2**31),
+    st.lists(
+        st.builds(TokenLogprobs, reals, st.lists(st.tuples(sizes, reals), max_size=3)), max_size=3
+    ),
 )
 MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     m.Hello: st.builds(m.Hello, texts, texts, sizes, texts, sizes, texts),
@@ -240,7 +262,7 @@ def test_foreign_and_other_versions_are_named() -> None:
         codec.decode(pickle.dumps(list(range(30))))
     raw = codec.encode(m.Ping())
     struct.pack_into("<H", raw, 4, 9)
-    with pytest.raises(codec.WireError, match="version 9, this rank speaks 3"):
+    with pytest.raises(codec.WireError, match="version 9, this rank speaks 4"):
         codec.decode(raw)
     struct.pack_into("<HH", raw, 4, codec.VERSION, 99)
     with pytest.raises(codec.WireError, match="unknown kind 99"):

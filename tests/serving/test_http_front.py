@@ -19,7 +19,8 @@ from aiohttp import web
 
 from judge_decoding.config import Deployment, ServerConfig
 from judge_decoding.errors import UserError
-from judge_decoding.serving.front import STARTS, Front, body_limit
+from judge_decoding.serving.front import Front, body_limit
+from judge_decoding.serving.kept_process import STARTS
 from judge_decoding.serving.ports import bind
 from tests.triton_world import free_ports, wait_for
 
@@ -100,6 +101,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     bound = bind("127.0.0.1", free_ports(1)[0], "http")
     line = [sys.executable, "-m", "judge_decoding.serving.http_front", "--sockets", f"{folder}/x-"]
     line += ["--http-fd", str(bound.fileno()), "--max-body", str(MAX_BODY)]
+    line += ["--inputs", "text_input,temperature,a"]
     line += ["--max-connections", str(MAX_CONNECTIONS), "--launcher", str(os.getpid())]
     process = subprocess.Popen(line, pass_fds=[bound.fileno()], stderr=subprocess.PIPE)
     yield Served(upstream, bound.getsockname()[1], process)
@@ -121,6 +123,39 @@ def test_a_request_goes_through_as_it_came(front: Served) -> None:
     connection.request("POST", GENERATE, iter([b'{"a"', b": 1}"]), encode_chunked=True)
     assert connection.getresponse().read() == b'{"a": 1}'[::-1]
     connection.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        ({"text_input": "a", "temprature": 1}, "'temprature'"),
+        ({"text_input": "a", "n": 2}, "'n'"),
+        ({"text_input": "a", "parameters": {"temperature": 1, "best_of": 2}}, "'best_of'"),
+    ],
+)
+@pytest.mark.parametrize(
+    "path", [GENERATE, f"{GENERATE}_stream", GENERATE.replace("/gen", "/versions/1/gen")]
+)
+def test_unknown_names_are_refused(
+    front: Served, path: str, body: dict[str, object], name: str
+) -> None:
+    """Regression (tensorrtllm_backend#93, #237): Triton ignores names without an input."""
+    before = len(front.upstream.heard)
+    connection = HTTPConnection("127.0.0.1", front.port, timeout=30)
+    connection.request("POST", path, json.dumps(body))
+    answer = connection.getresponse()
+    assert (answer.status, json.loads(answer.read())) == (
+        400,
+        {"error": f"{name}: unknown; docs/serving.md has the model's inputs"},
+    )
+    assert len(front.upstream.heard) == before
+
+
+def test_names_that_triton_reads_pass(front: Served) -> None:
+    body = {"text_input": "a", "id": "x", "timeout": 9, "parameters": {"temperature": 1}}
+    connection = HTTPConnection("127.0.0.1", front.port, timeout=30)
+    connection.request("POST", GENERATE, json.dumps(body))
+    assert connection.getresponse().status == 418
 
 
 NESTED = b'{"a": ' + b"[" * 2000 + b"]" * 2000 + b"}"

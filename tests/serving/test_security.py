@@ -6,11 +6,12 @@ import ast
 import json
 import re
 import socket
+import ssl
 import stat
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 
 import grpc
@@ -32,7 +33,7 @@ from judge_decoding.errors import UserError
 from judge_decoding.pipeline import load_pipeline
 from judge_decoding.serving import access
 from judge_decoding.text import Tokenizer
-from tests.triton_world import Serving, Trap
+from tests.triton_world import Serving, Trap, free_ports
 
 pytestmark = pytest.mark.servers
 
@@ -84,9 +85,12 @@ def guarded(
     (folder / "cert.pem").write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
     (folder / "token").write_text(f"{SECRET}\n")
     tls = {"certificate": "cert.pem", "key": "key.pem", "ca": "ca.pem"}
+    (openai_port,) = free_ports(1)
     config = folder / "deployment.yaml"
     config.write_text(
-        yaml.safe_dump(document(tiny_target, tiny_draft, tls=tls, token_file="token"))
+        yaml.safe_dump(
+            document(tiny_target, tiny_draft, tls=tls, token_file="token", openai_port=openai_port)
+        )
     )
     trap = Trap()  # regression: the proxy of the environment was used
     with Serving(config, folder, variables=trap.variables) as serving:
@@ -107,6 +111,38 @@ def test_tls_and_token_let_in_who_has_both(guarded: Guarded) -> None:
         )
         next(chunks)
         chunks.close()  # the cancellation is let in too
+
+
+@pytest.mark.parametrize(
+    ("value", "status"),
+    [
+        (None, 401),
+        (f"Bearer {SECRET[::-1]}", 401),
+        (f"Basic {SECRET}", 401),
+        ("Bearer \xff", 401),
+        (f"Bearer {SECRET}", 200),
+    ],
+)
+def test_the_openai_endpoint_has_tls_and_the_token(
+    guarded: Guarded, value: str | None, status: int
+) -> None:
+    port = load_deployment(guarded.config).server.openai_port
+    assert port is not None
+    context = ssl.create_default_context(cafile=str(guarded.ca))
+    connection = HTTPSConnection("localhost", port, timeout=60, context=context)
+    headers = {} if value is None else {"Authorization": value}
+    connection.request("GET", "/health")  # open to probes
+    answer = connection.getresponse()
+    assert (answer.status, answer.read()) == (200, b'{"status":"ok"}')
+    body = json.dumps({"prompt": PROMPT, "max_tokens": 2})
+    connection.request("POST", "/v1/completions", body, headers)
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    assert answer.status == status, text
+    assert SECRET not in text
+    connection.close()
+    with pytest.raises(OSError, match=r"reset|closed"):  # no HTTP without TLS
+        urllib.request.urlopen(f"http://localhost:{port}/health", timeout=30)
 
 
 @pytest.mark.parametrize("token", [None, SECRET[::-1]])

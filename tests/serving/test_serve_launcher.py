@@ -251,7 +251,7 @@ def chosen_ports() -> dict[str, int]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--http-port", "7002", "--grpc-port", "7002"], "the three ports must differ"),
+        (["--http-port", "7002", "--grpc-port", "7002"], "the ports must differ"),
         (["--http-port", "0"], "server.http_port: Input should be greater than or equal to 1"),
         (["--http-port", "70000"], "server.http_port: Input should be less than or equal to 65535"),
         (["--grpc-port", "0"], "grpc-port"),
@@ -310,7 +310,7 @@ def test_without_a_gpu_the_server_does_not_complain_of_it(
     lines = program(tmp_path / "bin", "lines", "\n".join([*script, "exit 7"]))
     deployment = load_deployment(config)
     with Front(deployment.override(server=chosen_ports()), "none") as front:
-        job = launcher.ServerJob(deployment, tmp_path, [str(lines)], {}, launcher.Stops(), front)
+        job = launcher.ServerJob(deployment, tmp_path, [str(lines)], {}, launcher.Stops(), [front])
         assert job.run(ReadyFile(None)) == 1
     shown = [OTHER, "judge-decoding: lines ended with exit code 7; everything is stopped"]
     # gRPC's threads of other tests have a word too.
@@ -462,7 +462,7 @@ def test_the_launcher_sees_gone_what_it_kills(
     monkeypatch.setattr(launcher, "warm_up", lambda *_, **__: never.wait())
     deployment = Deployment.model_validate(document | {"server": chosen_ports()})
     with Front(deployment, "none") as front:
-        server = launcher.ServerJob(deployment, tmp_path, line, {}, stops, front)
+        server = launcher.ServerJob(deployment, tmp_path, line, {}, stops, [front])
         monkeypatch.setattr(launcher.os, "kill", kill_later)
         assert server.run(ReadyFile(None)) == 1
     assert launched and not any(map(is_running, launched))

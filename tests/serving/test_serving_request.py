@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from judge_decoding.config import Deployment
-from judge_decoding.decoding.contracts import Sampling
+from judge_decoding.decoding.contracts import Constraints, Sampling, TokenLogprobs
 from judge_decoding.decoding.loop import Result, Update
 from judge_decoding.decoding.sequence import AcceptanceRecord, Request, Token
 from judge_decoding.errors import UserError
@@ -170,6 +170,77 @@ def test_bounds_themselves_are_allowed(deployment: Deployment, values: dict[str,
     assert given.model_fields_set == {name}
 
 
+def test_sampling_options_arrive(deployment: Deployment, tokenizer: Tokenizer) -> None:
+    """Regression (tensorrtllm_backend#84): none of these was there."""
+    values = {
+        "repetition_penalty": 1.2,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 2.0,
+        "min_p": 0.25,
+        "logit_bias": b'{"65": -100, "9": 1.5}',
+        "bad_words": [b"ab", b""],
+        "end_id": 7,
+        "stop_token_ids": [3, 4],
+        "temperature": 0.5,
+        "logprobs": 4,
+    }
+    request = parameters(arrays(**values)).request([1], deployment, tokenizer)
+    words = (tuple(tokenizer.encode("ab", special=False)),)
+    words += (tuple(tokenizer.encode(" ab", special=False)),)
+    assert request.sampling == Sampling(
+        0.5,
+        min_p=0.25,
+        constraints=Constraints(
+            repetition=1.2,
+            presence=-0.5,
+            frequency=2.0,
+            bias=((9, 1.5), (65, -100.0)),
+            bad_words=words,
+        ),
+        logprobs=4,
+    )
+    assert (request.end_id, request.stop_ids) == (7, (3, 4))
+
+
+def test_a_stop_string_that_is_a_special_token_matches_its_id(
+    deployment: Deployment, tiny_target: Path
+) -> None:
+    """Regression (vllm#4180): special tokens have no text, so the string never matched."""
+    tokenizer = Tokenizer(tiny_target)
+    tokenizer._fast.add_special_tokens(["<|im_end|>"])
+    tokenizer._fast.add_tokens(["plain"])
+    asked = parameters(arrays(stop_words=[b"<|im_end|>", b"a", b"plain"]))
+    number = tokenizer.size - 2
+    assert asked.request([1], deployment, tokenizer).stop_ids == (number,)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"logit_bias": b"[]"}, "logit_bias: Expected `object`"),
+        ({"logit_bias": b'{"a": 1}'}, "logit_bias: "),
+        ({"logit_bias": b'{"1": 101}'}, "logit_bias.1: "),
+        (
+            {"logit_bias": json.dumps(dict.fromkeys(range(1025), 1)).encode()},
+            "logit_bias: 1025 tok",
+        ),
+        ({"repetition_penalty": 0.0}, "repetition_penalty: "),
+        ({"presence_penalty": 2.1}, "presence_penalty: "),
+        ({"min_p": 1.5}, "min_p: "),
+        ({"logprobs": 21}, "logprobs: "),
+        ({"logprobs": -1}, "logprobs: "),
+        ({"n": 2}, "n: 2 answers; a request has one, so send one request per answer"),
+        ({"bad_words": [b"a"]}, "bad_words: they need a tokenizer"),
+    ],
+)
+def test_options_out_of_bounds_are_named(
+    deployment: Deployment, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        asked(deployment, **values)
+    assert str(refused.value).startswith(message)
+
+
 def test_what_is_not_asked_for_is_not_returned() -> None:
     """Except for the counts, which load generators and Triton's OpenAI front end always need."""
     assert Parameters().model_dump() == {
@@ -179,7 +250,17 @@ def test_what_is_not_asked_for_is_not_returned() -> None:
         "temperature": 0.0,
         "top_k": 0,
         "top_p": 1.0,
+        "min_p": 0.0,
         "seed": 0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "logit_bias": {},
+        "bad_words": [],
+        "end_id": None,
+        "stop_token_ids": [],
+        "logprobs": None,
+        "n": 1,
         "max_draft_len": None,
         "acceptance_rule": None,
         "judge_threshold": None,
@@ -472,6 +553,7 @@ def test_a_streaming_reply_says_what_is_new_and_counts_all() -> None:
             "at": 0,
             "ids": [5, 6, 7],
             "stop": ["x"],
+            "min_tokens": 0,
             "finish": "",
             "ended": False,
             "before": "before",
@@ -486,6 +568,8 @@ def test_a_streaming_reply_says_what_is_new_and_counts_all() -> None:
         "total_draft_tokens": [4],
         "provenance": [b"aligned", b"judged", b"target"],
         "speculative_decoding": [b""],
+        "token_logprobs": [],
+        "top_logprobs": [b""],
     }
     tail = [Token(9, "target", None)]
     last = plain(reply.add(Update(0, tail, "", "stop"), result(tail, "stop")))
@@ -498,6 +582,22 @@ def test_a_streaming_reply_says_what_is_new_and_counts_all() -> None:
     assert last["num_output_tokens"] == [4]
     assert last["output_ids"] == [9]
     assert set(last) - {"judge_scores"} == set(first)
+
+
+def test_a_reply_has_log_probabilities_per_token() -> None:
+    top = TokenLogprobs(-0.5, [(5, -0.5), (6, -1.25)]), TokenLogprobs(-9999.0, [])
+    tokens = [Token(5, "aligned", None, top[0]), Token(7, "target", None, top[1])]
+    texts = {5: " a", 6: "b"}
+    reply = Reply(1, SECRET, Request([1], 9), Parameters(logprobs=2), token_text=texts.__getitem__)
+    only = plain(reply.add(Update(0, tokens, "", "length"), result(tokens)))
+    assert only["token_logprobs"] == [-0.5, -9999.0]
+    assert json.loads(only["top_logprobs"][0]) == [
+        [{"id": 5, "token": " a", "logprob": -0.5}, {"id": 6, "token": "b", "logprob": -1.25}],
+        [],
+    ]
+    alone = Reply(1, SECRET, Request([1], 9), Parameters(logprobs=0))
+    only = plain(alone.add(Update(0, tokens, "", "length"), result(tokens)))
+    assert (only["token_logprobs"], only["top_logprobs"]) == ([-0.5, -9999.0], [b""])
 
 
 def test_a_reply_that_does_not_stream_is_one_response() -> None:

@@ -231,6 +231,40 @@ def test_stop_strings_cut_the_text_as_the_loop_does(server: Serving, loop: Pipel
         assert_same(responses, expected)
 
 
+def test_sampling_options_work_over_http(server: Serving) -> None:
+    """Regression (tensorrtllm_backend#93): they were ignored with status 200."""
+
+    def text(**values: Any) -> str:
+        body = {"text_input": "Hello there", "max_tokens": 24, **values}
+        return str(
+            json.loads(server.http("/v2/models/ensemble/generate", json.dumps(body).encode()))[
+                "text_output"
+            ]
+        )
+
+    options = {"repetition_penalty": 1.4, "presence_penalty": 0.5, "logit_bias": '{"101": 4}'}
+    options |= {"bad_words": ["a", "b"], "min_p": 0.1, "stop_token_ids": [3, 4], "end_id": 5}
+    alone = text(acceptance_rule="none", **options)
+    assert text(acceptance_rule="strict", **options) == alone != text(acceptance_rule="none")
+
+
+@pytest.mark.parametrize("rule", ["strict", "judge"])
+def test_log_probabilities_arrive_per_token(server: Serving, loop: Pipeline, rule: str) -> None:
+    prompt = loop.tokenizer.encode(PROMPTS[0])
+    acceptance = loop.deployment.default_acceptance(rule=rule)
+    expected = loop.decoder.generate([Request(prompt, 12, acceptance, Sampling(logprobs=2))])[0]
+    body = {"text_input": PROMPTS[0], "max_tokens": 12, "acceptance_rule": rule, "logprobs": 2}
+    answer = json.loads(server.http("/v2/models/ensemble/generate", json.dumps(body).encode()))
+    assert answer["output_ids"] == expected.token_ids
+    chosen = [one.chosen for one in expected.logprobs]
+    assert answer["token_logprobs"] == pytest.approx(chosen, abs=1e-5)
+    top = json.loads(answer["top_logprobs"])
+    assert [[one["id"] for one in row] for row in top] == [
+        [number for number, _ in one.top] for one in expected.logprobs
+    ]
+    assert all(one["token"] == loop.tokenizer.token_text(one["id"]) for row in top for one in row)
+
+
 def test_the_prompt_can_be_a_conversation_or_a_turn_and_can_be_returned(
     server: Serving, loop: Pipeline
 ) -> None:
@@ -247,7 +281,7 @@ def test_the_prompt_can_be_a_conversation_or_a_turn_and_can_be_returned(
     assert text(raw) == PROMPTS[0] + here(loop, PROMPTS[0], 20).text
 
 
-def test_an_end_token_has_no_text_and_min_tokens_passes_it_over(
+def test_an_end_token_has_no_text_and_min_tokens_excludes_it(
     server: Serving, loop: Pipeline
 ) -> None:
     """Prompts until an answer ends by itself: the tiny model's end token is an ordinary byte."""

@@ -64,6 +64,7 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from None
         drain = partial(self.scheduler.drain, self.deployment.server.drain_s)
         Thread(target=run_folder.drain_when_asked, args=(drain,), daemon=True).start()
+        self.tokenizer = self.pipeline.tokenizer
         self.end_ids = frozenset(self.scheduler.decoder.target.end_ids)
 
     def load(self) -> SpeculativeDecoder:
@@ -99,14 +100,17 @@ class TritonPythonModel:
             asked = parameters(tensors)
             if asked.stop and not name:
                 raise UserError("stop: give it the request id of the request to cancel")
-            wanted = None if asked.stop else asked.request(prompt_ids, self.deployment)
+            wanted = (
+                None if asked.stop else asked.request(prompt_ids, self.deployment, self.tokenizer)
+            )
         number = secrets.randbits(62)  # for this request only, and impossible to guess
         if wanted is None:
             self.scheduler.cancel(name)
             Stream(sender, Reply(number, self.secret)).updated(*never_started())
             return
         interval = self.deployment.server.stream_interval
-        reply = Reply(number, self.secret, wanted, asked, self.end_ids, before, interval)
+        text = self.tokenizer.token_text
+        reply = Reply(number, self.secret, wanted, asked, self.end_ids, before, interval, text)
         deadline_s = asked.deadline_s(self.deployment, request.timeout())
         listener = self.audit.watch(wanted, Stream(sender, reply))
         self.scheduler.submit(wanted, listener, name, deadline_s=deadline_s)
@@ -134,7 +138,8 @@ class Stream:
         if arrays is not None:
             tensors = [self.tensor(name, array) for name, array in arrays.items()]
             response = pb_utils.InferenceResponse(tensors)
-            if result is None or len(arrays["detokenize"].item()) <= LARGE_BYTES:
+            large = sum(len(arrays[name].item()) for name in ("detokenize", "top_logprobs"))
+            if result is None or large <= LARGE_BYTES:
                 self.sender.send(response, flags=LAST if result else 0)
             else:
                 self.sender.send(response)

@@ -8,13 +8,13 @@ async with AsyncJudgeClient("127.0.0.1:8001") as client:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from judge_client.errors import JudgeClientError, ServerBusy
 from judge_client.exchange import AGAIN_S, BaseClient, Exchange
-from judge_client.wire import Answer, Chunk, GenerateRequest, read_outputs
+from judge_client.wire import Answer, Chunk, GenerateRequest, Outputs, read_outputs
 
 T = TypeVar("T")
 
@@ -56,6 +56,26 @@ class AsyncJudgeClient(BaseClient):
         at once.
         """
         return self._responses(self._generation(request, request_id, streamed=True))
+
+    def infer(
+        self, message: Any, read: Callable[[Outputs], T], *, streamed: bool
+    ) -> AsyncGenerator[T, None]:
+        """The responses to a message of one's own (`wire.infer_message`), each as `read` makes it.
+        Closing the iterator cancels, as with `stream`."""
+        return self._responses(self._exchange(message, read, streamed=streamed))
+
+    async def is_ready(self) -> bool:
+        """Whether a server answers and has the model ready."""
+        import grpc
+        from tritonclient.grpc import service_pb2
+
+        wanted = service_pb2.ModelReadyRequest(name=self.model)
+        metadata = self._access.metadata("")
+        try:
+            answer = await self._stub.ModelReady(wanted, timeout=self.control_s, metadata=metadata)
+        except grpc.RpcError:
+            return False
+        return bool(answer.ready)
 
     async def cancel(self, request_id: str) -> None:
         """End a running request: its last chunk then says `cancelled`. Unknown ids are no error."""

@@ -28,6 +28,10 @@ class GenerateRequest:
     messages       a conversation of {"role", "content"}, instead of `prompt`
     chat           whether `prompt` is one user turn for the chat template; otherwise it is raw text
     stop           stop strings, or a single one
+    logit_bias     token id -> what to add to its logit, in [-100, 100]
+    end_id         the only end token, in place of the model's; `stop_token_ids` are further ones
+    logprobs       ask for the target's log-probability of each token and of so many alternatives, 0
+                   to 20 (with `provenance`)
     rule           acceptance rule; `threshold` is the judge's, in [0, 1]
     provenance     ask where each token comes from (Chunk.tokens)
     judge_scores   ask for the judge's score of each drafted token (with `provenance`)
@@ -45,7 +49,16 @@ class GenerateRequest:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
     seed: int | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[int, float] | None = None
+    bad_words: Sequence[str] = ()
+    end_id: int | None = None
+    stop_token_ids: Sequence[int] = ()
+    logprobs: int | None = None
     rule: str | None = None
     threshold: float | None = None
     max_draft_len: int | None = None
@@ -62,12 +75,16 @@ class GeneratedToken(NamedTuple):
     text        the text that became certain with it, possibly none
     provenance  `aligned`, `judged` or `target`
     score       the judge's score; None where there is none, or none was asked for
+    logprob     the target's log-probability of the token, if asked for
+    top         its alternatives of {"id", "token", "logprob"}, if asked for
     """
 
     id: int | None
     text: str
     provenance: str
     score: float | None
+    logprob: float | None = None
+    top: Sequence[Mapping[str, Any]] = ()
 
 
 class Chunk(NamedTuple):
@@ -121,7 +138,16 @@ _INPUTS = {
     "temperature": ("temperature", "FP32"),
     "top_k": ("top_k", "INT32"),
     "top_p": ("top_p", "FP32"),
+    "min_p": ("min_p", "FP32"),
     "seed": ("seed", "UINT64"),
+    "repetition_penalty": ("repetition_penalty", "FP32"),
+    "presence_penalty": ("presence_penalty", "FP32"),
+    "frequency_penalty": ("frequency_penalty", "FP32"),
+    "logit_bias": ("logit_bias", "BYTES"),
+    "bad_words": ("bad_words", "BYTES"),
+    "end_id": ("end_id", "INT32"),
+    "stop_token_ids": ("stop_token_ids", "INT32"),
+    "logprobs": ("logprobs", "INT32"),
     "rule": ("acceptance_rule", "BYTES"),
     "threshold": ("judge_threshold", "FP32"),
     "max_draft_len": ("max_draft_len", "INT32"),
@@ -135,6 +161,7 @@ _OUTPUTS = ("text_output", "finish_reason", "num_input_tokens", "num_output_toke
 _ON_DEMAND = {
     "provenance": ("provenance", "output_ids", "token_texts"),
     "judge_scores": ("judge_scores",),
+    "logprobs": ("token_logprobs", "top_logprobs"),
     "record": ("speculative_decoding",),
 }
 """Outputs that are always read, and those that a field of the request asks for."""
@@ -160,18 +187,25 @@ def infer_request(
         name, datatype = _INPUTS[one.name]
         if one.name == "messages" and value is not None:
             value = json.dumps([dict(message) for message in value])
-        if one.name == "stop":
-            stops = [value] if isinstance(value, str) else list(value)
-            tensors |= {name: (datatype, stops)} if value else {}
+        if one.name == "logit_bias" and value is not None:
+            value = json.dumps({str(token): bias for token, bias in value.items()})
+        if one.name in ("stop", "bad_words", "stop_token_ids"):
+            several = [value] if isinstance(value, str) else list(value)
+            tensors |= {name: (datatype, several)} if several else {}
         elif value is not None and (one.default is None or value != one.default):
             tensors[name] = (datatype, [value])
     tensors.setdefault("text_input", ("BYTES", [""]))  # the one input that is not optional
     # Only what a chunk is made of: every output costs time with every response, on both sides.
     wanted = [
         *_OUTPUTS,
-        *(n for f, names in _ON_DEMAND.items() if getattr(request, f) for n in names),
+        *(n for f, names in _ON_DEMAND.items() if _asks(request, f) for n in names),
     ]
     return infer_message(model, request_id, tensors, wanted)
+
+
+def _asks(request: GenerateRequest, name: str) -> bool:
+    """Whether a field asks for outputs; `logprobs` 0 does."""
+    return getattr(request, name) not in (None, False)
 
 
 def stop_request(request_id: str, *, model: str = MODEL) -> Any:
@@ -291,5 +325,9 @@ def _tokens(outputs: Outputs) -> Iterator[GeneratedToken]:
     ids = outputs.array("output_ids")[:count] or [None] * count
     texts = outputs.texts("token_texts") or [""] * count
     scores = outputs.array("judge_scores")[:count] or [np.nan] * count
-    for number, text, origin, score in zip(ids, texts, origins, scores, strict=True):
-        yield GeneratedToken(number, text, origin, None if np.isnan(score) else float(score))
+    logprobs = outputs.array("token_logprobs")[:count] or [None] * count
+    top = json.loads(outputs.text("top_logprobs") or "[]")[:count] or [()] * count
+    rows = zip(ids, texts, origins, scores, logprobs, top, strict=True)
+    for number, text, origin, score, logprob, others in rows:
+        known = None if np.isnan(score) else float(score)
+        yield GeneratedToken(number, text, origin, known, logprob, others)
