@@ -17,7 +17,11 @@ from judge_decoding.torch_engine.linear import can_pack
 
 ROOT = Path(__file__).resolve().parents[1]
 
-NEEDS_TENSORRT_LLM = {"judge_decoding.trtllm.compat", "judge_decoding.trtllm.build.judge_llama"}
+NEEDS_TENSORRT_LLM = {
+    "judge_decoding.trtllm.compat",
+    "judge_decoding.trtllm.build.judge_llama",
+    "judge_decoding.trtllm.pytorch.model",
+}
 MODULES = [
     m.name
     for m in pkgutil.walk_packages(judge_decoding.__path__, "judge_decoding.")

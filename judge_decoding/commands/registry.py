@@ -26,6 +26,7 @@ COMMANDS = {
     "mine-labels": "Label the draft's own mismatches, without annotators.",
     "annotate": "Label answers by hand, in a terminal.",
     "train-judge": "Train a judge on labels and choose its threshold.",
+    "prepare-pytorch-target": "Make the judged target for TensorRT-LLM's PyTorch backend.",
     "convert-checkpoint": "Make TensorRT-LLM checkpoints of draft and target.",
     "build-engines": "Build TensorRT engines, the judge inside the target's.",
     "verify-engines": "Check that the engines fit the deployment and decode.",

@@ -148,8 +148,9 @@ def test_scripts_are_executable() -> None:
 
 
 def documented() -> list[list[str]]:
-    """The commands of docs/h100.md that are ours, as lists of words."""
-    text = (ROOT / "docs" / "h100.md").read_text()
+    """The commands of the H100 pages that are ours, as lists of words."""
+    pages = ("h100.md", "h100-pytorch.md")
+    text = "".join((ROOT / "docs" / page).read_text() for page in pages)
     blocks = "\n".join(re.findall(r"```\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
     lines = [shlex.split(line, comments=True) for line in blocks.splitlines()]
     ours = ("judge-decoding", "build/")
@@ -172,5 +173,9 @@ def test_documented_commands_and_their_options_exist(words: list[str]) -> None:
 
 def test_the_documented_commands_are_found() -> None:
     scripts = {w for words in documented() for w in words if w.startswith("build/")}
-    assert {"build/convert_checkpoint.py", "build/build_engines.py"} <= scripts
+    assert {
+        "build/convert_checkpoint.py",
+        "build/build_engines.py",
+        "build/prepare_pytorch_target.py",
+    } <= scripts
     assert {"plan", "generate", "serve"} <= {w for words in documented() for w in words}
