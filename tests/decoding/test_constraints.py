@@ -189,6 +189,23 @@ def test_logprobs_that_json_lacks_are_the_lowest() -> None:
     assert broken == [(LOWEST, [])]
 
 
+def test_a_requests_own_end_tokens_are_protected(decoder: SpeculativeDecoder) -> None:
+    """A judge that accepts everything neither ends an answer early nor runs on behind its end."""
+    free = Request([5, 17], 30, Acceptance(rule="judge", threshold=0.0))
+    judged = decoder.generate([free])[0]
+    at = judged.provenance.index("judged")
+    drafted = judged.token_ids[at]
+    for fields in ({"stop_ids": (drafted,)}, {"end_id": drafted, "ignore_end": False}):
+        result = decoder.generate([replace(free, **fields)])[0]  # type: ignore[arg-type]
+        assert result.token_ids[:at] == judged.token_ids[:at]
+        assert (result.token_ids[at], result.provenance[at]) != (drafted, "judged")
+        own = [i for i, p in zip(result.token_ids, result.provenance, strict=True) if p == "judged"]
+        assert drafted not in own
+    open_end = Acceptance(rule="judge", threshold=0.0, protect_end_ids=False)
+    cut = decoder.generate([replace(free, acceptance=open_end, stop_ids=(drafted,))])[0]
+    assert (cut.token_ids, cut.finish_reason) == (judged.token_ids[: at + 1], "stop")
+
+
 def test_stop_ids_end_ids_and_ignored_end_tokens(decoder: SpeculativeDecoder) -> None:
     """Regression (vllm#4180): an answer ran on behind the turn's end."""
     base = Request([5, 17], 30, Acceptance(rule="strict"))
