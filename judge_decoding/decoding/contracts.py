@@ -31,6 +31,8 @@ RULES = ("none", "strict", "rejection", "judge", "topk", "typical", "kl", "fly",
 RuleName = Literal[
     "none", "strict", "rejection", "judge", "topk", "typical", "kl", "fly", "synthetic"
 ]
+MAX_LOGPROBS = 20
+"""Alternatives per token that a request may ask for, as in vLLM and OpenAI's API."""
 PROBABILITY_RULES = frozenset({"rejection", "kl"})
 """Rules that need the draft's distributions as well as its tokens."""
 
