@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from judge_decoding.checkpoint.gguf_file import SUFFIX, GgufFile
 from judge_decoding.checkpoint.gguf_tensors import GgufTensors
 from judge_decoding.checkpoint.gguf_tokenizer import tokenizer_json
 from judge_decoding.checkpoint.tensors import SafeTensors, Tensors
+from judge_decoding.errors import UserError
 from judge_decoding.files import read_object
 
 TOKENIZER_BYTES = 64 << 20
@@ -30,8 +33,10 @@ class Checkpoint:
     after loading, because it keeps the weight files open.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more_end_ids: Sequence[int] = ()) -> None:
+        """more_end_ids  end tokens that the model's own files do not name"""
         self.folder = folder
+        self._more_end_ids = more_end_ids
 
     @cached_property
     def gguf(self) -> GgufFile | None:
@@ -41,8 +46,18 @@ class Checkpoint:
     @cached_property
     def config(self) -> LlamaConfig:
         if self.gguf is None:
-            return read_config(self.folder)
-        return checked_config(self.folder, self.folder, self.config_json)
+            config = read_config(self.folder)
+        else:
+            config = checked_config(self.folder, self.folder, self.config_json)
+        outside = [i for i in self._more_end_ids if i >= config.vocab_size]
+        if outside:
+            raise UserError(
+                f"end_ids: {outside[0]} is outside the vocabulary [0, {config.vocab_size}) of "
+                f"{self.folder}"
+            )
+        # Some files write -1 for none, which would be an index from the end.
+        own = (i for i in config.end_ids if 0 <= i < config.vocab_size)
+        return replace(config, end_ids=tuple(dict.fromkeys((*own, *self._more_end_ids))))
 
     @cached_property
     def config_json(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,7 @@ from judge_decoding.commands.options import (
     print_json,
     read_deployment,
 )
-from judge_decoding.decoding.contracts import RULES, Acceptance, Sampling
+from judge_decoding.decoding.contracts import MAX_LOGPROBS, RULES, Acceptance, Sampling
 from judge_decoding.errors import UserError
 from judge_decoding.text import SET_CHAT_TEMPLATE, check_unicode
 
@@ -46,7 +47,31 @@ def generate(
     top_k: Annotated[int, typer.Option(min=0, help="0 is off.")] = 0,
     top_p: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
+    min_p: Annotated[float, typer.Option(min=0, max=1, help="0 is off.")] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(min=0.01, max=100, help="1 is off; counts prompt and answer.")
+    ] = 1.0,
+    presence_penalty: Annotated[
+        float, typer.Option(min=-2, max=2, help="0 is off; counts the answer.")
+    ] = 0.0,
+    frequency_penalty: Annotated[
+        float, typer.Option(min=-2, max=2, help="0 is off; counts the answer.")
+    ] = 0.0,
+    logit_bias: Annotated[str, typer.Option(help='JSON: {"token id": bias}.')] = "",
+    bad_words: Annotated[
+        list[str] | None, typer.Option(help="A text that is not written. May be repeated.")
+    ] = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(min=0, max=MAX_LOGPROBS, help="With --json: alternatives per token."),
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="A stop string. May be repeated.")] = None,
+    end_id: Annotated[int | None, typer.Option(help="The only end token.")] = None,
+    stop_token_ids: Annotated[
+        list[int] | None, typer.Option(help="A further end token. May be repeated.")
+    ] = None,
+    min_tokens: Annotated[int, typer.Option(min=0, help="Tokens before an answer may end.")] = 0,
+    ignore_eos: Annotated[bool, typer.Option(help="Continue after the end tokens.")] = False,
     chat: Annotated[
         bool, typer.Option(help="Put the prompt in the chat template, if the deployment has one.")
     ] = True,
@@ -56,8 +81,15 @@ def generate(
     from judge_decoding.commands import console
     from judge_decoding.decoding.sequence import Request
     from judge_decoding.pipeline import load_pipeline
+    from judge_decoding.serving.request import biases, constraints, special_stops
 
     sampling = _sampling(temperature, top_k, top_p, seed)
+    bias = biases(logit_bias)
+    for token, value in bias.items():
+        if not -100 <= value <= 100:
+            raise UserError(f"logit-bias: {value:g} of token {token} is not in [-100, 100]")
+    if logprobs is not None and not as_json:
+        raise UserError("logprobs: they come with --json alone; add it")
     for text in stop or ():
         if not text:
             raise UserError("stop: a stop string must not be empty")
@@ -73,6 +105,15 @@ def generate(
     acceptance = _acceptance(deployment, rule, threshold)
     with closing(load_pipeline(deployment)) as pipeline:
         tokenizer = pipeline.tokenizer
+        changes = constraints(
+            tokenizer,
+            repetition=repetition_penalty,
+            presence=presence_penalty,
+            frequency=frequency_penalty,
+            logit_bias=bias,
+            bad_words=bad_words or (),
+        )
+        sampling = replace(sampling, min_p=min_p, constraints=changes, logprobs=logprobs)
         encode = partial(tokenizer.turn, instead=NO_CHAT) if chat else tokenizer.encode
         requests = [
             Request(
@@ -81,6 +122,10 @@ def generate(
                 acceptance=acceptance,
                 sampling=sampling,
                 stop=tuple(stop or ()),
+                end_id=end_id,
+                stop_ids=(*(stop_token_ids or ()), *special_stops(tokenizer, stop or ())),
+                min_tokens=min_tokens,
+                ignore_end=ignore_eos,
             )
             for text in prompt
         ]
@@ -133,6 +178,7 @@ def _answer(prompt: str, result: Result) -> dict[str, Any]:
         "provenance": result.provenance,
         "judge_scores": result.judge_scores,
         "speculative_decoding": result.record.to_dict(),
+        **({"logprobs": [one._asdict() for one in result.logprobs]} if result.logprobs else {}),
     }
 
 

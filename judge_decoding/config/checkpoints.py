@@ -25,7 +25,7 @@ class Checkpoints:
     def of(cls, deployment: Deployment) -> Checkpoints:
         draft, judge = deployment.draft, deployment.judge
         return cls(
-            Checkpoint(deployment.target.model),
+            Checkpoint(deployment.target.model, deployment.end_ids),
             None if draft is None else Checkpoint(draft.model),
             None if judge is None else judge.path,
         )

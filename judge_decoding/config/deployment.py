@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -33,6 +33,7 @@ class Deployment(Strict):
     engine              `torch` runs on this machine's CPU; `trtllm` needs a trtllm section
     chat_template       `own`: prompts are put in the chat template of the target's folder; `none`:
                         the target has none, and a prompt is raw text everywhere
+    end_ids             end tokens of the target that its own files do not name
     max_draft_len       tokens drafted per round
     draft_len_schedule  {active sequences up to: tokens drafted per round}, if the number depends
                         on the load (`decoding.contracts.scheduled`)
@@ -46,6 +47,7 @@ class Deployment(Strict):
     target: ModelConfig
     draft: ModelConfig | None = None
     chat_template: ChatTemplate = "own"
+    end_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, max_length=16)
     judge: JudgeConfig | None = None
     acceptance: AcceptanceConfig = AcceptanceConfig()
     max_draft_len: int = Field(default=8, ge=0, le=128)
@@ -95,6 +97,11 @@ class Deployment(Strict):
             raise ValueError("engine trtllm needs ranks: tp and devices of draft and target")
         if self.draft is None:
             raise ValueError("engine trtllm needs a draft")
+        if self.end_ids:
+            raise ValueError(
+                "engine trtllm compiles in the end tokens of the target's files; name end_ids in "
+                "its generation_config.json instead"
+            )
         if ranks.colocate_draft:
             raise ValueError(
                 "engine trtllm has no ranks.colocate_draft: an executor holds one model; give both "

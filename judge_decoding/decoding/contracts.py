@@ -31,6 +31,8 @@ RULES = ("none", "strict", "rejection", "judge", "topk", "typical", "kl", "fly",
 RuleName = Literal[
     "none", "strict", "rejection", "judge", "topk", "typical", "kl", "fly", "synthetic"
 ]
+MAX_LOGPROBS = 20
+"""Alternatives per token that a request may ask for, as in vLLM and OpenAI's API."""
 PROBABILITY_RULES = frozenset({"rejection", "kl"})
 """Rules that need the draft's distributions as well as its tokens."""
 
@@ -106,6 +108,7 @@ class Acceptance:
 
     `threshold` is the judge's delta in [0, 1]; None means the one stored with the judge. The
     defaults of the training-free rules are those of their papers (see `decoding.acceptance`).
+    `protect_end_ids` protects the target's end tokens and `more_end_ids`, which are the request's.
     """
 
     rule: RuleName = "strict"
@@ -119,6 +122,7 @@ class Acceptance:
     fly_window: int = 6
     synthetic_length: float = 4.0
     protect_end_ids: bool = True
+    more_end_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -200,6 +200,7 @@ class SpeculativeDecoder:
             max_context=self.target.max_context,
             text=list(request.prompt_ids),
             sampling=request.sampling_with(end_ids),
+            acceptance=request.acceptance_with(end_ids),
         )
         self._joining.append(number)
         return number
@@ -270,7 +271,7 @@ class SpeculativeDecoder:
                     keep=sequence.target_kept,
                     tokens=sequence.text[sequence.target_kept :],
                     sampling=sequence.sampling,
-                    acceptance=sequence.request.acceptance,
+                    acceptance=sequence.acceptance,
                 )
             )
         return requests

@@ -55,6 +55,13 @@ class Request:
         own = end_ids if self.end_id is None else frozenset([self.end_id])
         return frozenset(self.stop_ids) | (frozenset() if self.ignore_end else own)
 
+    def acceptance_with(self, end_ids: frozenset[int]) -> Acceptance:
+        """The acceptance for the engines: its rule protects the request's own end tokens too."""
+        more = self.ending(end_ids) - end_ids
+        if not more:
+            return self.acceptance
+        return replace(self.acceptance, more_end_ids=tuple(sorted(more)))
+
     def sampling_with(self, end_ids: frozenset[int]) -> Sampling:
         """The sampling for the engines: its constraints know the prompt's length and the tokens
         that end the answer; None if they have no effect."""
@@ -148,6 +155,7 @@ class Sequence:
 
     text         prompt and emitted ids
     sampling     the request's, for the engines (`Request.sampling_with`)
+    acceptance   the same (`Request.acceptance_with`)
     target_kept  cached positions of the target that hold the start of `text`, < len(text)
     draft_kept   the same for the draft's cache
     """
@@ -158,6 +166,7 @@ class Sequence:
     max_context: int
     text: list[int]
     sampling: Sampling = field(default_factory=Sampling)
+    acceptance: Acceptance = field(default_factory=Acceptance)
     target_kept: int = 0
     draft_kept: int = 0
     tokens: list[Token] = field(default_factory=list)

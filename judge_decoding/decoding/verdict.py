@@ -56,8 +56,9 @@ def decide(
     elif params.rule == "synthetic":
         ok = override
     else:
-        if params.protect_end_ids and end_ids:
-            override = rules.protect_end(override, choices[:k], draft, end_ids)
+        ends = [*end_ids, *params.more_end_ids]
+        if params.protect_end_ids and ends:
+            override = rules.protect_end(override, choices[:k], draft, ends)
         ok = standard | override
     if sampling.constraints is not None:  # what they exclude is never accepted, by any override
         ok = ok & logits[:k].gather(-1, draft.unsqueeze(-1)).squeeze(-1).isfinite()

@@ -25,8 +25,6 @@ MAX_STOP_BYTES = 1024
 MAX_STOP_IDS = 256
 MAX_BAD_WORDS = 32
 MAX_BAD_WORD_BYTES = 1024
-MAX_LOGPROBS = 20
-"""Alternatives of `logprobs`, as in vLLM and OpenAI's API: each is some 60 bytes per token."""
 MAX_BIASES = 1024
 MAX_BIAS_BYTES = 65_536
 """Of the JSON text of `logit_bias`."""

@@ -16,13 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from judge_client.echo import cut
 from judge_decoding.config import Deployment, describe
-from judge_decoding.decoding.contracts import Constraints, RuleName, Sampling
+from judge_decoding.decoding.contracts import MAX_LOGPROBS, Constraints, RuleName, Sampling
 from judge_decoding.decoding.sequence import Request
 from judge_decoding.errors import UserError
 from judge_decoding.serving.bounds import (
     LISTS,
     MAX_BIASES,
-    MAX_LOGPROBS,
     MAX_STOP_BYTES,
     MAX_STOP_STRINGS,
     MAX_TURNS,
@@ -168,7 +167,7 @@ def parameters(tensors: Mapping[str, np.ndarray[Any, Any]]) -> Parameters:
                     for item in array.reshape(-1)
                 ]
                 if name in LISTS
-                else _biases(_one(name, array))
+                else biases(_one(name, array))
                 if name == "logit_bias"
                 else _one(name, array)
                 for name, array in tensors.items()
@@ -217,14 +216,15 @@ def special_stops(tokenizer: Tokenizer | None, stop: Sequence[str]) -> list[int]
     return [number for text in stop if (number := tokenizer.special_id(text)) is not None]
 
 
-def _biases(text: str) -> Any:
+def biases(text: str) -> dict[int, float]:
+    """The JSON of `logit_bias`, token id -> bias; UserError if it is none or too large."""
     try:
-        biases = _BIASES.decode(text or "{}")
+        found: dict[int, float] = _BIASES.decode(text or "{}")
     except msgspec.MsgspecError as error:
         raise UserError(f"logit_bias: {cut(str(error))}") from None
-    if len(biases) > MAX_BIASES:
-        raise UserError(f"logit_bias: {len(biases)} tokens; give at most {MAX_BIASES}")
-    return biases
+    if len(found) > MAX_BIASES:
+        raise UserError(f"logit_bias: {len(found)} tokens; give at most {MAX_BIASES}")
+    return found
 
 
 _BIASES = msgspec.json.Decoder(dict[int, float])

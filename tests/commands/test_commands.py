@@ -227,6 +227,29 @@ def test_chat_template_stop_strings_seed_and_draft_length(pair: Path) -> None:
     assert bf16["results"][0]["token_ids"]
 
 
+def test_sampling_options_and_stop_rules(pair: Path) -> None:
+    base = ("--prompt", "Once upon a time", "--max-tokens", "16")
+    options = [
+        *("--repetition-penalty", "1.3", "--presence-penalty", "0.5", "--bad-words", "a"),
+        *("--frequency-penalty", "0.25", "--logit-bias", '{"120": 3}', "--logprobs", "2"),
+    ]
+    plain, alone, strict = (
+        generate(pair, *base, "--rule", rule, *more)["results"][0]
+        for rule, more in (("none", []), ("none", options), ("strict", options))
+    )
+    assert strict["token_ids"] == alone["token_ids"] != plain["token_ids"]
+    assert len(strict["logprobs"]) == 16 and len(strict["logprobs"][0]["top"]) == 2
+    assert "logprobs" not in plain
+    third = plain["token_ids"][2]
+    at = plain["token_ids"].index(third) + 1
+    for option in (["--stop-token-ids", third], ["--end-id", third]):
+        cut = generate(pair, *base, "--rule", "none", *option)["results"][0]
+        assert cut["token_ids"] == plain["token_ids"][:at]
+    more = ("--stop-token-ids", third, "--min-tokens", "9", "--ignore-eos")
+    later = generate(pair, *base, "--rule", "none", *more)["results"][0]["token_ids"]
+    assert third not in later[:9] and len(later) > 9
+
+
 def test_a_draft_length_that_is_asked_for_counts_beside_a_schedule(pair: Path) -> None:
     """Regression: the schedule limited --max-draft-len silently."""
     write_deployment(pair / "scheduled.yaml", max_draft_len=3, draft_len_schedule={1: 2})
@@ -387,6 +410,11 @@ BAD_OPTIONS = {
     "negative top-k": (["--top-k", "-5"], "top-k"),
     "zero top-p": (["--top-p", "0"], "top-p: 0.0 is not in (0, 1]"),
     "negative seed": (["--seed", "-1"], "seed"),
+    "nan penalty": (["--repetition-penalty", "nan"], "'--repetition-penalty': Input should be"),
+    "penalty": (["--presence-penalty", "2.5"], "presence-penalty"),
+    "bias": (["--logit-bias", '{"65": 101}'], "logit-bias: 101 of token 65 is not in [-100"),
+    "bias of no token": (["--logit-bias", '{"9999": 1}'], "logit_bias: token id 9999 is outside"),
+    "no json": (["--logprobs", "2"], "logprobs: they come with --json alone; add it"),
     "empty stop": (["--stop", ""], "stop: a stop string must not be empty"),
     "unknown option": (["--speed", "9"], "--speed"),
     "long prompt": (["--prompt", "word " * 300], "do not fit the context of 256"),

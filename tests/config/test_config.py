@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import load_deployment
 from judge_decoding.decoding.judge import Judge, JudgeMetadata
 from judge_decoding.errors import UserError
@@ -211,3 +212,26 @@ acceptance: {{rule: judge}}
 """
     with pytest.raises(UserError, match="trained on target 0123456789abcdef, but this one is"):
         load_pipeline(load_deployment(write(tmp_path, text)))
+
+
+def test_further_end_tokens_are_the_targets_too(tmp_path: Path, tiny_target: Path) -> None:
+    """Regression (vllm#2123): a model whose files lack its turn's end token never stopped."""
+    text = (
+        f"name: t\ntarget: {{model: {tiny_target}}}\nacceptance: {{rule: none}}\ndtype: float32\n"
+    )
+    plain = load_pipeline(load_deployment(write(tmp_path, text))).decoder.target.end_ids
+    more = load_pipeline(load_deployment(write(tmp_path, text + "end_ids: [9, 9]\n")))
+    assert more.decoder.target.end_ids == (*plain, 9)
+    with pytest.raises(UserError, match=r"end_ids: 256 is outside the vocabulary \[0, 256\) of"):
+        load_pipeline(load_deployment(write(tmp_path, text + "end_ids: [256]\n")))
+    with pytest.raises(UserError, match=r"end_ids\.0: .*greater than or equal to 0 \(got -1\)"):
+        load_deployment(write(tmp_path, text + "end_ids: [-1]\n"))
+
+
+def test_an_end_token_outside_the_vocabulary_is_none(tmp_path: Path) -> None:
+    """-1 would be an index from the end, and `min_tokens` would exclude another token."""
+    folder = write_llama(tmp_path / "model")
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {"eos_token_id": [-1, 5, 256]}))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    assert Checkpoint(folder).config.end_ids == (5,)

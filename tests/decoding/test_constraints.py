@@ -189,6 +189,23 @@ def test_logprobs_that_json_lacks_are_the_lowest() -> None:
     assert broken == [(LOWEST, [])]
 
 
+def test_a_requests_own_end_tokens_are_protected(decoder: SpeculativeDecoder) -> None:
+    """A judge that accepts everything neither ends an answer early nor runs on behind its end."""
+    free = Request([5, 17], 30, Acceptance(rule="judge", threshold=0.0))
+    judged = decoder.generate([free])[0]
+    at = judged.provenance.index("judged")
+    drafted = judged.token_ids[at]
+    for fields in ({"stop_ids": (drafted,)}, {"end_id": drafted, "ignore_end": False}):
+        result = decoder.generate([replace(free, **fields)])[0]  # type: ignore[arg-type]
+        assert result.token_ids[:at] == judged.token_ids[:at]
+        assert (result.token_ids[at], result.provenance[at]) != (drafted, "judged")
+        own = [i for i, p in zip(result.token_ids, result.provenance, strict=True) if p == "judged"]
+        assert drafted not in own
+    open_end = Acceptance(rule="judge", threshold=0.0, protect_end_ids=False)
+    cut = decoder.generate([replace(free, acceptance=open_end, stop_ids=(drafted,))])[0]
+    assert (cut.token_ids, cut.finish_reason) == (judged.token_ids[: at + 1], "stop")
+
+
 def test_stop_ids_end_ids_and_ignored_end_tokens(decoder: SpeculativeDecoder) -> None:
     """Regression (vllm#4180): an answer ran on behind the turn's end."""
     base = Request([5, 17], 30, Acceptance(rule="strict"))
@@ -232,16 +249,17 @@ def test_no_override_accepts_an_excluded_token(rule: str) -> None:
     assert (verdict.accepted, verdict.next_token) == (0, 2)
 
 
-def test_rejection_keeps_the_constrained_distribution() -> None:
+@pytest.mark.parametrize("min_p", [0.0, 0.6])
+def test_rejection_keeps_the_constrained_distribution(min_p: float) -> None:
     """Chi-square of 4,000 tokens against the constrained target's own distribution."""
     constraints = Constraints(prompt_len=1, repetition=1.4, presence=0.6, bias=((1, 0.7),))
     p = torch.tensor([0.5, 0.3, 0.2]).log().repeat(3, 1)
     q = torch.tensor([0.2, 0.2, 0.6]).log().repeat(2, 1)
     generator = torch.Generator().manual_seed(5)
-    sampling = Sampling(1.0, constraints=constraints)
+    sampling = Sampling(1.0, min_p=min_p, constraints=constraints)
     counts = torch.zeros(3)
     for _ in range(4000):
-        own = constrain(q[:1], constraints, [0]).softmax(-1)
+        own = probabilities(constrain(q[:1], constraints, [0]), sampling)
         token = int(torch.multinomial(own[0], 1, generator=generator))
         request = VerifyRequest(
             0, 0, [0], Proposal([token], own), sampling, Acceptance(rule="rejection")
@@ -249,8 +267,12 @@ def test_rejection_keeps_the_constrained_distribution() -> None:
         rows = constrain(p[:2], constraints, [0, token])
         verdict = decide(request, rows, greedy(rows), None, 1.0, (), generator)
         counts[token if verdict.accepted else verdict.next_token] += 1
-    expected = 4000 * constrain(p[:1], constraints, [0]).softmax(-1)[0]
-    assert float(((counts - expected) ** 2 / expected).sum()) < 13.8  # p = 0.001, 2 degrees
+    expected = 4000 * probabilities(constrain(p[:1], constraints, [0]), sampling)[0]
+    kept = expected > 0
+    assert bool(kept.all()) == (min_p == 0.0)
+    assert not counts[~kept].any()
+    squares = (counts - expected)[kept] ** 2 / expected[kept]
+    assert float(squares.sum()) < 13.8  # p = 0.001, 2 degrees
 
 
 def test_a_stop_string_within_min_tokens_is_text(tiny_target: Path) -> None:

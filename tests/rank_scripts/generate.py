@@ -9,23 +9,30 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from judge_decoding.config import load_deployment
-from judge_decoding.decoding.contracts import Acceptance, Sampling
+from judge_decoding.decoding.contracts import Acceptance, Constraints, Sampling
 from judge_decoding.decoding.sequence import Request
 from judge_decoding.errors import UserError
 from judge_decoding.pipeline import Pipeline, load_pipeline
 
 
 def make_request(fields: dict[str, Any]) -> Request:
+    sampling = Sampling(**fields.get("sampling", {}))
+    if "constraints" in fields:
+        sampling = replace(sampling, constraints=Constraints(**fields["constraints"]))
     return Request(
         fields["prompt"],
         fields["tokens"],
         Acceptance(**fields.get("acceptance", {})),
-        Sampling(**fields.get("sampling", {})),
+        sampling,
         fields.get("max_draft_len"),
+        stop_ids=tuple(fields.get("stop_ids", ())),
+        end_id=fields.get("end_id"),
+        min_tokens=fields.get("min_tokens", 0),
     )
 
 
@@ -54,6 +61,8 @@ def run(pipeline: Pipeline, requests: list[dict[str, Any]]) -> list[dict[str, An
                     "scores": result.judge_scores,
                     "reason": result.finish_reason,
                     "record": result.record.to_dict(),
+                    "top": [[number for number, _ in one.top] for one in result.logprobs],
+                    "logprobs": [one.chosen for one in result.logprobs],
                 }
         turn += 1
     decoder.check_integrity()

@@ -92,7 +92,18 @@ def prompt(length: int) -> list[int]:
     return torch.randint(1, 256, (length,), generator=generator).tolist()
 
 
-# Nine sequences over five slots: they join while others run and end at different times; one is
+# Every sampling option and stop rule. The numbers are floats that JSON keeps.
+OPTIONS: dict[str, Any] = {
+    "prompt": prompt(11),
+    "tokens": 24,
+    "constraints": {
+        **{"repetition": 1.25, "presence": 0.5, "frequency": 0.25},
+        **{"bias": [[40, 2.5], [41, -100.0]], "bad_words": [[50], [60, 61]]},
+    },
+    **{"stop_ids": [7, 8], "end_id": 9, "min_tokens": 6},
+}
+
+# Twelve sequences over five slots: they join while others run and end at different times; one is
 # cancelled, long prompts are read in chunks, and every rule occurs.
 MIXED: list[dict[str, Any]] = [
     {"prompt": prompt(5), "tokens": 40, "acceptance": {"rule": "none"}},
@@ -117,6 +128,13 @@ MIXED: list[dict[str, Any]] = [
         "sampling": {"temperature": 1.2, "top_k": 30, "seed": 4},
         "max_draft_len": 2,
     },
+    OPTIONS | {"join": 62, "sampling": {"logprobs": 3}, "acceptance": {"rule": "none"}},
+    OPTIONS | {"join": 62, "sampling": {"logprobs": 3}},
+    OPTIONS
+    | {
+        **{"join": 63, "sampling": {"temperature": 0.8, "min_p": 0.05, "seed": 3, "logprobs": 0}},
+        "acceptance": {"rule": "rejection"},
+    },
 ]
 
 
@@ -138,7 +156,12 @@ def test_ranks_give_what_one_process_gives(
         world.ends_clean()
     for got, wanted in zip(results, in_process, strict=True):
         scores = [pytest.approx(s, abs=1e-5) if s is not None else None for s in wanted["scores"]]
-        assert got == wanted | {"scores": scores}
+        logprobs = pytest.approx(wanted["logprobs"], abs=1e-4)
+        assert got == wanted | {"scores": scores, "logprobs": logprobs}
+    alone, strict, sampled = results[-3:]  # with all options
+    assert (strict["ids"], strict["top"]) == (alone["ids"], alone["top"])
+    assert len(strict["top"]) == len(strict["ids"]) and len(strict["top"][0]) == 3
+    assert len(sampled["logprobs"]) == len(sampled["ids"])
     assert results[0]["ids"] == results[2]["ids"]  # strict is the target's own
     assert results[3]["reason"] == "cancelled"
     # The comparison is meaningful only if drafts were accepted, refused and judged.

@@ -68,6 +68,7 @@ acceptances = st.builds(
     fly_window=sizes,
     synthetic_length=reals,
     protect_end_ids=st.booleans(),
+    more_end_ids=st.lists(sizes, max_size=3).map(tuple),
 )
 HEADER = 16
 models = st.sampled_from(MODELS)
