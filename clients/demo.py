@@ -31,7 +31,7 @@ PROMPTS = (
     "Give me three tips for sleeping better.",
     "Write a short email to my team: the meeting moves from Monday to Tuesday at 10 am.",
 )
-RULES = ("none", "strict", "judge")
+RULES = "none,strict,judge"
 MAX_TOKENS = 96
 WARM_UP_TOKENS = 32
 COUNTERS = (
@@ -53,14 +53,17 @@ class Timed(NamedTuple):
     first_s: float
 
 
-def demo(config: Annotated[Path, typer.Option(help="Deployment file.")]) -> int:
+def demo(
+    config: Annotated[Path, typer.Option(help="Deployment file.")],
+    rules: Annotated[str, typer.Option(help="Rules to compare, with commas.")] = RULES,
+) -> int:
     """Serve, stream three prompts under every rule, compare, stop."""
     out = terminal.console()
     out.print("Starting the ranks and the server (loading two models) ...", style="dim")
     with serving(config) as server:
         show_processes(server, out)
         with JudgeClient(server.url) as client:
-            answers = ask(client, out)
+            answers = ask(client, out, rules.split(","))
         out.print("\nEvery token says where it comes from:")
         terminal.print_legend(out)
         out.print()
@@ -73,14 +76,14 @@ def demo(config: Annotated[Path, typer.Option(help="Deployment file.")]) -> int:
     return 0
 
 
-def ask(client: JudgeClient, out: Console) -> dict[str, list[Timed]]:
+def ask(client: JudgeClient, out: Console, rules: list[str]) -> dict[str, list[Timed]]:
     """Stream every prompt under every rule to the screen."""
-    for rule in RULES:
+    for rule in rules:
         client.generate(request(PROMPTS[0], rule, WARM_UP_TOKENS))
-    answers: dict[str, list[Timed]] = {rule: [] for rule in RULES}
+    answers: dict[str, list[Timed]] = {rule: [] for rule in rules}
     for prompt in PROMPTS:
         out.print(f"\n> {prompt}", style="bold", soft_wrap=True)
-        for rule in RULES:
+        for rule in rules:
             out.rule(rule, align="left", style="dim")
             timed = stream(client, request(prompt, rule, MAX_TOKENS), out)
             answers[rule].append(timed)

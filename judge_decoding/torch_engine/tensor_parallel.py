@@ -75,7 +75,7 @@ class Shard:
     @property
     def adds_bias(self) -> bool:
         """Whether this rank adds the bias of o and down, whose products are summed over ranks."""
-        return self.kv_heads.start == 0
+        return bool(self.kv_heads.start == 0)
 
     def rows(self, config: LlamaConfig, projection: str) -> slice:
         """The output rows of `q`, `k` or `v` (for `o`, the input columns are `q`'s rows)."""
