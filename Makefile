@@ -17,10 +17,17 @@ READY = .venv/.ready
 PLUGIN_DEPS = .venv/share/.plugin-deps
 PROMETHEUS = .venv/share/prometheus
 
-.PHONY: demo test lint unit browser mutants venv libpython nginx promtool target plugin-deps bench load clean
+.PHONY: demo test lint unit browser mutants venv libpython nginx promtool target real-pair \
+	plugin-deps bench load clean
 
+# make demo PAIR=real shows the real pair, which is downloaded first.
+ifeq ($(PAIR),real)
+demo: venv real-pair
+	$(BIN)/python -m clients.demo --config $(REAL_PAIR) --rules none,strict,typical $(if $(STAY),--stay)
+else
 demo: venv target
 	$(BIN)/python -m clients.demo --config configs/demo.yaml $(if $(STAY),--stay)
+endif
 
 test: lint venv target plugin-deps nginx promtool
 	$(PYTEST)
@@ -95,6 +102,11 @@ promtool: venv
 # The demo target, copied once into the cache folder; a later run only checks it.
 target: venv
 	$(BIN)/python build/demo_target.py
+
+# Opt-in: 1.6 GB. `make real-pair TARGET=PATH DRAFT=PATH` takes folders or GGUF files of yours.
+REAL_PAIR = $(if $(TARGET)$(DRAFT),$${JUDGE_DECODING_CACHE:-$$HOME/.cache/judge-decoding}/real-pair.yaml,configs/real-pair.yaml)
+real-pair: venv
+	$(BIN)/python build/real_pair.py $(if $(TARGET),--target "$(TARGET)") $(if $(DRAFT),--draft "$(DRAFT)")
 
 # Beside the environment, not in it: two versions of one package. Only where the plugin compiles.
 plugin-deps: venv

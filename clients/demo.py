@@ -33,7 +33,7 @@ PROMPTS = (
     "Give me three tips for sleeping better.",
     "Write a short email to my team: the meeting moves from Monday to Tuesday at 10 am.",
 )
-RULES = ("none", "strict", "judge")
+RULES = "none,strict,judge"
 MAX_TOKENS = 96
 WARM_UP_TOKENS = 32
 COUNTERS = (
@@ -57,6 +57,7 @@ class Timed(NamedTuple):
 
 def demo(
     config: Annotated[Path, typer.Option(help="Deployment file.")],
+    rules: Annotated[str, typer.Option(help="Rules to compare, with commas.")] = RULES,
     stay: Annotated[bool, typer.Option("--stay", help="Serve until Ctrl-C.")] = False,
 ) -> int:
     """Serve, stream three prompts under every rule, compare, stop."""
@@ -66,7 +67,7 @@ def demo(
         show_processes(server, out)
         out.print(f"Playground, in a browser: {server.openai_url}/", soft_wrap=True)
         with JudgeClient(server.url) as client:
-            answers = ask(client, out)
+            answers = ask(client, out, rules.split(","))
         out.print("\nEvery token says where it comes from:")
         terminal.print_legend(out)
         out.print()
@@ -87,14 +88,14 @@ def demo(
     return 0
 
 
-def ask(client: JudgeClient, out: Console) -> dict[str, list[Timed]]:
+def ask(client: JudgeClient, out: Console, rules: list[str]) -> dict[str, list[Timed]]:
     """Stream every prompt under every rule to the screen."""
-    for rule in RULES:
+    for rule in rules:
         client.generate(request(PROMPTS[0], rule, WARM_UP_TOKENS))
-    answers: dict[str, list[Timed]] = {rule: [] for rule in RULES}
+    answers: dict[str, list[Timed]] = {rule: [] for rule in rules}
     for prompt in PROMPTS:
         out.print(f"\n> {prompt}", style="bold", soft_wrap=True)
-        for rule in RULES:
+        for rule in rules:
             out.rule(rule, align="left", style="dim")
             timed = stream(client, request(prompt, rule, MAX_TOKENS), out)
             answers[rule].append(timed)

@@ -50,6 +50,11 @@ class LlamaConfig:
     """Names of tensors that the target's folder provides (the demo draft's embeddings)."""
 
     @property
+    def is_plain_llama(self) -> bool:
+        """Whether it is a Llama without biases, as all of Meta's are."""
+        return self.model_type == "llama" and not self.biased
+
+    @property
     def biased(self) -> list[str]:
         """Names of a layer's projections that have a bias."""
         return [

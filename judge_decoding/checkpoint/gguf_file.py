@@ -22,6 +22,15 @@ from judge_decoding.errors import UserError
 SUFFIX = ".gguf"
 DEMO_FILE = "smollm2-135m-instruct.gguf"
 """The demo target, which `make target` creates."""
+REAL_TARGET_FILE = "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
+REAL_DRAFT_FILE = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+"""The real pair, which `make real-pair` downloads."""
+_DOWNLOADED = " (download it: make real-pair, or judge-decoding real-pair)"
+_HINTS = {
+    DEMO_FILE: " (make it: make venv && make target)",
+    REAL_TARGET_FILE: _DOWNLOADED,
+    REAL_DRAFT_FILE: _DOWNLOADED,
+}
 _MOST_DIMENSIONS = 4  # llama.cpp's own limit
 
 
@@ -97,8 +106,7 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            hint = " (make it: make venv && make target)" if path.name == DEMO_FILE else ""
-            raise UserError(f"model: no file {path}{hint}")
+            raise UserError(f"model: no file {path}{_HINTS.get(path.name, '')}")
         try:
             self._size = path.stat().st_size
             with path.open("rb") as file:

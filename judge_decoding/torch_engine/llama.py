@@ -173,12 +173,16 @@ class Llama:
         config, tensors = checkpoint.config, checkpoint.tensors
 
         def source(name: str) -> tuple[Tensors, str]:
-            if name not in config.shared_with_target:
-                return tensors, name
-            if shared is None:
-                raise UserError(f"model: {tensors.folder} takes {name} from a target, none given")
-            theirs = shared.tensors
-            return theirs, EMBEDDING if name == HEAD and name not in theirs else name
+            owner = checkpoint
+            if name in config.shared_with_target:
+                if shared is None:
+                    raise UserError(
+                        f"model: {tensors.folder} takes {name} from a target, none given"
+                    )
+                owner = shared
+            if owner.config.tie_word_embeddings and name not in owner.tensors:
+                name = EMBEDDING if name == HEAD else HEAD  # saved under the other's name
+            return owner.tensors, name
 
         index, size = (group.index, group.size) if group else (0, 1)
         shard = Shard.of(config, index, size)
@@ -191,6 +195,7 @@ class Llama:
         """The dtype that decides how exact the layers are."""
         self._group = group if size > 1 else None
         tensors.check_shapes(config)
+        tensors.check_tied(config)
         folder, name = source(EMBEDDING)
         self.embedding = folder.get(name).to(dtype)
         if tuple(self.embedding.shape) != (config.vocab_size, config.hidden_size):

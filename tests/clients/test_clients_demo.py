@@ -67,7 +67,7 @@ def test_the_demo_streams_compares_stays_and_stops(
     assert len(pages) == 2 and pages[0] == pages[1]
     assert shown.count("\n> ") >= len(PROMPTS)
     rows = {m[1]: m for m in re.finditer(r"^ *(\w+) +[\d.]+ +([\d.]+) +(\d+) +\d+", shown, re.M)}
-    assert set(rows) == set(RULES)
+    assert set(rows) == set(RULES.split(","))
     assert float(rows["none"][2]) == 1.0 and float(rows["strict"][2]) > 1.0
     assert rows["strict"][3] == "0" and int(rows["judge"][3]) > 0
     assert "⟦judged⟧" in shown

@@ -27,6 +27,7 @@ from judge_decoding.evaluation.bench_system import (
 from judge_decoding.evaluation.draft_length import best_draft_len
 from judge_decoding.evaluation.peers.child import ChildPeer
 from judge_decoding.evaluation.peers.gguf_models import GgufModels
+from judge_decoding.evaluation.peers.hugging_face import transformers_model
 from judge_decoding.evaluation.peers.llamacpp import rounds_of
 from judge_decoding.evaluation.peers.write_gguf import write_gguf
 from judge_decoding.evaluation.read_bytes import ReadProbe, gguf_bytes, model_bytes, module_bytes
@@ -130,6 +131,17 @@ def test_a_draft_takes_what_it_shares_and_rotary_scaling_is_refused(
     scaled = Checkpoint(tiny_target)
     with pytest.raises(NotMeasured, match="has rotary scaling"):
         write_gguf(tmp_path / "scaled.gguf", scaled, "F32", target=scaled)
+
+
+def test_biases_are_not_lost_on_the_way_to_a_peer(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "model", model_type="qwen2")
+    checkpoint = Checkpoint(folder)
+    with pytest.raises(NotMeasured, match="has biases, which are not written to GGUF here"):
+        write_gguf(tmp_path / "model.gguf", checkpoint, "F32", target=checkpoint)
+    state = transformers_model(folder, torch.float32, {}).state_dict()
+    assert sum(name.endswith(".bias") for name in state) == 6  # q, k and v of two layers
+    for name in checkpoint.tensors.names():
+        assert torch.equal(state[name], checkpoint.tensors.get(name)), name
 
 
 def test_files_that_are_no_gguf_are_named(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from judge_decoding.checkpoint import Checkpoint
+from judge_decoding.checkpoint import EMBEDDING, HEAD, Checkpoint
 from judge_decoding.checkpoint.gguf_file import DEMO_FILE
 from judge_decoding.checkpoint.tensors import SafeTensors
 from judge_decoding.errors import UserError
@@ -75,6 +76,33 @@ def test_agrees_with_transformers_over_512_positions(tmp_path: Path, feature: st
     assert ("index.json" in str(sorted(folder.iterdir()))) == (feature == "sharded file")
 
 
+def save_tied(folder: Path, names: Sequence[str], change: float = 0.0) -> Path:
+    """A tied model whose file has its embedding under `names`; `change` is added to the last."""
+    write_llama(folder, tie_word_embeddings=True, initializer_range=0.1)
+    tensors = load_file(folder / "model.safetensors")
+    embedding = tensors.pop(EMBEDDING)
+    tensors |= {name: embedding.clone() for name in names}
+    tensors[names[-1]] += change
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("names", [[HEAD], [EMBEDDING, HEAD], [EMBEDDING]])
+@torch.inference_mode()
+def test_a_tied_matrix_is_read_under_either_name(tmp_path: Path, names: list[str]) -> None:
+    """Regression, transformers#34759: a file with lm_head alone was refused."""
+    tokens = torch.arange(1, 40)
+    wanted = logits_of(save_tied(tmp_path / "usual", [EMBEDDING]), tokens, 39)
+    assert torch.equal(logits_of(save_tied(tmp_path / "model", names), tokens, 39), wanted)
+
+
+def test_a_tied_head_with_other_values_is_refused(tmp_path: Path) -> None:
+    """Regression, vllm#6758: the embedding was used, silently."""
+    folder = save_tied(tmp_path / "model", [EMBEDDING, HEAD], 0.5)
+    with pytest.raises(UserError, match="tie_word_embeddings true, but lm_head"):
+        logits_of(folder, torch.arange(1, 5), 4)
+
+
 @torch.inference_mode()
 def test_a_ragged_batch_equals_each_sequence_alone(tiny_target: Path) -> None:
     config = Checkpoint(tiny_target).config
@@ -102,7 +130,11 @@ def test_packed_kernels_equal_the_plain_ones(dtype: torch.dtype, rows: int) -> N
     generator = torch.Generator().manual_seed(0)
     x, other = (torch.randn(rows, n, generator=generator).to(dtype) for n in (48, 80))
     weight = torch.randn(80, 48, generator=generator).to(dtype) / 7
-    packed, plain = Linear(weight, pack=True), Linear(weight.float(), pack=False)
+    bias = torch.randn(80, generator=generator).to(dtype)
+    packed, plain = (
+        Linear(weight, bias, pack=True),
+        Linear(weight.float(), bias.float(), pack=False),
+    )
     bound = 1e-5 if dtype == torch.float32 else 0.02
     wide = x.float(), other.float()
     for got, want in (

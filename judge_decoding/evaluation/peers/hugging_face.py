@@ -122,15 +122,16 @@ def open_hugging_face(name: str, model: Any, pipeline: Pipeline) -> HuggingFace:
 
 
 def transformers_model(path: Path, dtype: torch.dtype, theirs: Mapping[str, torch.Tensor]) -> Any:
-    """A checkpoint as a whole LlamaForCausalLM.
+    """A checkpoint as a whole LlamaForCausalLM or Qwen2ForCausalLM.
 
     theirs  the target's tensors, of which a draft may share some. transformers has no short-list
             for the LM head, so a draft has the full head
     """
     checkpoint = Checkpoint(path)
     shared, tensors = checkpoint.config.shared_with_target, checkpoint.tensors
-    config = _transformers().LlamaConfig.from_dict(checkpoint.config_json)
-    model = _transformers().LlamaForCausalLM(config)
+    family = {"llama": "Llama", "qwen2": "Qwen2"}[checkpoint.config.model_type]
+    config = getattr(_transformers(), f"{family}Config").from_dict(checkpoint.config_json)
+    model = getattr(_transformers(), f"{family}ForCausalLM")(config)
     state: dict[str, torch.Tensor] = {}
     for name in model.state_dict():
         if name in shared:

@@ -42,13 +42,16 @@ def write_gguf(path: Path, model: Checkpoint, kind: str, *, target: Checkpoint) 
     kind    F32, F16, BF16 or Q8_0; a matrix whose rows Q8_0 cannot divide into 32s stays F16
     target  gives the vocabulary, and the tensors that a draft shares with it
 
-    NotMeasured if the `gguf` package is missing, or rotary scaling would have to be written.
+    NotMeasured if the `gguf` package is missing, or rotary scaling or biases would have to be
+    written.
     """
     try:
         gguf: Any = import_module("gguf")
     except ImportError:
         raise NotMeasured("gguf is not installed; pip install 'judge-decoding[peers]'") from None
     config = model.config
+    if not config.is_plain_llama:
+        raise NotMeasured(f"{model.folder} has biases, which are not written to GGUF here")
     if config.rope_scaling is not None:
         raise NotMeasured(f"{model.folder} has rotary scaling, which is not written to GGUF here")
     writer = gguf.GGUFWriter(path, arch="llama")

@@ -25,6 +25,7 @@ import torch
 from torch.nn import functional as F
 
 from judge_decoding.checkpoint import EMBEDDING, HEAD, Checkpoint, save_tensors
+from judge_decoding.errors import UserError
 from judge_decoding.text import Tokenizer
 from judge_decoding.training.draft.data import (
     TargetAnswer,
@@ -60,6 +61,11 @@ class Distiller:
 
         whole = Checkpoint(target)
         tensors = whole.tensors
+        if not whole.config.is_plain_llama:
+            raise UserError(
+                f"distil: {target} is a {whole.config.model_type} with biases; drafts are "
+                "distilled from Llamas without biases only"
+            )
         state = {n.removeprefix("model."): tensors.get(n) for n in tensors.names() if n != HEAD}
         config = LlamaConfig.from_dict(whole.config_json)
         self.device = device

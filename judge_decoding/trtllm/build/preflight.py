@@ -66,6 +66,13 @@ def check_models(deployment: Deployment, checkpoints: Checkpoints) -> None:
     """UserError unless both models are complete, share one vocabulary, and the judge fits."""
     sections(deployment)
     checkpoints.check_vocabulary()
+    for model in MODELS:
+        config, folder = checkpoints[model].config, checkpoints[model].folder
+        if not config.is_plain_llama:
+            raise UserError(
+                f"{model}: {folder} is a {config.model_type} with biases; engines are built of "
+                "Llamas without biases only (engine: torch runs it)"
+            )
     draft, target = checkpoints["draft"], checkpoints.target
     if shared := draft.config.shared_with_target:
         raise UserError(
