@@ -16,8 +16,6 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-import yaml
-
 from judge_decoding.evaluation.task import Item, third_of
 
 SEED = 18
@@ -271,6 +269,8 @@ def _digits() -> Iterator[Function]:
 
 
 def _algorithms() -> Iterator[Function]:
+    import yaml
+
     path = Path(__file__).with_name("algorithms.yaml")
     for row in yaml.safe_load(path.read_text(encoding="utf-8")):
         name, parameters = row["name"], row["parameters"]

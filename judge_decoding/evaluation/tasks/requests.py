@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from judge_decoding.evaluation.prompts import read_prompts
 from judge_decoding.evaluation.task import Item, third_of
 
@@ -32,6 +30,8 @@ def chat_items() -> list[Item]:
 
 
 def _items(task: str) -> Iterator[Item]:
+    import yaml
+
     path = Path(__file__).with_name("requests.yaml")
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))[task]
     for kind, topics in content["topics"].items():
