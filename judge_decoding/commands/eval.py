@@ -52,10 +52,18 @@ def evaluate(
         bool,
         typer.Option("--run-code", help="Let parser python run the code that the model writes."),
     ] = False,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Without a known answer: ask the target which of two texts it prefers.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Answer a task with several rules in one run; report accuracy, acceptance length and speed."""
     from judge_decoding.commands import console
+    from judge_decoding.evaluation import compare as comparing
     from judge_decoding.evaluation import plot as plotting
     from judge_decoding.evaluation import tables
     from judge_decoding.evaluation.evaluate import evaluate as run
@@ -68,6 +76,8 @@ def evaluate(
     for what, path in (("plot", plot), ("out", out), ("answers", answers)):
         check_place(what, path)
     items = select(task, split, domain or [], limit)
+    if compare and all(item.checked for item in items):
+        raise UserError(f"--compare: {task} has no items without a known answer")
     pairs, steps = parse_settings(settings), parse_numbers(thresholds, "thresholds")
     names = [name.strip() for name in rules.split(",") if name.strip()]
     deployment = read_deployment(config)
@@ -78,6 +88,7 @@ def evaluate(
         dtype=dtype, max_draft_len=max_draft_len, draft_len_schedule={}, limits=limits
     )
     with closing(load_pipeline(changed)) as pipeline:
+        comparer = comparing.comparer_of(pipeline) if compare else None
         systems = systems_of(pipeline, names, thresholds=steps, settings=pairs)
         with progress("answers") as step:
             found = run(
@@ -89,6 +100,8 @@ def evaluate(
                 progress=step,
             )
         report = report_of(pipeline, found, task=task)
+        if comparer is not None:
+            report["comparison"] = comparing.comparison(comparer, found)
     if answers is not None:
         write_whole(answers, "".join(json.dumps(row) + "\n" for row in found.rows()), "--answers")
     tables.print_report(console.console(), report)

@@ -13,9 +13,10 @@ from judge_decoding.commands.one_line import INTERRUPTED
 from judge_decoding.commands.options import DEMO, Config, Json, print_json
 from judge_decoding.config.paths import resolve
 from judge_decoding.config.yaml_file import deployment_file
+from judge_decoding.errors import UserError
 from judge_decoding.progress import progress
 from judge_decoding.training.mining.jobs import PromptChoice
-from judge_decoding.training.mining.run import MiningRun, cost_report, open_run
+from judge_decoding.training.mining.run import MiningRun, TauChoice, cost_report, open_run
 from judge_decoding.training.mining.search import Cost
 from judge_decoding.training.mining.work import MiningSettings
 
@@ -29,6 +30,13 @@ def mine_labels(
     split: Annotated[str, typer.Option(help="train, heldout or all.")] = "train",
     method: Annotated[str, typer.Option(help="search or likelihood.")] = "search",
     tau: Annotated[float, typer.Option(help="likelihood: good above this, in nats.")] = -20.0,
+    tau_from: Annotated[
+        str | None,
+        typer.Option(help="likelihood: choose tau by the labels of a search, this JSONL file."),
+    ] = None,
+    bad_recall: Annotated[
+        float, typer.Option(help="--tau-from: share of the search's bad tokens that stay bad.")
+    ] = 0.9,
     floor: Annotated[
         float,
         typer.Option(
@@ -62,6 +70,9 @@ def mine_labels(
         bool, typer.Option(help="Let parser python run what the models write.")
     ] = False,
     fresh: Annotated[bool, typer.Option(help="Throw away what OUT holds.")] = False,
+    estimate: Annotated[
+        int, typer.Option(min=0, help="Mine so many prompts, write nothing, tell the whole cost.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="The seed of court-labels.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -87,13 +98,22 @@ def mine_labels(
         ),
         mpi=mpi,
         fresh=fresh,
+        tau=TauChoice(resolve(tau_from), bad_recall) if tau_from else None,
     )
+    if estimate and mpi:
+        raise UserError("mine: --estimate runs in one process, without --mpi")
     print(run.prompts.summary(split))
     if done := len(run.prompts.jobs) - len(run.todo):
         print(f"{done} of them are in {run.file.path} already")
+    if run.tau is not None:
+        print(run.tau.summary())
     if run.file.torn:
         print(f"{run.file.torn} torn lines in it are skipped; what they held is mined again")
     sys.stdout.flush()
+    if estimate:
+        run.file.close()
+        _print_estimate(run, estimate, as_json)
+        return
     began = time.monotonic()
     try:
         cost = _mine(run, method, share)
@@ -104,6 +124,24 @@ def mine_labels(
     _report(cost, time.monotonic() - began, run.file.path)
     if as_json:
         print_json(cost_report(cost, time.monotonic() - began))
+
+
+def _print_estimate(run: MiningRun, count: int, as_json: bool) -> None:
+    if not run.todo:
+        print("nothing is left to mine")
+        return
+    spent = run.estimate(count)
+    share = len(run.todo) / spent.prompts
+    labels, seconds = (spent.good + spent.bad) * share, spent.seconds * share
+    print(
+        f"{spent.prompts} prompts took {spent.seconds:.0f} s ({spent.good} good, {spent.bad} bad "
+        f"labels); the {len(run.todo)} left will take about {seconds / 60:.0f} min and give about "
+        f"{labels:.0f} labels"
+    )
+    if as_json:
+        print_json(
+            {"prompts": len(run.todo), "labels": round(labels), "seconds": round(seconds, 1)}
+        )
 
 
 def _mine(run: MiningRun, what: str, share: int) -> Cost:

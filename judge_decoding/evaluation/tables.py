@@ -35,6 +35,8 @@ def print_report(out: Console, report: dict[str, Any]) -> None:
         if len(domains) > 1:
             out.print(_domains(rows, domains))
         _print_overrides(out, rows)
+    if "comparison" in report:
+        _print_comparison(out, report["comparison"])
     out.print(f"{source['cpu']}, GPU {source['gpu']}, commit {source['git_sha']}, {source['date']}")
 
 
@@ -103,6 +105,23 @@ def _domains(rows: Sequence[dict[str, Any]], domains: Sequence[str]) -> Table:
         found = [row["domains"][domain] for row in rows]
         table.add_row(domain, str(found[0]["items"]), *(percent(f["accuracy"]) for f in found))
     return table
+
+
+def _print_comparison(out: Console, comparison: dict[str, Any]) -> None:
+    """First whether the target notices damage, then what it prefers."""
+    columns: list[tuple[str, Any]] = [
+        ("pairs", lambda r: str(r["pairs"])),
+        ("too long", lambda r: str(r["too_long"])),
+        ("preferred %", lambda r: percent(r["preferred"])),
+        ("", lambda r: interval(r["preferred_ci"], percent) if r["preferred_ci"] else NOTHING),
+        ("both orders agree %", lambda r: percent(r["consistent"])),
+    ]
+    check = [{"name": name, **row} for name, row in comparison["check"].items()]
+    out.print(_table("plain check: the whole text against a damaged one", columns, check))
+    rules = [{"name": name, **row} for name, row in comparison["rules"].items()]
+    if rules:
+        columns.append(("same", lambda r: str(r["same"])))
+        out.print(_table(f"against the target's text: {comparison['note']}", columns, rules))
 
 
 def _print_overrides(out: Console, rows: Sequence[dict[str, Any]]) -> None:

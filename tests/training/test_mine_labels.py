@@ -42,6 +42,7 @@ from judge_decoding.training.mining.engines import BatchedLlama, open_engines
 from judge_decoding.training.mining.jobs import ChosenPrompts, MiningJob, fact_jobs, task_jobs
 from judge_decoding.training.mining.label_file import DONE, LabelFile
 from judge_decoding.training.mining.search import NEXT_TOKENS, Cost, Mined, Miner, Swap, run_all
+from judge_decoding.training.mining.tau import labelled_tokens, score
 from judge_decoding.training.mining.work import MiningSettings, records_of
 from judge_decoding.training.target_reader import ReadRequest, load_reader
 from tests.commands_world import Done, run_command
@@ -244,6 +245,27 @@ def test_likelihood_labels_by_tau_and_keeps_no_swap(tiny_target, tiny_draft, own
     assert {good for _, good in labels} == {True, False}
 
 
+def test_a_labelled_token_has_the_score_that_likelihood_would_give_it(tiny_target, tiny_draft):
+    """`--tau-from` scores tokens of a search: on the target's own text, as `likelihood` does."""
+    mined = mine(tiny_draft, tiny_target, "judge_likelihood")
+    # The score of `likelihood` ends with the answer; so far from its end, both read 20 tokens.
+    swaps = [(prompt, s) for prompt, m in mined for s in m.swaps]
+    far = mine(tiny_draft, tiny_target, "judge_likelihood", max_tokens=TOKENS + NEXT_TOKENS + 1)
+    expected = {(tuple(prompt), tuple(s.ids)): s.score for prompt, m in far for s in m.swaps}
+    opened = engines(tiny_draft, tiny_target)
+    start = [
+        (job(n), lambda sequence, p=prompt, s=swap: miner().score(sequence, p, s.ids))
+        for n, (prompt, swap) in enumerate(swaps)
+    ]
+    done = run_all(start, opened.engines.drafter, opened.engines.target, opened.reader)
+    found = {one.item.id: m.swaps[0] for one, m in done}
+    assert len(found) > 5
+    for n, (prompt, swap) in enumerate(swaps):
+        same = found[f"{n}"]
+        assert same.ids == swap.ids
+        assert same.score == pytest.approx(expected[tuple(prompt), tuple(swap.ids)], abs=1e-3)
+
+
 SETTINGS = MiningSettings(
     deployment=Path("c.yaml"),
     method="search",
@@ -339,6 +361,51 @@ def test_a_task_is_searched_and_the_cost_is_told(tiny):
     assert cost["labels"] == cost["good"] + cost["bad"] > 8
     assert cost["bad"] == sum(s.label == "bad" for r in records for s in r.spans)
     assert cost["target_passes"] > 0 and cost["seconds_per_label"] > 0
+
+
+def test_tau_comes_from_the_bad_labels_of_a_search_and_stays(tiny, monkeypatch):
+    monkeypatch.setattr("judge_decoding.training.mining.tau.FEWEST", 5)
+    searched = tiny / "searched.jsonl"
+    run(tiny, *SUMS, str(tiny / "sums.jsonl"), "--out", str(searched))
+    (tiny / "open.jsonl").write_text("".join(f'{{"prompt": "Say {n}"}}\n' for n in range(6)))
+    common = ["--method", "likelihood", "--task", str(tiny / "open.jsonl"), "--split", "all"]
+    common += ["--in-flight", "4", "--tau-from", str(searched)]
+    done = run(tiny, *common, "--bad-recall", "0.5", "--estimate", "2", "--json")
+    assert done.code == 0, done.stderr
+    note = json.loads((tiny / "o.jsonl.run.json").read_text())
+    settings = replace(SETTINGS, deployment=tiny / "c.yaml", max_context=512, max_tokens=12)
+    tokens = labelled_tokens(searched, 0)
+    scores = score(tokens, settings)
+    bad = sorted(s for s, token in zip(scores, tokens, strict=True) if not token.good)
+    tau = float(note["tau"])
+    below = sum(s <= tau for s in bad) / len(bad)
+    assert len(bad) >= 5 and below == pytest.approx(0.5, abs=1 / len(bad))
+    assert f"tau {tau:g}: above it are" in done.stdout
+    # The estimate has mined two prompts, written nothing, and scaled them to all.
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["prompts"] == 6 and told["labels"] > 0 and told["seconds"] > 0
+    assert (tiny / "o.jsonl").read_text() == ""
+    # A run that continues keeps its tau without scoring again; another recall is another run.
+    monkeypatch.setattr("judge_decoding.training.mining.run.find_tau", None)
+    done = run(tiny, *common, "--bad-recall", "0.5")
+    assert done.code == 0, done.stderr
+    assert {r.prompt for r in read_labels([tiny / "o.jsonl"])} == {f"Say {n}" for n in range(6)}
+    monkeypatch.undo()
+    monkeypatch.setattr("judge_decoding.training.mining.tau.FEWEST", 5)
+    done = run(tiny, *common, "--bad-recall", "0.4")
+    assert done.code == 2 and "was mined with" in done.stderr
+
+
+def test_what_does_not_fit_and_labels_that_give_no_tau_are_said(tiny):
+    task = str(tiny / "sums.jsonl")
+    done = run(tiny, *SUMS, task, "--max-context", "32", "--max-tokens", "30")
+    assert done.code == 2 and "give --max-context" in done.stderr
+    write_task(tiny / "empty.jsonl", [])
+    common = ("--task", task, "--split", "all", "--tau-from", str(tiny / "empty.jsonl"))
+    done = run(tiny, *common, "--method", "likelihood")
+    assert done.code == 2 and "0 bad labels of --method search" in done.stderr
+    done = run(tiny, *common)
+    assert done.code == 2 and "--tau-from needs --method likelihood" in done.stderr
 
 
 def test_shards_are_the_whole(tiny):

@@ -269,7 +269,7 @@ def _digits() -> Iterator[Function]:
 
 
 def _algorithms() -> Iterator[Function]:
-    import yaml  # here, since only these tasks need it
+    import yaml
 
     path = Path(__file__).with_name("algorithms.yaml")
     for row in yaml.safe_load(path.read_text(encoding="utf-8")):

@@ -30,7 +30,7 @@ def chat_items() -> list[Item]:
 
 
 def _items(task: str) -> Iterator[Item]:
-    import yaml  # here, since only these tasks need it
+    import yaml
 
     path = Path(__file__).with_name("requests.yaml")
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))[task]

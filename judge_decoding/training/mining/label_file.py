@@ -32,7 +32,7 @@ class LabelFile:
         """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        note = path.with_name(path.name + ".run.json")
+        note = _note(path)
         with self._open():  # locks it: another run would find its file replaced
             if path.stat().st_size and not fresh:
                 _compare(note, identity, path)
@@ -66,6 +66,18 @@ class LabelFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def noted(path: Path) -> dict[str, Any]:
+    """What an earlier run has recorded beside `path`; empty without one."""
+    try:
+        return read_object(_note(path))
+    except UserError:
+        return {}
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(path.name + ".run.json")
 
 
 def _compare(note: Path, identity: dict[str, Any], path: Path) -> None:

@@ -27,15 +27,16 @@ from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.config import Deployment, load_deployment
 from judge_decoding.errors import UserError, check_choice
 from judge_decoding.ranks.comm import under_mpiexec
-from judge_decoding.training.labels import LabelRecord, check_growing
+from judge_decoding.training.labels import LabelRecord, check_growing, labels_hash
 from judge_decoding.training.mining.jobs import (
     ChosenPrompts,
     MiningJob,
     PromptChoice,
     choose_prompts,
 )
-from judge_decoding.training.mining.label_file import LabelFile
+from judge_decoding.training.mining.label_file import LabelFile, noted
 from judge_decoding.training.mining.search import Cost
+from judge_decoding.training.mining.tau import Tau, find_tau, labelled_tokens
 from judge_decoding.training.mining.work import MiningSettings, close, mine, mine_share
 
 METHODS = ("search", "likelihood")
@@ -44,14 +45,34 @@ IN_FLIGHT = 48
 
 
 @dataclass(frozen=True)
+class TauChoice:
+    """tau from the labels of a search: the share `recall` of its bad tokens is to stay bad."""
+
+    labels: Path
+    recall: float
+
+
+@dataclass(frozen=True)
 class MiningRun:
-    """A label file and the jobs left to mine. workers: MPI ranks that mine; 0: this process."""
+    """A label file and the jobs left to mine. workers: MPI ranks that mine; 0: this process.
+
+    tau  how tau was found, if it was not given
+    """
 
     file: LabelFile
     prompts: ChosenPrompts
     todo: Sequence[MiningJob]
     settings: MiningSettings
     workers: int
+    tau: Tau | None = None
+
+    def estimate(self, count: int) -> Cost:
+        """The cost of `count` prompts, spread over those that are left; nothing is written."""
+        spent = Cost()
+        picked = self.todo[:: max(1, len(self.todo) // count)][:count]
+        for _, cost in mine(picked, self.settings):
+            spent.add(cost)
+        return spent
 
     def mine(self, share: int = 0) -> Iterator[Cost]:
         """Write each prompt's labels as soon as they are found, and yield their cost.
@@ -79,11 +100,14 @@ def open_run(
     *,
     mpi: bool = False,
     fresh: bool = False,
+    tau: TauChoice | None = None,
 ) -> MiningRun:
     """Check everything, before a model is loaded, and open the label file `out`.
 
     mpi    share the work among the other ranks of mpi4py.futures
     fresh  discard what `out` holds
+    tau    choose settings.tau by these labels, which loads the models; a run that continues keeps
+           the tau with which it began
     UserError for a choice, settings or a file that cannot be mined with.
     """
     check_growing(out)
@@ -101,9 +125,26 @@ def open_run(
         in_flight=settings.in_flight or most,
         threads=settings.threads or threads,
     )
-    file = LabelFile(out, _identity(config, settings, choice), fresh=fresh)
+    found: Tau | None = None
+    origin: dict[str, Any] = {}
+    if tau is not None:
+        if mpi or settings.method != "likelihood" or not 0 < tau.recall < 1:
+            raise UserError(
+                "mine: --tau-from needs --method likelihood, --bad-recall between 0 and 1, and one "
+                "process; with --mpi give --tau"
+            )
+        tokens = labelled_tokens(tau.labels, settings.seed)
+        records = [token.record for token in tokens]
+        origin = {"tau_labels": labels_hash(records), "bad_recall": tau.recall}
+        before = {} if fresh else noted(out)
+        if all(before.get(key) == value for key, value in origin.items()):
+            settings = replace(settings, tau=float(before["tau"]))
+        else:
+            found = find_tau(tokens, settings, tau.recall)
+            settings = replace(settings, tau=found.value)
+    file = LabelFile(out, _identity(config, settings, choice) | origin, fresh=fresh)
     todo = [job for job in prompts.jobs if job.item.prompt not in file.known]
-    return MiningRun(file, prompts, todo, settings, workers)
+    return MiningRun(file, prompts, todo, settings, workers, found)
 
 
 def cost_report(cost: Cost, seconds: float) -> dict[str, Any]:

@@ -203,6 +203,30 @@ class Miner:
             mined.swaps.append(Swap(at - begin, score > self.tau, ids, score))
         return mined
 
+    def score(
+        self, sequence: int, prompt: Sequence[int], ids: Sequence[int]
+    ) -> Generator[Ask, Any, Mined]:
+        """SelfJudge's score of the last of `ids`, as if it were swapped in for the token that the
+        target itself would write there."""
+        text, begin, kept = [*prompt, *ids[:-1]], len(prompt) + len(ids) - 1, 0
+        # At least one token, even if it ends the answer, since the swap replaces it.
+        while len(text) < begin + 1 + NEXT_TOKENS:
+            verdict: Verdict = yield VerifyRequest(
+                sequence, kept, text[kept:], acceptance=Acceptance("none")
+            )
+            kept = len(text)
+            ended = verdict.next_token in self.end_ids
+            if not ended or kept == begin:
+                text.append(verdict.next_token)
+            if ended:
+                break
+        base = yield ReadRequest(sequence, begin - 1, text[begin - 1 :])
+        swapped = [text[begin - 1], ids[-1], *text[begin + 1 :]]
+        read = yield ReadRequest(sequence, begin - 1, swapped)
+        found = float(read.sum()) - float(base.sum())
+        swap = Swap(len(ids) - 1, found > self.tau, list(ids), found)
+        return Mined(list(ids), [swap])
+
     def next_mismatch(
         self, sequence: int, text: Sequence[int], walk: _Walk
     ) -> Generator[Ask, Any, bool]:

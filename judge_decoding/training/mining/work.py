@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from judge_decoding.config import load_deployment
+from judge_decoding.errors import UserError
 from judge_decoding.text import Tokenizer
 from judge_decoding.training.labels import LabelRecord, Span
 from judge_decoding.training.mining.engines import MiningEngines, open_engines
@@ -51,34 +52,47 @@ class MiningSettings:
         return f"mined_{self.method}"
 
 
-@cache
-def _opened(settings: MiningSettings) -> tuple[MiningEngines, Tokenizer]:
+def opened(settings: MiningSettings) -> tuple[MiningEngines, Tokenizer]:
     """The engines and tokenizer, loaded once per process for all shares that it mines."""
     import torch
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    deployment = load_deployment(settings.deployment)
-    opened = open_engines(deployment, settings.in_flight, settings.max_context)
-    return opened, Tokenizer(deployment.target.model, deployment.chat_template)
+    return _opened(settings.deployment, settings.in_flight, settings.max_context)
 
 
-def mine(
-    jobs: Sequence[MiningJob], settings: MiningSettings
-) -> Iterator[tuple[list[LabelRecord], Cost]]:
-    """Yields each prompt's records when it is done, with the cost since the previous one."""
-    opened, tokenizer = _opened(settings)
-    engines = opened.engines
-    assert engines.drafter is not None  # `open_engines` refuses a deployment without one
-    miner = Miner(
-        end_ids=frozenset(engines.target.end_ids),
+@cache
+def _opened(path: Path, in_flight: int, max_context: int) -> tuple[MiningEngines, Tokenizer]:
+    deployment = load_deployment(path)
+    engines = open_engines(deployment, in_flight, max_context)
+    return engines, Tokenizer(deployment.target.model, deployment.chat_template)
+
+
+def miner_of(settings: MiningSettings, engines: MiningEngines, tokenizer: Tokenizer) -> Miner:
+    return Miner(
+        end_ids=frozenset(engines.engines.target.end_ids),
         decode=tokenizer.decode,
         max_tokens=settings.max_tokens,
         draft_len=settings.draft_len,
         tau=settings.tau,
         floor=settings.floor,
     )
+
+
+def mine(
+    jobs: Sequence[MiningJob], settings: MiningSettings
+) -> Iterator[tuple[list[LabelRecord], Cost]]:
+    """Yields each prompt's records when it is done, with the cost since the previous one.
+
+    UserError if a prompt and its answer do not fit in `max_context`.
+    """
+    loaded, tokenizer = opened(settings)
+    engines = loaded.engines
+    assert engines.drafter is not None  # `open_engines` refuses a deployment without one
+    miner = miner_of(settings, loaded, tokenizer)
     search = miner.search if settings.method == "search" else miner.judge_likelihood
+
+    _check_context(jobs, settings, tokenizer)
 
     def start(job: MiningJob) -> tuple[MiningJob, Callable[[int], Coroutine]]:
         if tokenizer.chat_template == "none":  # the records must say that their prompt is raw text
@@ -88,7 +102,7 @@ def mine(
 
     cost, began = Cost(), time.monotonic()
     for job, mined in run_all(
-        map(start, jobs), engines.drafter, engines.target, opened.reader, cost=cost
+        map(start, jobs), engines.drafter, engines.target, loaded.reader, cost=cost
     ):
         cost.prompts = 1
         cost.good = sum(swap.good for swap in mined.swaps)
@@ -98,6 +112,21 @@ def mine(
         vars(cost).update(vars(Cost()))
         began = time.monotonic()
         yield records_of(job, mined, settings, tokenizer.decode), spent
+
+
+def _check_context(
+    jobs: Sequence[MiningJob], settings: MiningSettings, tokenizer: Tokenizer
+) -> None:
+    """UserError names the longest job if it does not fit."""
+    needed = [
+        (len(job.prompt_ids(tokenizer)) + (job.item.max_tokens or settings.max_tokens), job.item.id)
+        for job in jobs
+    ]
+    most, name = max(needed, default=(0, ""))
+    if most > settings.max_context:
+        raise UserError(
+            f"mine: item {name!r} and its answer can have {most} tokens; give --max-context {most}"
+        )
 
 
 def mine_share(
@@ -113,7 +142,7 @@ def mine_share(
 
 def close(settings: MiningSettings) -> None:
     """Close a deployment's engines, and with them their executors, if any."""
-    _opened(settings)[0].engines.close()
+    opened(settings)[0].engines.close()
 
 
 def records_of(
