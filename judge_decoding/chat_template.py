@@ -4,10 +4,15 @@ A template belongs to the model folder. jinja2's sandbox keeps it from reaching 
 looping for ever or building gigabytes, which would stop every request of a server. Bounded here:
 each rendering's CPU time (every loop and macro looks at the clock), its output, and every text or
 list that an operator, a call or a filter with a number makes. What remains is in security.md.
+
+The text is what transformers' `apply_chat_template` writes (utils/chat_template_utils.py): the same
+options, tags, filters, globals and variables. transformers itself would cost seconds and 200 MB in
+every preprocessing process, and it has none of the bounds.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -15,6 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import wraps
 from typing import TYPE_CHECKING, Any
+
+from judge_client.echo import shown
 
 if TYPE_CHECKING:
     from jinja2 import nodes
@@ -25,6 +32,8 @@ MOST = 16 << 20
 """Characters or items of a value, and characters of the output."""
 SOURCE_BYTES = 1 << 20
 """The most that a template's source may have; Llama-3.1's has 4 kB."""
+_MOST_INDENT = 100
+"""The most that `tojson` may indent one level by."""
 _NUMBER = 1 << 20
 """The largest number that a call or a filter may get: widths, counts."""
 _TICK, _CONCAT = "__tick", "__concat"
@@ -48,8 +57,13 @@ class Template:
         except (TemplateError, RecursionError, MemoryError, ValueError, OverflowError) as error:
             raise ValueError(str(error) or type(error).__name__) from None
 
-    def render(self, messages: Sequence[Mapping[str, str]], **values: Any) -> str:
-        """The text of a conversation. Raises whatever the template does, and TemplateTooMuch."""
+    def render(self, messages: Sequence[Mapping[str, Any]], **values: Any) -> str:
+        """The text of a conversation. Raises whatever the template does, and TemplateTooMuch.
+
+        values  more variables: special tokens, `add_generation_prompt`, `tools`
+        """
+        # transformers always passes these three; a template may ask whether they are defined.
+        values = {"tools": None, "documents": None, "add_generation_prompt": False} | values
         _end.wall, _end.cpu = time.monotonic() + CPU_SECONDS, time.thread_time() + CPU_SECONDS
         pieces, size = [], 0
         for piece in self._template.generate(messages=list(messages), **values):
@@ -61,9 +75,42 @@ class Template:
 
 
 def _environment() -> Any:
-    from jinja2 import nodes, pass_context
+    from jinja2 import nodes, pass_context, pass_eval_context
+    from jinja2.ext import Extension, LoopControlExtension
+    from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
     from jinja2.visitor import NodeTransformer
+
+    class Generation(Extension):
+        """`{% generation %}` marks the assistant's text for training; here it only writes it.
+
+        As in transformers its body is a macro's: what it sets is not visible after it.
+        """
+
+        tags = frozenset({"generation"})  # type: ignore[assignment]  # jinja2 declares a set
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            call = self.call_method("_write")
+            return nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+        def _write(self, caller: Any) -> Any:
+            return caller()
+
+    class PublicNamespace(Namespace):
+        """A namespace without underscored names, as in transformers."""
+
+        def __init__(*arguments: Any, **named: Any) -> None:  # `self` may be a name
+            self, *rest = arguments
+            for name in (values := dict(*rest, **named)):
+                _check_public(name)
+            Namespace.__init__(self, values)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            _check_public(name)
+            super().__setitem__(name, value)
 
     # Filters, because the template cannot replace them, and because a call costs five times more.
     def filtered(name: str, value: nodes.Expr) -> nodes.Filter:
@@ -112,15 +159,29 @@ def _environment() -> Any:
             _check_call(name, (*texts, *arguments), named)
             return super().call(context, function, *arguments, **named)
 
-    # transformers renders templates in this way, with trimmed blocks and these two helpers.
-    environment = Bounded(trim_blocks=True, lstrip_blocks=True)
+    environment = Bounded(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, LoopControlExtension]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["dict"] = _Dict()
+    environment.globals["namespace"] = PublicNamespace
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     # With the context it is no constant, which would be computed once, when compiled.
-    environment.filters |= {_TICK: pass_context(_tick), _CONCAT: _concat}
+    environment.filters |= {_TICK: pass_context(_tick), _CONCAT: pass_eval_context(_concat)}
     for name in _BOUNDED_FILTERS:
         environment.filters[name] = _bounded(name, environment.filters[name])
     return environment
+
+
+class _Dict:
+    """What a template has as `dict`: it makes one, and gives no access to the type."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> dict[Any, Any]:
+        return dict(*arguments, **named)
+
+    def fromkeys(self, *arguments: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*arguments)
 
 
 def _bounded(name: str, run: Any) -> Any:
@@ -206,11 +267,33 @@ def _tick(_: Any, __: None) -> None:
         raise TemplateTooMuch(f"it runs for more than {CPU_SECONDS:g} s")
 
 
-def _concat(values: Sequence[Any]) -> str:
+def _concat(context: nodes.EvalContext, values: Sequence[Any]) -> str:
+    from jinja2.runtime import markup_join
+
     texts = [str(value) for value in values]
     if sum(map(len, texts)) > MOST:
         raise TemplateTooMuch(f"`~` makes a value of more than {MOST:,} characters")
-    return "".join(texts)
+    return markup_join(values) if context.autoescape else "".join(texts)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """jinja2's own filter escapes HTML and sorts keys; transformers' does neither."""
+    if max(_count(indent), *map(_size, (indent, *(separators or ())))) > _MOST_INDENT:
+        raise TemplateTooMuch(f"`tojson` indents by more than {_MOST_INDENT}")
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _check_public(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise ValueError(f"a namespace has no underscored names such as {shown(name)}")
 
 
 def _size(value: Any) -> int:

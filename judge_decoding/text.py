@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from judge_client.echo import shown
+from judge_client.echo import cut, shown
 from judge_decoding.chat_template import SOURCE_BYTES, Template, TemplateTooMuch
 from judge_decoding.checkpoint.folder import TOKENIZER_BYTES
 from judge_decoding.checkpoint.gguf_file import SUFFIX, GgufFile
@@ -18,6 +18,9 @@ from judge_decoding.files import read_bounded, read_object
 from judge_decoding.tokenizer_patterns import check_patterns, is_panic
 
 _REPLACEMENT = "\ufffd"
+_SPECIAL_TOKENS = frozenset(
+    f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+)
 ChatTemplate = Literal["own", "none"]
 """Whether a user's turn is put in the model's own chat template, or is raw text."""
 SET_CHAT_TEMPLATE = "say `chat_template: none` in the deployment (a prompt is then raw text)"
@@ -108,14 +111,14 @@ class Tokenizer:
         return self.chat([{"role": "user", "content": text}], instead=instead)
 
     def chat(
-        self, messages: Sequence[Mapping[str, str]], *, instead: str = SET_CHAT_TEMPLATE
+        self, messages: Sequence[Mapping[str, Any]], *, instead: str = SET_CHAT_TEMPLATE
     ) -> list[int]:
         """The ids of a conversation of {"role", "content"}, ready for the assistant's answer."""
         return self.encode(self.chat_text(messages, instead=instead), special=False)
 
     def chat_text(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
         instead: str = SET_CHAT_TEMPLATE,
@@ -130,7 +133,7 @@ class Tokenizer:
         template = self._template
         if template is None:
             raise UserError(f"tokenizer: {self.folder} has no chat template; {instead}")
-        values = {"add_generation_prompt": add_generation_prompt, **self._special_tokens}
+        values = {**self._special_tokens, "add_generation_prompt": add_generation_prompt}
         try:
             return template.render(messages, **values)
         except TemplateTooMuch as error:
@@ -149,26 +152,34 @@ class Tokenizer:
 
     @cached_property
     def _special_tokens(self) -> dict[str, str]:
+        """Name -> text of the special tokens that a template sees; one that is not set is absent.
+
+        As transformers' `from_pretrained` reads them: `special_tokens_map.json` goes before
+        `tokenizer_config.json`, unless the latter describes its tokens (`added_tokens_decoder`).
+        """
+        path, values = self.folder / "tokenizer_config.json", dict(self._config)
+        older = self.folder / "special_tokens_map.json"
+        if self._gguf is None and "added_tokens_decoder" not in values and older.exists():
+            values |= read_object(older, "tokenizer")
+            path = older
+        for key in ("extra_special_tokens", "model_specific_special_tokens"):
+            if isinstance(named := values.get(key), dict):
+                values |= named
         found = {}
-        for name in ("bos_token", "eos_token"):
-            value = self._config.get(name)
-            text = value.get("content") if isinstance(value, dict) else value or ""
-            if not isinstance(text, str):
-                path = self.folder / "tokenizer_config.json"
+        for name, value in values.items():
+            text = value.get("content", value) if isinstance(value, dict) else value
+            if name in _SPECIAL_TOKENS and not isinstance(text, str | None):
                 raise UserError(f"tokenizer: {path} has {name} {shown(value)}, not a text")
-            found[name] = text
+            if name.endswith("_token") and isinstance(text, str):
+                found[name] = text
         return found
 
     @cached_property
     def _template(self) -> Template | None:
-        """The compiled template; None if the folder has none."""
-        path = self.folder / "chat_template.jinja"
+        """The compiled template for conversations without tools; None if the folder has none."""
         try:
-            if path.exists():
-                source: Any = read_bounded(path, SOURCE_BYTES).decode()
-            else:
-                source = self._config.get("chat_template")
-            return Template(source) if isinstance(source, str) else None
+            source = self._template_source()
+            return None if source is None else Template(source)
         except UserError:
             raise
         except (OSError, ValueError) as error:
@@ -176,6 +187,48 @@ class Tokenizer:
                 f"tokenizer: {self.folder} has a chat template that is not readable "
                 f"({shorten(error)})"
             ) from None
+
+    def _template_source(self) -> str | None:
+        """The template as transformers picks it: a file goes before `tokenizer_config.json`, and of
+        several named ones, in a list or in files, it is "default"."""
+        named: dict[str, str] = {}
+        if self._gguf is None:
+            files = {"default": self.folder / "chat_template.jinja"}
+            files |= {
+                path.stem: path
+                for path in sorted((self.folder / "additional_chat_templates").glob("*.jinja"))
+            }
+            named = {
+                name: read_bounded(path, SOURCE_BYTES).decode()
+                for name, path in files.items()
+                if path.exists()
+            }
+        source = self._config.get("chat_template")
+        if not named:
+            if source is None or isinstance(source, str):
+                return source
+            if not isinstance(source, list):
+                raise ValueError(f"it is {shown(source)}")
+            pairs = [one for one in source if isinstance(one, dict)]
+            named = {str(one.get("name")): str(one.get("template")) for one in pairs}
+        if "default" not in named:
+            names = cut(", ".join(sorted(named)))
+            raise ValueError(f"none of its templates is named default, but {names}")
+        return named["default"]
+
+    def try_template(self) -> None:
+        """UserError if the chat template writes no conversation at all; else a server would start,
+        and then refuse each one."""
+        if not self.has_chat_template:
+            return
+        system, user = ({"role": role, "content": "Hi"} for role in ("system", "user"))
+        try:
+            self.chat_text([user])
+        except UserError as error:
+            try:
+                self.chat_text([system, user])
+            except UserError:
+                raise error from None
 
 
 def check_unicode(what: str, text: str) -> None:

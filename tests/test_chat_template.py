@@ -84,7 +84,7 @@ def test_what_real_templates_do_is_allowed() -> None:
     text = Template(source).render(MESSAGES, add_generation_prompt=True, eos_token="</s>")
     assert text == (
         "<|USER|>Hi</s>\n\n<|ASSISTANT|>Hello\tyou</s>\n\na, b user, assistant 1.50    7 a_b"
-        'x yx  |1024[1, 2][{"content": "Hi", "role": "user"}]4<|assistant|>'
+        'x yx  |1024[1, 2][{"role": "user", "content": "Hi"}]4<|assistant|>'
     )
 
 

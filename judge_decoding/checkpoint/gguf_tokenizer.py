@@ -67,6 +67,8 @@ def tokenizer_config(file: GgufFile) -> dict[str, Any]:
         "chat_template": file.metadata.get("tokenizer.chat_template"),
         "bos_token": _token(file, "bos"),
         "eos_token": _token(file, "eos"),
+        "unk_token": _token(file, "unknown"),
+        "pad_token": _token(file, "padding"),
     }
 
 

@@ -34,6 +34,7 @@ class TritonPythonModel:
         pb_utils.deserialize_bytes_tensor = partial(read_strings, most=most)
         try:
             self.tokenizer = Tokenizer(self.deployment.target.model, self.deployment.chat_template)
+            self.tokenizer.try_template()
         except UserError as error:
             run_folder.report_failure(str(error))
             raise
