@@ -36,16 +36,21 @@ class Detokenizer:
         *,
         at: int,
         stop: Sequence[str],
+        prompt: Sequence[int] = (),
         finish: str,
         ended: bool,
     ) -> list[str]:
         """The text that each new token completes; what the end completes goes to the last token.
 
         at      number of the sequence's tokens before these; UserError if another number was read
+        prompt  the end of the prompt's ids, with a sequence's first tokens
         finish  the finish reason; "" while the sequence goes on
         ended   the last id is an end token: it has no text
         """
-        stream, read = self._streams.get(sequence) or (TextStream(self._tokenizer, stop), 0)
+        stream, read = self._streams.get(sequence) or (
+            TextStream(self._tokenizer, stop, prompt),
+            0,
+        )
         if at != read:
             raise UserError(
                 f"detokenize: tokens from {at} on of a sequence that was read up to {read}; "

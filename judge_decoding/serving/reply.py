@@ -10,6 +10,7 @@ from judge_decoding.decoding.loop import Result, Update
 from judge_decoding.decoding.sequence import Request, Token
 from judge_decoding.serving.order import part, sign
 from judge_decoding.serving.request import Parameters, to_json
+from judge_decoding.text import PROMPT_TAIL
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -36,7 +37,7 @@ class Reply:
     before                                  text to put before the text of this response
     token_texts                             whether the text of each token was asked for
 
-    Only the first order has the stop strings: the `Detokenizer` keeps them.
+    Only the first order has the stop strings and the prompt's end: the `Detokenizer` keeps them.
     """
 
     def __init__(
@@ -61,7 +62,11 @@ class Reply:
         self._parameters = parameters or Parameters()
         self._end_ids = end_ids
         # As large as a client likes, so not made on the scheduler's thread.
-        first = {"before": text_before.decode(errors="replace"), "stop": list(self._request.stop)}
+        first = {
+            "before": text_before.decode(errors="replace"),
+            "stop": list(self._request.stop),
+            "prompt": list(self._request.prompt_ids[-PROMPT_TAIL:]),
+        }
         self._first = part(first)
         self._stream_interval = stream_interval
         self._wait = 0  # rounds to hold back before the next response of a stream

@@ -472,6 +472,7 @@ def test_a_streaming_reply_says_what_is_new_and_counts_all() -> None:
             "at": 0,
             "ids": [5, 6, 7],
             "stop": ["x"],
+            "prompt": [1, 2, 3],
             "finish": "",
             "ended": False,
             "before": "before",
