@@ -18,6 +18,10 @@ from judge_decoding.files import read_bounded, read_object
 from judge_decoding.tokenizer_patterns import check_patterns, is_panic
 
 _REPLACEMENT = "\ufffd"
+PROMPT_TAIL = 16
+"""Tokens of the prompt that are decoded before the answer's."""
+_WINDOW = 16
+"""Tokens that may wait for the end of a character; the longest has four bytes."""
 _SPECIAL_TOKENS = frozenset(
     f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 )
@@ -68,16 +72,26 @@ class Tokenizer:
         return number if number in added and added[number].special else None
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids; `special` adds the tokens that surround a raw text (Llama's BOS)."""
+        """Token ids; `special` adds the tokens that surround a raw text (Llama's BOS).
+
+        A text that begins with the BOS itself gets no second one.
+        """
         check_unicode("prompt", text)
         try:
-            return list(self._fast.encode(text, add_special_tokens=special).ids)
+            ids = list(self._fast.encode(text, add_special_tokens=special).ids)
         except BaseException as error:
             if not is_panic(error):
                 raise
             raise UserError(
                 f"tokenizer: a pattern of {self.folder} gives up on the text ({shorten(error)})"
             ) from None
+        return ids[1:] if special and self._bos is not None and ids[:2] == [self._bos] * 2 else ids
+
+    @cached_property
+    def _bos(self) -> int | None:
+        """The token that `encode` puts before a raw text; None if it puts none there."""
+        around, bare = (self._fast.encode("a", add_special_tokens=one).ids for one in (True, False))
+        return around[0] if around[:1] != bare[:1] else None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens; bytes that are not (yet) valid UTF-8 become U+FFFD."""
@@ -247,18 +261,30 @@ class TextStream:
     `push` returns only text that can no longer change. It holds back the bytes of an unfinished
     character, and anything that may begin a stop string. `flush` returns the rest, and looks for
     stop strings in it too: if a token ends in half a character, `push` holds back all of its text.
+    Half a character that is never finished has no text.
+
+    prompt  the ids that precede the tokens, or their end: a decoder that strips the first blank of
+            a text would otherwise strip the answer's
+    min_tokens  a stop string that is complete within so many tokens is text, as in vLLM
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
-        """min_tokens  a stop string that is complete within so many tokens is text, as in vLLM"""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        prompt: Sequence[int] = (),
+        min_tokens: int = 0,
+    ) -> None:
         self._tokenizer = tokenizer
         self._min_tokens = min_tokens
         self._count = 0
         self._passed = 0  # characters of `_held` in which no stop string may end
         self._stop = tuple(stop)
-        self._ids: list[int] = []
+        tail = list(prompt[-PROMPT_TAIL:])
+        # Half a character at the prompt's end would become another text with the first token.
+        self._ids: list[int] = [] if tokenizer.decode(tail).endswith(_REPLACEMENT) else tail
         self._start = 0  # decoding starts here; earlier ids are no longer needed
-        self._read = 0  # the text of earlier ids is in `_held` or was returned
+        self._read = len(self._ids)  # the text of earlier ids is in `_held` or was returned
         self._held = ""
         self.stopped = False
 
@@ -266,21 +292,38 @@ class TextStream:
         """Return the text that this token settles; set `stopped` if it completes a stop string."""
         self._ids.append(token)
         self._count += 1
-        new = self._unread()
-        if not new or new.endswith(_REPLACEMENT):
+        new, end = self._unread(), len(self._ids)
+        if new.endswith(_REPLACEMENT) and end - self._read >= _WINDOW:
+            new, end = self._before_the_last(new)
+        elif new.endswith(_REPLACEMENT):
             return ""
-        self._start, self._read = self._read, len(self._ids)
+        if not new:
+            return ""
+        self._start, self._read = self._read, end
         self._held += new
         return self._settle()
 
-    def _unread(self) -> str:
-        """The text of the ids from `_read` on.
+    def _before_the_last(self, new: str) -> tuple[str, int]:
+        """The most of `new` that later tokens cannot change, and the end of its ids.
+
+        Bytes that are no text would otherwise be held back, and decoded again, up to the answer's
+        end: each token would cost more than the one before.
+        """
+        for end in range(len(self._ids) - 1, self._read, -1):
+            part = self._unread(end)
+            if part and len(part) < len(new) and new.startswith(part):
+                return part, end
+        # Tokens without text after half a character, which is therefore never finished.
+        return (new, len(self._ids)) if len(self._ids) - self._read >= 4 * _WINDOW else ("", 0)
+
+    def _unread(self, end: int | None = None) -> str:
+        """The text of the ids from `_read` to `end`.
 
         A token's text depends on its neighbour (leading spaces, split characters). So the ids are
         decoded together with the previous piece, and the text of that piece is cut off.
         """
         before = self._tokenizer.decode(self._ids[self._start : self._read])
-        return self._tokenizer.decode(self._ids[self._start :])[len(before) :]
+        return self._tokenizer.decode(self._ids[self._start : end])[len(before) :]
 
     def _settle(self) -> str:
         if self._count <= self._min_tokens:
@@ -304,7 +347,7 @@ class TextStream:
         """Return the rest, when no more tokens come; set `stopped` if it holds a stop string."""
         if self.stopped:
             return ""
-        self._held += self._unread()
+        self._held += self._unread().rstrip(_REPLACEMENT)
         self._start, self._read = self._read, len(self._ids)
         text = self._settle() + self._held
         self._held = ""

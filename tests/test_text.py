@@ -84,7 +84,8 @@ def test_pieces_join_to_the_whole_and_none_splits_a_character(
 ) -> None:
     stream = TextStream(tokenizer)
     pieces = [stream.push(token) for token in tokenizer.encode(text)]
-    assert "".join(pieces) + stream.flush() == tokenizer.decode(tokenizer.encode(text))
+    whole, shown = tokenizer.decode(tokenizer.encode(text)), "".join(pieces) + stream.flush()
+    assert whole.startswith(shown) and not whole[len(shown) :].strip("\ufffd")
     if "\ufffd" not in text:
         assert not any("\ufffd" in piece for piece in pieces)
 
@@ -146,7 +147,7 @@ def test_no_stop_string_is_shown_wherever_tokens_cut_characters(
         shown += stream.push(used)
         used += 1
     shown += stream.flush()
-    whole = b"".join(pieces[:used]).decode(errors="replace")
+    whole = b"".join(pieces[:used]).decode(errors="replace").rstrip("\ufffd")
     assert stream.stopped == any(stop in whole for stop in stops)
     assert not any(stop in shown for stop in stops)
     assert whole.startswith(shown)
@@ -155,6 +156,99 @@ def test_no_stop_string_is_shown_wherever_tokens_cut_characters(
     else:
         assert shown == whole
     assert stream.flush() == ""
+
+
+class Counting(Bytes):
+    """Counts the ids that are decoded."""
+
+    decoded = 0
+
+    def decode(self, ids: Sequence[int]) -> str:
+        self.decoded += len(ids)
+        return super().decode(ids)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.lists(st.integers(0, 255), max_size=80), end=st.binary(min_size=0, max_size=3))
+def test_bytes_that_are_no_text_come_in_a_bounded_window(data: list[int], end: bytes) -> None:
+    """Regression, public fault 10: they were held back, and decoded again and again, to the end."""
+    raw = bytes(data) + end
+    tokenizer = Counting([bytes([one]) for one in range(256)])
+    stream, shown, whole = TextStream(tokenizer), "", raw.decode(errors="replace")
+    for used, token in enumerate(raw, 1):
+        shown += stream.push(token)
+        assert whole.startswith(shown)
+        assert len(raw[:used].decode(errors="replace")) - len(shown) <= 16
+    assert shown + stream.flush() == whole[: len(shown)] + whole[len(shown) :].rstrip("\ufffd")
+    assert tokenizer.decoded <= 1000 * len(raw)
+
+
+def test_a_long_run_of_invalid_bytes_costs_the_same_per_token() -> None:
+    tokenizer = Counting([b"\xff"])
+    stream = TextStream(tokenizer)
+    shown = "".join(stream.push(0) for _ in range(2000))
+    assert len(shown) > 1980
+    assert tokenizer.decoded < 2000 * 150
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A tokenizer of Llama-2's kind: byte fallback, and a decoder that ends in Strip."""
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import decoders, models, normalizers
+
+    words = ["<unk>", "<s>", "\u2581", "a", "b", "is", "\u2581is", "\u2581Paris"]
+    words += [f"<0x{one:02X}>" for one in range(256)]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    merges = [("\u2581", "is")]
+    fast = Fast(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    fast.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    fast.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    fast.add_special_tokens(["<s>"])
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    fast.save(str(folder / "tokenizer.json"))
+    return Tokenizer(folder)
+
+
+def test_the_answer_keeps_its_first_blank(sentencepiece: Tokenizer) -> None:
+    """Regression, public fault 3: " Paris" after "is" came without it, and no stop string with a
+    blank matched."""
+    prompt, paris = [1, 2, 6], 7
+    assert TextStream(sentencepiece).push(paris) == "Paris"
+    assert TextStream(sentencepiece, prompt=prompt).push(paris) == " Paris"
+    stream = TextStream(sentencepiece, [" Paris"], prompt)
+    assert (stream.push(paris), stream.stopped) == ("", True)
+
+
+def test_half_a_character_at_the_prompts_end_takes_no_text_away(sentencepiece: Tokenizer) -> None:
+    first, *rest = (8 + one for one in "東".encode())
+    stream = TextStream(sentencepiece, prompt=[6, first])
+    assert "".join(map(stream.push, [*rest, 3])).endswith("a")
+
+
+def test_half_a_character_is_cut_off(tokenizer: Tokenizer) -> None:
+    """Regression, public fault 9: `max_tokens` within an emoji left U+FFFD at the end."""
+    ids = tokenizer.encode("ok 🙂")
+    for cut in range(1, 4):
+        stream = TextStream(tokenizer)
+        assert "".join(map(stream.push, ids[:-cut])) + stream.flush() == "ok "
+
+
+def test_a_raw_text_that_begins_with_bos_gets_one(llama_like: Path) -> None:
+    """Regression, public fault 13."""
+    tokenizer = Tokenizer(llama_like)
+    assert tokenizer.encode("<s>Hi") == tokenizer.encode("Hi")
+    assert tokenizer.encode("<s><s>Hi")[:3] == [256, 256, *tokenizer.encode("H")[1:]]
+    assert tokenizer.encode("<s>", special=False) == [256]
 
 
 def test_what_training_left_in_the_file_does_not_cut_or_pad_prompts(
@@ -198,11 +292,12 @@ def test_a_tokens_own_text_keeps_its_blank_and_special_tokens(tokenizer: Tokeniz
     assert tokenizer.token_text(tokenizer.size - 1) == "<|im_end|>"
 
 
-def test_an_unfinished_character_is_held_back_then_flushed(tokenizer: Tokenizer) -> None:
+def test_an_unfinished_character_is_held_back(tokenizer: Tokenizer) -> None:
     first = tokenizer.encode("é")[0]
     stream = TextStream(tokenizer)
     assert stream.push(first) == ""
-    assert stream.flush() == "\ufffd"
+    assert stream.push(tokenizer.encode("é")[1]) == "é"
+    assert stream.push(first) + stream.flush() == ""
 
 
 def test_a_missing_or_damaged_tokenizer_is_named(tmp_path: Path) -> None:

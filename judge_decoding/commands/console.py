@@ -35,8 +35,10 @@ class TokenPainter:
     only say who owns each of its characters.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, colour: bool) -> None:
-        self._stream = TextStream(tokenizer)
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), *, colour: bool
+    ) -> None:
+        self._stream = TextStream(tokenizer, prompt=prompt_ids)
         self._painter = terminal.Painter(colour=colour)
         self._owners: list[Provenance] = []  # of the characters decoded but not yet shown
         self._last: Provenance = "target"
@@ -96,14 +98,15 @@ def _turn(pipeline: Pipeline, history: Sequence[dict[str, str]], out: Console) -
     """Stream one answer and return it. Ctrl-C cuts it short; the answer is then what was shown."""
     deployment, decoder = pipeline.deployment, pipeline.decoder
     began = time.perf_counter()
+    prompt = pipeline.tokenizer.chat(history)
     number = decoder.add(
         Request(
-            prompt_ids=pipeline.tokenizer.chat(history),
+            prompt_ids=prompt,
             max_tokens=deployment.limits.max_tokens,
             acceptance=deployment.default_acceptance(),
         )
     )
-    painter = TokenPainter(pipeline.tokenizer, colour=has_colour(out))
+    painter = TokenPainter(pipeline.tokenizer, prompt, colour=has_colour(out))
     finished = False
     try:
         while not finished:

@@ -208,7 +208,7 @@ class SpeculativeDecoder:
     def _text_stream(self, request: Request) -> TextStream | None:
         if self.tokenizer is None or not (request.text or request.stop):
             return None
-        return TextStream(self.tokenizer, request.stop, request.min_tokens)
+        return TextStream(self.tokenizer, request.stop, request.prompt_ids, request.min_tokens)
 
     def step(self) -> list[Update]:
         """Run one round and return what each sequence emitted.

@@ -36,6 +36,7 @@ class Detokenizer:
         *,
         at: int,
         stop: Sequence[str],
+        prompt: Sequence[int] = (),
         finish: str,
         ended: bool,
         min_tokens: int = 0,
@@ -43,12 +44,13 @@ class Detokenizer:
         """The text that each new token completes; what the end completes goes to the last token.
 
         at      number of the sequence's tokens before these; UserError if another number was read
+        prompt  the end of the prompt's ids, with a sequence's first tokens
         finish  the finish reason; "" while the sequence goes on
         min_tokens  of the request (`TextStream`); like `stop`, it counts in the first order
         ended   the last id is an end token: it has no text
         """
         stream, read = self._streams.get(sequence) or (
-            TextStream(self._tokenizer, stop, min_tokens),
+            TextStream(self._tokenizer, stop, prompt, min_tokens),
             0,
         )
         if at != read:

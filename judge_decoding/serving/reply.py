@@ -11,6 +11,7 @@ from judge_decoding.decoding.loop import Result, Update
 from judge_decoding.decoding.sequence import Request, Token
 from judge_decoding.serving.order import part, sign
 from judge_decoding.serving.request import Parameters, to_json
+from judge_decoding.text import PROMPT_TAIL
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -37,7 +38,7 @@ class Reply:
     before       text to put before the text of this response
     token_texts  whether the text of each token was asked for
 
-    Only the first order has the stop strings: the `Detokenizer` keeps them.
+    Only the first order has the stop strings and the prompt's end: the `Detokenizer` keeps them.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Reply:
             "before": text_before.decode(errors="replace"),
             "stop": list(self._request.stop),
             "min_tokens": self._request.min_tokens,
+            "prompt": list(self._request.prompt_ids[-PROMPT_TAIL:]),
         }
         self._first = part(first)
         self._stream_interval = stream_interval

@@ -280,7 +280,7 @@ def test_a_stop_string_within_min_tokens_is_text(tiny_target: Path) -> None:
     tokenizer = Tokenizer(tiny_target)
     tokens = [tokenizer.encode(c, special=False)[0] for c in "aENDbENDc"]
     for minimum, expected in ((0, "a"), (3, "a"), (4, "aENDb"), (7, "aENDb"), (8, "aENDbENDc")):
-        stream = TextStream(tokenizer, ["END"], minimum)
+        stream = TextStream(tokenizer, ["END"], min_tokens=minimum)
         text = ""
         for token in tokens:
             text += stream.push(token)

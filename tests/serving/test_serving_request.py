@@ -554,6 +554,7 @@ def test_a_streaming_reply_says_what_is_new_and_counts_all() -> None:
             "ids": [5, 6, 7],
             "stop": ["x"],
             "min_tokens": 0,
+            "prompt": [1, 2, 3],
             "finish": "",
             "ended": False,
             "before": "before",
