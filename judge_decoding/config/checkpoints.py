@@ -59,9 +59,15 @@ class Checkpoints:
             return
         sizes = draft.config.vocab_size, target.config.vocab_size
         if sizes[0] != sizes[1]:
+            padded = draft.has_tokenizer and target.has_tokenizer and draft.same_tokenizer(target)
+            reason = (
+                "their tokenizers agree, but embeddings padded to different sizes are not run"
+                if padded
+                else "draft and target must share one tokenizer"
+            )
             raise UserError(
                 f"draft: {draft.folder} has a vocabulary of {sizes[0]} tokens, the target's is "
-                f"{sizes[1]}; draft and target must share one tokenizer"
+                f"{sizes[1]}; {reason}"
             )
         if draft.has_tokenizer and not draft.same_tokenizer(target):
             raise UserError(

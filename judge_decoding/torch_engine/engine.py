@@ -35,13 +35,16 @@ _DEEP_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 class TorchEngine:
     """What drafter and target share: a model, its slots, and reading tokens in chunks."""
 
+    role = "model"
+    """What messages call it."""
+
     def __init__(
         self, model: Llama, *, max_sequences: int, max_context: int, prefill_chunk: int = 256
     ) -> None:
         config = model.config
         if max_context > config.max_position_embeddings:
             raise UserError(
-                f"limits: max_context {max_context} is more than the model's "
+                f"limits: max_context {max_context} is more than the {self.role}'s "
                 f"{config.max_position_embeddings} positions"
             )
         self.model = model
@@ -126,6 +129,8 @@ class TorchEngine:
 class TorchDrafter(TorchEngine):
     """The small model. `vocab_ids` int64 [S] is its head's short-list; None for every id."""
 
+    role = "draft"
+
     def __init__(
         self, model: Llama, *, vocab_ids: torch.Tensor | None = None, **bounds: int
     ) -> None:
@@ -197,6 +202,8 @@ class TeacherForced(NamedTuple):
 
 class TorchTarget(TorchEngine):
     """The large model with its judge. It runs steps 2 and 3 of a round (`decoding.loop`)."""
+
+    role = "target"
 
     def __init__(self, model: Llama, *, judge: Judge | None = None, **bounds: int) -> None:
         super().__init__(model, **bounds)

@@ -75,7 +75,7 @@ def test_the_context_is_the_models_own(pair: Path) -> None:
     assert load_deployment(given).override(max_draft_len=2).limits.max_context == 64
     above = write(pair, "above", limits={"max_context": CONTEXT + 1})
     message = refusal("generate", "--config", above, "--prompt", "Hi")
-    assert f"max_context {CONTEXT + 1} is more than the model's {CONTEXT} positions" in message
+    assert f"max_context {CONTEXT + 1} is more than the target's {CONTEXT} positions" in message
 
 
 def test_a_long_context_is_not_taken_whole(pair: Path) -> None:

@@ -180,6 +180,9 @@ def test_a_draft_with_another_vocabulary_is_refused(tmp_path: Path, tiny_target:
     deployment = load_deployment(write(tmp_path, text))
     with pytest.raises(UserError, match="vocabulary of 300 tokens, the target's is 256"):
         load_pipeline(deployment)
+    write_tokenizer(other)  # vllm#5203: the message blamed the tokenizer
+    with pytest.raises(UserError, match="their tokenizers agree, but embeddings padded"):
+        load_pipeline(deployment)
     same_size = write_llama(tmp_path / "other")
     write_tokenizer(same_size)
     raw = json.loads((same_size / "tokenizer.json").read_text())

@@ -436,7 +436,7 @@ def test_a_check_names_what_differs() -> None:
 
 
 def test_a_context_beyond_the_models_positions_is_refused(tiny_target: Path) -> None:
-    with pytest.raises(UserError, match="max_context 2048 is more than the model's 1024"):
+    with pytest.raises(UserError, match="max_context 2048 is more than the target's 1024"):
         load_target(Checkpoint(tiny_target), dtype="float32", max_sequences=1, max_context=2048)
 
 
