@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 
 from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.checkpoint.real_pair import DRAFT, TARGET, prepare
@@ -41,6 +40,8 @@ def real_pair(
     for checkpoint in pair.values():
         checkpoint.tensors.check_shapes(checkpoint.config)
     Checkpoints(pair["target"], pair["draft"], None).check_vocabulary()
+    import yaml
+
     document = yaml.safe_load(config.read_text())
     for name, path in paths.items():
         document[name]["model"] = str(path)

@@ -83,7 +83,8 @@ class RuleSystem:
         draft_len: int | None = None,
     ) -> None:
         self.name: str = name or acceptance.rule
-        self._decoder = pipeline.decoder
+        self._decoder, self._decode = pipeline.decoder, pipeline.tokenizer.decode
+        self._end_ids = frozenset(pipeline.engines.target.end_ids)
         self._acceptance = acceptance
         self._own_len = draft_len
         engines = pipeline.engines
@@ -113,12 +114,14 @@ class RuleSystem:
             decoder.draft_len_schedule = schedule
         clock = {part: float(getattr(decoder.clock, part)) for part in PARTS}
         result = decoder.result(update.sequence)
+        ended = bool(result.token_ids) and result.token_ids[-1] in self._end_ids
+        tokens = result.token_ids[:-1] if ended else result.token_ids
         return BenchAnswer(
             last - began,
             rounds,
             cut=result.finish_reason == "length",
             drafted=result.record.num_draft_tokens,
-            text=result.text,
+            text=self._decode(tokens),  # as a peer's: with half a character at a cut
             clock=clock,
             result=result,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -25,6 +25,15 @@ def rows(*winners: int, margin: float = 5.0) -> torch.Tensor:
     logits = torch.zeros(len(winners), V)
     logits[torch.arange(len(winners)), torch.tensor(winners)] = margin
     return logits
+
+
+class Decided(NamedTuple):
+    """A `Verdict` without log-probabilities."""
+
+    accepted: int
+    overridden: list[bool]
+    scores: list[float]
+    next_token: int
 
 
 def verdict(
@@ -49,7 +58,7 @@ def verdict(
         acceptance=params,
     )
     threshold = 0.5 if params.threshold is None else params.threshold
-    return decide(
+    found = decide(
         request,
         logits,
         logits.argmax(-1),
@@ -58,6 +67,8 @@ def verdict(
         end_ids,
         torch.Generator().manual_seed(seed),
     )
+    assert found.logprobs == ()  # not asked for
+    return Decided(*found[:4])
 
 
 def test_strict_never_sometimes_always() -> None:
