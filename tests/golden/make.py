@@ -2,7 +2,8 @@
 
     python -m tests.golden.make
 
-The file was made with the code of commit 9a2b22c. Make it again only if answers change on purpose.
+The file was made with the code of commit 9a2b22c, but for the answer with `min_tokens` of rule
+`judge`, which has masked end tokens since. Make it again only if answers change on purpose.
 Nothing is written unless all answers are independent of the machine: another CPU, number of
 threads or batch sums products of matrices in another order. Therefore all requests are answered in
 several variants (`VARIANTS`), one by one and eight at a time:

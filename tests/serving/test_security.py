@@ -341,7 +341,10 @@ def findings(path: Path) -> list[str]:
 
 def test_nothing_unpickles_or_runs_what_it_reads() -> None:
     assert len(SOURCES) > 80
-    assert [line for path in SOURCES for line in findings(path)] == []
+    found = [line for path in SOURCES for line in findings(path)]
+    # The task `code` runs the solutions that this package brings itself, for its tests' answers.
+    own = [line for line in found if line.startswith("tasks/functions.py:")]
+    assert [line.split(": ")[1] for line in own] == ["exec()"] and found == own
 
 
 @pytest.mark.parametrize(
