@@ -14,6 +14,7 @@ from pathlib import Path
 from judge_decoding.config import Deployment
 from judge_decoding.errors import UserError
 from judge_decoding.ranks import run_folder
+from judge_decoding.trtllm.stack import THRESHOLD_VARIABLE
 
 LOOPBACK = {"UCX_TLS": "posix,sysv,cma,self", "UCX_NET_DEVICES": "lo", "HYDRA_IFACE": "lo"}
 """Keep the ranks' data off the network. Variables that are set already keep their values."""
@@ -39,6 +40,9 @@ def command(deployment: Deployment, config: Path, server: list[str], path: str) 
     return [*line, ":", "-n", str(deployment.ranks.target.tp), *_WATCHED, *worker]
 
 
+_PLUGIN_VARIABLES = ("LD_PRELOAD", THRESHOLD_VARIABLE)
+"""What the judge's plugin needs in every rank (plugins/judge_accept/README.md)."""
+
 # mpiexec kills all ranks within a millisecond of the first death and does not say which rank died.
 # This shell outlives its rank just long enough to write down its exit code.
 _WATCHED = (
@@ -51,15 +55,17 @@ _WATCHED = (
 
 
 def _flags(mpiexec: str) -> list[str]:
-    """MPICH's mpiexec needs none. Open MPI's passes on only the named variables, and runs as
-    root only if told to."""
+    """MPICH's mpiexec needs none. Open MPI's passes on only the named variables to other nodes, and
+    runs as root only if told to. By default it binds each of one or two ranks to one core, which
+    Triton would share with its models and the runtime's threads."""
     done = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, check=False)
     if "Open MPI" not in done.stdout + done.stderr:
         return []
-    names = ("PATH", "LD_LIBRARY_PATH", run_folder.CONFIG_VARIABLE, run_folder.FOLDER_VARIABLE)
+    names = ["PATH", "LD_LIBRARY_PATH", run_folder.CONFIG_VARIABLE, run_folder.FOLDER_VARIABLE]
+    names += [name for name in _PLUGIN_VARIABLES if name in os.environ]
     exports = [part for name in names for part in ("-x", name)]
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    return [*root, "--oversubscribe", *exports]
+    return [*root, "--bind-to", "none", "--oversubscribe", *exports]
 
 
 def first_death(folder: Path) -> tuple[int, int] | None:

@@ -38,7 +38,7 @@ from judge_decoding.serving.ports import Ports
 from judge_decoding.serving.processes import become_child, is_running, session, wait_until
 from judge_decoding.serving.ready_file import ReadyFile
 from judge_decoding.serving.stub_health import Patience
-from judge_decoding.serving.triton import find_triton, is_noise
+from judge_decoding.serving.triton import engine_gpus, find_triton, is_noise
 from judge_decoding.serving.warmup import warm_up
 
 POLL_S = 0.1
@@ -87,7 +87,7 @@ def _plan(
 ) -> tuple[list[str], dict[str, str]]:
     """The command line and its environment variables."""
     triton = find_triton(folder)
-    line = triton.command(deployment.server, name=folder.name)
+    line = triton.command(deployment.server, name=folder.name, engine_gpus=engine_gpus(deployment))
     variables = triton.environment | {
         run_folder.CONFIG_VARIABLE: str(config),
         run_folder.FOLDER_VARIABLE: str(folder),

@@ -7,11 +7,12 @@ import os
 import shutil
 import sys
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from judge_decoding.config import ServerConfig, shipped
+from judge_decoding.config import Deployment, ServerConfig, shipped
 from judge_decoding.errors import UserError
 from judge_decoding.ranks.shared_memory import FOLDER
 from judge_decoding.serving import access
@@ -39,9 +40,13 @@ class Triton:
     backends: Path | None
     environment: dict[str, str]
 
-    def command(self, server: ServerConfig, *, name: str) -> list[str]:
+    def command(
+        self, server: ServerConfig, *, name: str, engine_gpus: Sequence[int] = ()
+    ) -> list[str]:
         """The server's command line.
 
+        engine_gpus  the node's GPUs that TensorRT-LLM's engines take. The server itself then takes
+              no memory there: the runtime gives the caches what is free, whoever comes first
         name  what the server calls itself. Its files in /dev/shm are named `name`-*: the memory of
               the models, and the sockets of HTTP and metrics, which `serving.http_front` serves
         """
@@ -70,7 +75,24 @@ class Triton:
             f"--backend-config=python,shm-region-prefix-name={name}-",
             "--log-info=false",
             *(() if has_gpu() else ("--allow-gpu-metrics=false",)),  # else NVML's errors are logged
+            *(_no_gpu_memory(engine_gpus) if engine_gpus else ()),
         ]
+
+
+def _no_gpu_memory(gpus: Sequence[int]) -> list[str]:
+    """As TensorRT-LLM's own launcher has it (triton_backend/scripts/launch_triton_server.py
+    `add_multi_model_config`): neither pools nor contexts for access between GPUs."""
+    pools = [f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in gpus]
+    return ["--pinned-memory-pool-byte-size=0", "--enable-peer-access=false", *pools]
+
+
+def engine_gpus(deployment: Deployment) -> list[int]:
+    """The GPUs of each node that TensorRT-LLM's engines take; none for another engine."""
+    if deployment.engine != "trtllm" or deployment.trtllm is None or deployment.ranks is None:
+        return []
+    groups = (deployment.ranks.draft, deployment.ranks.target)
+    numbers = {gpu for group in groups for gpu in group.devices if gpu != "cpu"}
+    return sorted({number % deployment.trtllm.gpus_per_node for number in numbers})
 
 
 def has_gpu() -> bool:

@@ -2,7 +2,8 @@
 
 Written for TensorRT-LLM 1.2.1 (TensorRT 10.14.1), the last stable release with the TensorRT engine
 backend, from the sources of NVIDIA/TensorRT-LLM around that tag: models/modeling_utils.py
-@01ea6d79, _common.py @0fccc5b9, layers/linear.py @03961722, and functional.py.
+@01ea6d79, _common.py @0fccc5b9, layers/linear.py @03961722, functional.py @0071496d, mapping.py
+@05ebebb2 and graph_rewriting.py @138f96d4.
 
 Importing this module imports `tensorrt_llm`. It raises UserError if that is missing or not 1.2.x,
 since the graph API is private and the engine backend was removed upstream in mid-2026
@@ -34,12 +35,28 @@ from tensorrt_llm._common import default_net, default_trtnet  # noqa: E402
 from tensorrt_llm.functional import (  # noqa: E402
     Tensor,
     _create_tensor,
+    allgather,
     cast,
+    chunk,
     gather_last_token_logits,
 )
+from tensorrt_llm.graph_rewriting import Layer  # noqa: E402
 from tensorrt_llm.models import LLaMAForCausalLM  # noqa: E402
 
-__all__ = ["LLaMAForCausalLM", "Tensor", "add_judge", "cast", "gather_rows", "load_plugin"]
+__all__ = [
+    "LLaMAForCausalLM",
+    "Tensor",
+    "add_judge",
+    "cast",
+    "gather_rows",
+    "load_plugin",
+    "same_on_ranks",
+]
+
+# The builder's rewriting pass asks the type of every layer and raises NotImplementedError for one
+# that is not in this table (graph_rewriting.py `Layer.as_layer`). Some releases have no plugins of
+# version 3 in it.
+Layer.TRT_LAYER_TYPE_TO_LAYER.setdefault(trt.LayerType.PLUGIN_V3, trt.IPluginV3Layer)
 
 
 def load_plugin(library: Path) -> None:
@@ -83,6 +100,18 @@ def gather_rows(hidden: Tensor, last_token_ids: Tensor) -> Tensor:
     return gather_last_token_logits(
         hidden, last_token_ids, default_net().plugin_config.remove_input_padding
     )
+
+
+def same_on_ranks(hidden: Tensor, mapping: Any) -> Tensor:
+    """[R, H] that may differ between ranks -> [R, H] with the same bits on every rank.
+
+    Every rank gives its own H / tp columns, and all ranks gather them. The gather copies, in the
+    type of `nccl_plugin`, which is the model's own by default.
+
+    mapping  tensorrt_llm.mapping.Mapping; tp_size must divide H
+    """
+    own = chunk(hidden, mapping.tp_size, dim=1)[mapping.tp_rank]
+    return allgather(own, mapping.tp_group, gather_dim=1)
 
 
 def add_judge(

@@ -26,6 +26,10 @@ from judge_decoding.errors import UserError
 from judge_decoding.trtllm.manifest import engine_folder
 from judge_decoding.trtllm.stack import check_tensorrt_llm
 
+CUDA_GRAPHS = 128
+"""Graphs of the draft's steps that are kept. Each is for one number of sequences and one length of
+cached text, rounded up to 256 tokens. The runtime's default keeps none, so that every step would be
+recorded anew (utils/inflightBatchingUtils.cpp `CudaGraphExecutorCache`)."""
 SCORES = "judge_scores"
 """The plugin's second output, float32 [B, max_draft_len]: |cell| is the judge's score of a drafted
 token, its sign bit is set if the plugin edited that row's logits, and NaN means no draft token."""
@@ -94,8 +98,10 @@ class Executor:
 def open_executor(deployment: Deployment, model: Model, *, rank: int = 0) -> Executor:
     """The executor of one model, opened by MPI rank `rank` (0: the process that drives both).
 
-    UserError if the library, the plugin or the engine does not load. A spawned rank does not
-    inherit what is loaded here: the plugin must also be in its environment (LD_PRELOAD) or image.
+    UserError if the library or the plugin does not load, or the engine in mode `leader`. In mode
+    `orchestrator` an engine that does not load ends its spawned rank, MPI ends the job, and only
+    the log says why: no exception comes back to this process. A spawned rank does not inherit what
+    is loaded here: the plugin must also be in its environment (LD_PRELOAD) or image.
     """
     assert deployment.trtllm is not None and deployment.ranks is not None
     check_tensorrt_llm()
@@ -138,6 +144,10 @@ def executor_config(api: Any, deployment: Deployment, model: Model) -> Any:
     would chunk its requests and cut their draft tokens to the end of the last chunk
     (microBatchScheduler.cpp `fitDraftTokens`). Without chunks, requests that do not fit wait for
     the next pass.
+
+    The draft's steps are recorded as CUDA graphs: they are of one row per sequence, and starting
+    their kernels takes longer than a small draft's kernels run. The target's passes have drafts,
+    which makes them context requests, and the runtime records only passes without any.
     """
     assert deployment.trtllm is not None
     build, drafts = deployment.trtllm, model == "draft"
@@ -145,6 +155,9 @@ def executor_config(api: Any, deployment: Deployment, model: Model) -> Any:
     scores = None
     if not drafts and deployment.acceptance.rule == "judge":
         scores = [api.AdditionalModelOutput(SCORES, False)]
+    knobs = api.ExtendedRuntimePerfKnobConfig()
+    knobs.cuda_graph_mode = drafts
+    knobs.cuda_graph_cache_size = CUDA_GRAPHS if drafts else 0
     return api.ExecutorConfig(
         max_beam_width=1,
         max_batch_size=deployment.limits.max_sequences,
@@ -154,7 +167,7 @@ def executor_config(api: Any, deployment: Deployment, model: Model) -> Any:
             enable_block_reuse=True, free_gpu_memory_fraction=fraction
         ),
         parallel_config=_parallel_config(api, deployment, model),
-        spec_dec_config=api.SpeculativeDecodingConfig(False),
+        extended_runtime_perf_knob_config=knobs,
         gather_generation_logits=drafts,
         additional_model_outputs=scores,
     )

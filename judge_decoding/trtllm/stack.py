@@ -15,6 +15,9 @@ PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE = "JudgeAccept", "1", "judge"
 PLUGIN_ABI = 1
 """JUDGE_ACCEPT_ABI_VERSION of plugins/judge_accept/judge_accept.h."""
 
+THRESHOLD_VARIABLE = "JUDGE_ACCEPT_THRESHOLD"
+"""Replaces the threshold of an engine that is loaded (plugins/judge_accept/README.md)."""
+
 SM = {"h100": 90, "h200": 90, "b200": 100}
 """Compute capability by GPU kind, times ten."""
 

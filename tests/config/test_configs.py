@@ -104,7 +104,9 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     assert deployment.trtllm is not None
     build = deployment.trtllm.model_dump() | {"target": {"quantization": "none"}}
     deployment = with_shapes(deployment.override(trtllm=build), tmp_path)
-    with pytest.raises(UserError, match=r"GPU 0 has 79\.0 GiB, but holds draft .* and target 9\d"):
+    with pytest.raises(
+        UserError, match=r"GPU 0 has 79\.0 GiB, but needs draft .*; target 9\d\.\d GiB"
+    ):
         check_memory(deployment, MEMORY["h100"])
 
 

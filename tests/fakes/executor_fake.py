@@ -109,8 +109,11 @@ class ParallelConfig:
 
 
 @dataclass
-class SpeculativeDecodingConfig:
-    fast_logits: bool = False
+class ExtendedRuntimePerfKnobConfig:
+    multi_block_mode: bool = True
+    enable_context_fmha_fp32_acc: bool = False
+    cuda_graph_mode: bool = field(default=False, init=False)
+    cuda_graph_cache_size: int = field(default=0, init=False)
 
 
 @dataclass
@@ -122,7 +125,7 @@ class ExecutorConfig:
     max_batch_size: int | None = None
     max_num_tokens: int | None = None
     parallel_config: ParallelConfig | None = None
-    spec_dec_config: SpeculativeDecodingConfig | None = None
+    extended_runtime_perf_knob_config: ExtendedRuntimePerfKnobConfig | None = None
     additional_model_outputs: list[AdditionalModelOutput] | None = None
     gather_generation_logits: bool = False
 

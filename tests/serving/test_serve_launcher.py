@@ -116,11 +116,47 @@ def test_a_server_on_path_is_taken_with_its_own_backends(config: Path, tmp_path:
     assert "--backend-directory" not in done.stdout
 
 
+def test_the_server_leaves_the_engines_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression (line-by-line review, 10): its pools and contexts came before the caches."""
+
+    def options(name: str) -> list[str]:
+        gpus = triton.engine_gpus(load_deployment(shipped(f"configs/{name}.yaml")))
+        server = triton.Triton(Path("tritonserver"), None, {})
+        line = server.command(ServerConfig(), name="x", engine_gpus=gpus)
+        return [word for word in line if "pool" in word or "peer" in word]
+
+    assert options("demo") == []
+    assert options("llama-8b-70b-h100x2") == [
+        "--pinned-memory-pool-byte-size=0",
+        "--enable-peer-access=false",
+        "--cuda-memory-pool-byte-size=0:0",
+        "--cuda-memory-pool-byte-size=1:0",
+    ]
+    pools = [f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in range(8)]
+    assert (
+        options("llama-8b-405b-bf16-h100x16")[2:] == pools
+    )  # GPUs 8 to 23 by their node's numbers
+
+
+def test_the_judges_variables_reach_the_ranks(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = program(tmp_path / "bin", "mpiexec", "echo 'mpiexec (Open MPI) 5.0.8'")
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    monkeypatch.setenv("JUDGE_ACCEPT_THRESHOLD", "1")
+    line = mpiexec.command(load_deployment(config), config, ["tritonserver"], str(fake.parent))
+    exported = {line[i + 1] for i, flag in enumerate(line) if flag == "-x"}
+    assert "JUDGE_ACCEPT_THRESHOLD" in exported
+    assert "LD_PRELOAD" not in exported  # mpiexec warns of what is not set
+
+
 def test_open_mpi_is_told_what_hydra_knows(config: Path, tmp_path: Path) -> None:
     fake = program(tmp_path / "bin", "mpiexec", "echo 'mpiexec (Open MPI) 5.0.8'")
     line = mpiexec.command(load_deployment(config), config, ["tritonserver"], str(fake.parent))
     assert line[0] == str(fake)
     flags = line[1 : line.index("-n")]
+    # The line-by-line review, 2: it binds each of two ranks to one core unless told not to.
+    assert flags[flags.index("--bind-to") + 1] == "none"
     assert "--oversubscribe" in flags
     assert ("--allow-run-as-root" in flags) == (os.geteuid() == 0)
     exported = [flags[i + 1] for i, flag in enumerate(flags) if flag == "-x"]

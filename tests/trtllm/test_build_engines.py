@@ -7,6 +7,7 @@ record their arguments and make the files that the real ones document. Nothing i
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,9 +23,9 @@ from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.errors import UserError
 from judge_decoding.trtllm.build import preflight
 from judge_decoding.trtllm.build.convert import converter, quantizer
-from judge_decoding.trtllm.build.engines import MODEL_CLASS_FILE
+from judge_decoding.trtllm.build.engines import MODEL_CLASS_FILE, verified_rows
 from judge_decoding.trtllm.build.judge_build import JudgeBuild
-from judge_decoding.trtllm.build.verify import first_difference, read_tokens
+from judge_decoding.trtllm.build.verify import PROMPTS, first_difference, read_tokens
 from judge_decoding.trtllm.manifest import EngineManifest, check_engine
 from judge_decoding.trtllm.stack import Runtime
 from tests.commands_world import run_command
@@ -121,7 +122,8 @@ def machine(site: Site, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             script(
                 bin / "mpirun",
                 f"#!/bin/bash\n{note}"
-                "while [[ $1 == -* ]]; do case $1 in -n|-x) shift 2;; *) shift;; esac; done\n"
+                "while [[ $1 == -* ]]; do\n"
+                "case $1 in -n|-x|--bind-to) shift 2;; *) shift;; esac\ndone\n"
                 'exec "$@"\n',
             )
         monkeypatch.setenv("PATH", f"{bin}:/usr/bin:/bin")
@@ -163,8 +165,19 @@ def machine(site: Site, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             site.examples / "run.py",
             script_text
             + "os.makedirs(os.path.dirname(given['--output_csv']))\n"
-            + "tokens = open(os.path.join(given['--engine_dir'], 'says')).read()\n"
-            + "open(given['--output_csv'], 'w').write(tokens)\n",
+            + "strict = os.environ.get('JUDGE_ACCEPT_THRESHOLD') == '1'\n"
+            + "name = 'strictly' if strict else 'says'\n"
+            + "lines = open(os.path.join(given['--engine_dir'], name)).read().splitlines()\n"
+            + "open(given['--output_csv'], 'w').write(lines.pop(0))\n"
+            + "if strict and lines:\n"  # what the next run says
+            + "    open(os.path.join(given['--engine_dir'], name), 'w').write(lines[0])\n"
+            + "if '--output_logits_npy' in given:\n"
+            + "    import numpy\n"
+            + "    assert '--output_generation_logits' in sys.argv\n"
+            + "    prefix = open(given['--input_file']).read()\n"
+            + "    row = [10.0 * len(prefix.split(',')), 0, 0, 0, 24.5, 24.75]\n"
+            + "    path = given['--output_logits_npy'].split('.npy')[0] + '_generation'\n"
+            + "    numpy.save(path, numpy.array(row, dtype='float32').reshape(1, 1, 1, -1))\n",
         )
 
     make()
@@ -220,7 +233,10 @@ def common(site: Site, role: str, engine: str, *, gemm: str = "bfloat16", fp8: s
     )
 
 
-SPECULATIVE = "--speculative_decoding_mode=draft_tokens_external --max_draft_len=6"
+SPECULATIVE = (
+    "--speculative_decoding_mode=draft_tokens_external --max_draft_len=6 --opt_num_tokens=14"
+)
+MPIRUN = "mpirun --allow-run-as-root --bind-to none --oversubscribe"
 CLASS = f"--model_cls_file={MODEL_CLASS_FILE} --model_cls_name=JudgeLlamaForCausalLM"
 
 
@@ -250,7 +266,7 @@ def test_dry_run_of_a_build(site: Site) -> None:
         "max_draft_len": 6,
     }
     assert lines[-6:] == [
-        f"command  JUDGE_DECODING_BUILD={root}/target.judge.json mpirun --allow-run-as-root -n 2 "
+        f"command  JUDGE_DECODING_BUILD={root}/target.judge.json {MPIRUN} -n 2 "
         f"-x JUDGE_DECODING_BUILD trtllm-build {common(site, 'target', 'target')} "
         f"{SPECULATIVE} {CLASS}",
         f"makes    {root}/target/config.json",
@@ -266,8 +282,7 @@ def test_a_build_without_a_judge_is_plain_speculative_decoding(site: Site) -> No
     site.write(rest="acceptance: {rule: strict}")
     _, out, _ = site.run(BUILD, "--dry-run", "--only", "target")
     assert out.splitlines()[1] == (
-        "command  mpirun --allow-run-as-root -n 2 trtllm-build "
-        f"{common(site, 'target', 'target')} {SPECULATIVE}"
+        f"command  {MPIRUN} -n 2 trtllm-build {common(site, 'target', 'target')} {SPECULATIVE}"
     )
 
 
@@ -292,7 +307,8 @@ def test_the_engine_takes_max_draft_len_whatever_the_schedule(site: Site) -> Non
     rest = f"judge: {{path: {site.judge}}}\nacceptance: {{rule: judge}}"
     site.write(rest=f"{rest}\ndraft_len_schedule: {{1: 4, 2: 3}}")
     _, out, _ = site.run(BUILD, "--dry-run", "--only", "target")
-    assert "--speculative_decoding_mode=draft_tokens_external --max_draft_len=6 " in out
+    # What is tuned for follows the schedule: one sequence has 5 rows, two have 2 x 4.
+    assert SPECULATIVE.replace("=14", "=8") in out
     assert '"max_draft_len": 6' in out
 
 
@@ -301,20 +317,32 @@ def test_more_ranks_than_gpus_of_a_node(site: Site) -> None:
     ranks = f"{{draft: {{devices: [16]}}, target: {{tp: 16, devices: {list(range(16))}}}}}"
     site.write(ranks=ranks, trtllm=", mode: leader")
     _, out, _ = site.run(BUILD, "--dry-run", "--only", "target")
-    assert "mpirun --allow-run-as-root -n 8 -x" in out
+    assert f"{MPIRUN} -n 8 -x" in out
 
 
-def test_the_baseline_variants(site: Site) -> None:
+def test_the_target_is_tuned_for_its_verify_passes() -> None:
+    """Regression (line-by-line review, 5): it was tuned for as many rows as sequences."""
+    rows = {}
+    for name in ("llama-8b-70b-h100x2", "llama-1b-8b", "llama-8b-405b-h100x8"):
+        rows[name] = verified_rows(load_deployment(ROOT / "configs" / f"{name}.yaml"))
+    # 32 x (6 + 1), 32 x (4 + 1), 16 x (12 + 1): the longest draft times the most sequences never
+    # happens.
+    assert rows == {
+        "llama-8b-70b-h100x2": 224,
+        "llama-1b-8b": 160,
+        "llama-8b-405b-h100x8": 208,
+    }
+
+
+def test_the_baseline_variant(site: Site) -> None:
     _, out, _ = site.run(BUILD, "--dry-run", "--baseline")
     parts = out.split("step     ")
     assert [part.split("\n")[0] for part in parts[1:]] == [
         "build draft",
         "build target",
         "build target-plain",
-        "build target-threshold-1",
     ]
     assert "judge" not in parts[3].replace(str(site.engines), "")
-    assert '"threshold": 1.0' in parts[4]
     site.write(rest="acceptance: {rule: strict}")
     assert "--baseline compares with a judged target" in site.refused(BUILD, "--baseline")
 
@@ -323,18 +351,33 @@ def test_dry_run_of_a_verification(site: Site) -> None:
     code, out, _ = site.run(VERIFY, "--dry-run")
     assert code == 0
     root = site.engines
+    strict = f"{MPIRUN} -n 1 -x JUDGE_ACCEPT_THRESHOLD"
+
+    def generating(name: str, *prompts: str) -> str:
+        return (
+            f"{PYTHON} /app/examples/run.py --draft_engine_dir={root}/draft "
+            "'--draft_target_model_config=[6,[0],[1,2],False]' --kv_cache_enable_block_reuse "
+            f"--tokenizer_dir={site.target} --engine_dir={root}/target --max_output_len=64 "
+            "--kv_cache_free_gpu_memory_fraction=0.9 "
+            f"--output_csv={root}/verify/{name}.partial/tokens.csv --input_text "
+            + shlex.join(prompts)
+        )
+
     assert out.splitlines() == [
         f"checks   {root}/draft/manifest.json",
         f"checks   {root}/target/manifest.json",
-        "step     generate with target",
-        f"command  mpirun --allow-run-as-root -n 1 {PYTHON} /app/examples/run.py "
-        f"--tokenizer_dir={site.target} --draft_engine_dir={root}/draft --engine_dir={root}/target "
-        "'--draft_target_model_config=[6,[0],[1,2],False]' --max_output_len=64 "
-        "--kv_cache_enable_block_reuse --kv_cache_free_gpu_memory_fraction=0.9 "
-        f"--output_csv={root}/verify/target.partial/tokens.csv --input_text "
-        "'How does speculative decoding work?' 'Write a short story about a lighthouse keeper.'",
+        "step     generate target",
+        f"command  {MPIRUN} -n 1 {generating('target', PROMPTS[0], PROMPTS[1])}",
         f"makes    {root}/verify/target/tokens.csv",
         f"log      {root}/logs/verify-target.log",
+        "step     generate strict-1",
+        f"command  JUDGE_ACCEPT_THRESHOLD=1 {strict} {generating('strict-1', PROMPTS[0])}",
+        f"makes    {root}/verify/strict-1/tokens.csv",
+        f"log      {root}/logs/verify-strict-1.log",
+        "step     generate strict-2",
+        f"command  JUDGE_ACCEPT_THRESHOLD=1 {strict} {generating('strict-2', PROMPTS[0])}",
+        f"makes    {root}/verify/strict-2/tokens.csv",
+        f"log      {root}/logs/verify-strict-2.log",
     ]
 
 
@@ -456,8 +499,13 @@ def test_the_wrong_machine(site: Site, machine: Callable[..., None]) -> None:
     assert "this machine has NVIDIA H200 (SM 90)" in site.refused(BUILD)
     machine(gpus=1)
     assert "1 GPUs are visible, 2 are needed" in site.refused(BUILD)
-    machine(memory=4 * preflight.GIB)
-    assert "GPU 0 has 4.0 GiB, but holds draft 0.0 GiB of weights" in site.refused(BUILD)
+    machine(memory=2 * preflight.GIB)
+    error = site.refused(BUILD)
+    assert error == (
+        "GPU 0 has 2.0 GiB, but needs draft 0.0 GiB of weights, 0.0 of buffers, 2.0 for the "
+        "runtime and 0.0 of cache; use quantization fp8, more GPUs (ranks.*.tp), a smaller "
+        "trtllm.max_num_tokens, max_draft_len, limits.max_sequences or limits.max_context"
+    )
     machine(free=1000)
     assert "disk: the engines needs" in site.refused(BUILD)
     machine(tools=("mpirun",))
@@ -505,7 +553,7 @@ def test_convert_then_build_then_resume(site: Site, machine: Callable[..., None]
         check_engine(deployment, role, Checkpoints.of(deployment), RUNTIME)
     assert not list(site.engines.rglob("*.partial"))
     log = (site.engines / "logs/build-target.log").read_text()
-    assert "building" in log and "mpirun --allow-run-as-root -n 2" in log.splitlines()[0]
+    assert "building" in log and f"{MPIRUN} -n 2" in log.splitlines()[0]
     written = JudgeBuild.model_validate_json((site.engines / "target.judge.json").read_text())
     assert (written.judge, written.threshold) == (site.judge, 0.6)
 
@@ -564,29 +612,29 @@ def test_a_step_that_ends_well_but_makes_too_little(
     assert not (site.engines / "checkpoints/target").exists()
 
 
-def test_the_baseline_engines_say_what_they_are(site: Site, machine: Callable[..., None]) -> None:
+def test_the_baseline_engine_says_what_it_is(site: Site, machine: Callable[..., None]) -> None:
     assert convert(site)[0] == 0
     assert site.run(BUILD, "--baseline")[0] == 0
-    found = {
-        name: EngineManifest.load(site.engines / name)
-        for name in ("target", "target-plain", "target-threshold-1")
-    }
+    found = {name: EngineManifest.load(site.engines / name) for name in ("target", "target-plain")}
     assert [(m.plugin, m.threshold) for m in found.values()] == [
         ("JudgeAccept/1", 0.6),
         (None, None),
-        ("JudgeAccept/1", 1.0),
     ]
 
 
 # --- verification --------------------------------------------------------------------------------
 
 
-def built(site: Site, **says: str) -> None:
-    """All engines, with the tokens that the fake run.py prints for each."""
+def built(site: Site, *, plain: str = "1,2,3", strictly: tuple[str, ...] = ("1,2,3",)) -> None:
+    """All engines, with the tokens that the fake run.py prints for each.
+
+    strictly  what the target writes at threshold 1, in each run
+    """
     assert convert(site)[0] == 0
     assert site.run(BUILD, "--baseline")[0] == 0
-    for name in ("target", "target-plain", "target-threshold-1"):
-        (site.engines / name / "says").write_text(says.get(name.replace("-", "_"), "1,2\n3,4\n"))
+    (site.engines / "target" / "says").write_text("1,4,5")
+    (site.engines / "target" / "strictly").write_text("\n".join(strictly))
+    (site.engines / "target-plain" / "says").write_text(plain)
 
 
 def verify(site: Site, *arguments: str) -> tuple[int, str, str]:
@@ -594,27 +642,68 @@ def verify(site: Site, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_verification_passes(site: Site, machine: Callable[..., None]) -> None:
-    built(site, target="1,2\n3,5\n")
-    code, out, error = verify(site, "--baseline")
+    built(site)
+    code, out, error = verify(site)
     assert code == 0, error
-    assert out.splitlines()[-4:] == [
-        "target: 4 tokens, prompts and padding included",
-        "target-threshold-1: 4 tokens, prompts and padding included",
-        "target-threshold-1 / plain speculative decoding: 2 of 2 answers equal",
-        "target / plain speculative decoding: 1 of 2 answers equal",
+    assert out.splitlines()[-2:] == [
+        "target: 3 tokens, prompts and padding included",
+        "target at threshold 1: two runs are equal",
     ]
-    code, out, _ = verify(site)
+    code, out, _ = verify(site, "--baseline")
     assert code == 0
-    assert out.splitlines()[-1].startswith("not compared: no baseline engines")
+    assert out.splitlines()[-1] == "threshold 1 / plain engine: all tokens are equal"
 
 
-def test_a_threshold_of_1_that_changes_a_token_fails(
+def test_two_runs_of_one_engine_that_differ_fail(site: Site, machine: Callable[..., None]) -> None:
+    built(site, strictly=("1,2,3", "1,2,5"))
+    code, out, _ = verify(site)
+    assert code == 1
+    assert out.splitlines()[-1] == (
+        "FAILED: the target at threshold 1 wrote other tokens in a second run, from token 2 on; a "
+        "kernel is not deterministic, or the ranks do not agree"
+    )
+
+
+def test_another_engine_may_swap_logits_that_nearly_tie(
     site: Site, machine: Callable[..., None]
 ) -> None:
-    built(site, target_threshold_1="1,2\n3,9\n")
+    """Regression (line-by-line review, 4): equality was demanded of two different engines."""
+    built(site, plain="1,2,5", strictly=("1,2,4",))
+    code, out, error = verify(site, "--baseline")
+    assert code == 0, error
+    assert out.splitlines()[-1] == (
+        "threshold 1 / plain engine: equal up to token 2, where the plain engine's logits are "
+        "24.750 for its own token 5 and 24.500 for 4: 0.250 apart. Two engines may part where "
+        "logits nearly tie; a gap of whole logits would be a fault"
+    )
+    # Asked of the plain engine alone, on all of its ranks, behind the tokens that both wrote.
+    assert (site.engines / "verify" / "prefix.csv").read_text() == "1,2\n"
+    called = (site.folder / "called").read_text().splitlines()
+    mpirun = next(line for line in called if "--input_file=" in line and line.startswith("--allow"))
+    assert mpirun.startswith("--allow-run-as-root --bind-to none --oversubscribe -n 2 ")
+    assert f"--engine_dir={site.engines}/target-plain " in mpirun
+    assert "--draft" not in mpirun and "--max_output_len=1 " in mpirun
+
+
+def test_one_of_two_engines_that_ends_early_is_named(
+    site: Site, machine: Callable[..., None]
+) -> None:
+    built(site, plain="1,2,3,4")
     code, out, _ = verify(site, "--baseline")
-    assert code == 1
-    assert "FAILED: answer 1 differs from token 1 on" in out
+    assert code == 0
+    assert out.splitlines()[-1] == "threshold 1 / plain engine: one of them ends at token 3"
+
+
+def test_a_deployment_without_a_judge_only_generates(
+    site: Site, machine: Callable[..., None]
+) -> None:
+    site.write(rest="acceptance: {rule: strict}")
+    assert convert(site)[0] == 0
+    assert site.run(BUILD)[0] == 0
+    (site.engines / "target" / "says").write_text("1,2")
+    code, out, error = verify(site)
+    assert code == 0, error
+    assert out.splitlines()[-1] == "target: 2 tokens, prompts and padding included"
 
 
 def test_verification_checks_manifests_first(site: Site, machine: Callable[..., None]) -> None:

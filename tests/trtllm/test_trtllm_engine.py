@@ -39,6 +39,7 @@ from judge_decoding.text import Tokenizer
 from judge_decoding.torch_engine.engine import load_drafter, load_target
 from judge_decoding.trtllm.engine import TrtDrafter, TrtTarget
 from judge_decoding.trtllm.executor import (
+    CUDA_GRAPHS,
     Executor,
     ExecutorError,
     executor_config,
@@ -74,7 +75,7 @@ def plugin(threshold: float, end_ids: tuple[int, ...] = ()) -> SimpleNamespace:
     return SimpleNamespace(threshold=threshold, end_ids=end_ids, max_draft_len=MAX_DRAFT_LEN)
 
 
-def opened(role: str, model: fake.Model, **config: Any) -> fake.Executor:
+def opened(role: str, model: fake.Model) -> fake.Executor:
     fake.Executor.models[role] = model
     drafts = role == "draft"
     scores = None if drafts else [fake.AdditionalModelOutput("judge_scores")]
@@ -82,7 +83,6 @@ def opened(role: str, model: fake.Model, **config: Any) -> fake.Executor:
         max_num_tokens=BOUNDS["max_context"],
         gather_generation_logits=drafts,
         additional_model_outputs=scores,
-        spec_dec_config=fake.SpeculativeDecodingConfig(**config),
     )
     return fake.Executor(Path(f"/engines/{role}"), fake.ModelType.DECODER_ONLY, settings)
 
@@ -728,7 +728,14 @@ def test_orchestrator_mode_spawns_the_ranks_of_each_executor(
     assert not config.enable_chunked_context  # the scheduler would cut drafts (executor_config)
     assert not config.gather_generation_logits
     assert config.additional_model_outputs is None  # rule strict: no plugin
-    assert executor_config(fake, d, "draft").gather_generation_logits
+    drafting = executor_config(fake, d, "draft")
+    assert drafting.gather_generation_logits
+    # The line-by-line review, 7: one-row steps are started as CUDA graphs, and graphs are kept.
+    for knobs, graphs, kept in (
+        (drafting.extended_runtime_perf_knob_config, True, CUDA_GRAPHS),
+        (config.extended_runtime_perf_knob_config, False, 0),
+    ):
+        assert (knobs.cuda_graph_mode, knobs.cuda_graph_cache_size) == (graphs, kept)
     spawned = fake.OrchestratorConfig(True, "/site/tensorrt_llm/bin/executorWorker")
     for role, devices in (("draft", [0]), ("target", [1, 2])):
         assert parallel(d, role) == fake.ParallelConfig(

@@ -3,8 +3,8 @@
 `trtllm-build` runs with the options of TensorRT-LLM 1.2.1 (tensorrt_llm/commands/build.py), one
 process per rank. With `acceptance.rule: judge` the target is built through `judge_llama.py` of this
 folder, which loads the plugin before it makes the network. The engines are the folders `draft` and
-`target` under `trtllm.engines`, each with its manifest. The baseline engines are `target-plain` (no
-plugin) and `target-threshold-1` (the plugin, which never accepts); `verify` compares them.
+`target` under `trtllm.engines`, each with its manifest. The baseline engine `target-plain` has no
+plugin; `verify` compares the judged one with it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from judge_decoding.trtllm.build.preflight import (
     check_gpus,
     check_models,
     check_plugin,
+    check_tensors,
     check_tool,
     sizes,
 )
-from judge_decoding.trtllm.build.steps import BuildStep, describe, partial, run_steps
+from judge_decoding.trtllm.build.steps import MPIRUN, BuildStep, describe, partial, run_steps
 from judge_decoding.trtllm.manifest import (
     MANIFEST,
     check_engine,
@@ -50,7 +51,7 @@ BOOST = {"float32": 1e4, "float16": 3e4}
 
 @dataclass(frozen=True)
 class EngineBuild:
-    """One engine to build for `deployment`, whose rule is changed for baseline engines."""
+    """One engine to build for `deployment`, whose rule is changed for the baseline engine."""
 
     name: str
     model: Model
@@ -72,20 +73,24 @@ class EngineBuild:
 
 
 def engines(deployment: Deployment, only: str, baseline: bool) -> list[EngineBuild]:
-    """Draft and target, and with `baseline` the two engines that `verify` compares."""
+    """Draft and target, and with `baseline` the target that `verify` compares with."""
     found = [EngineBuild(model, model, deployment) for model in models(only)]
     if baseline:
-        if deployment.acceptance.rule != "judge" or deployment.judge is None:
+        if deployment.acceptance.rule != "judge":
             raise UserError(
                 "--baseline compares with a judged target; acceptance.rule is not judge"
             )
         plain = deployment.acceptance.model_dump() | {"rule": "strict"}
-        never = deployment.judge.model_dump() | {"threshold": 1.0}
-        found += [
-            EngineBuild("target-plain", "target", deployment.override(acceptance=plain)),
-            EngineBuild("target-threshold-1", "target", deployment.override(judge=never)),
-        ]
+        found.append(EngineBuild("target-plain", "target", deployment.override(acceptance=plain)))
     return found
+
+
+def verified_rows(deployment: Deployment) -> int:
+    """The most rows that one verify pass has by the schedule of draft lengths, which the target's
+    kernels are tuned for (--opt_num_tokens). The builder's default is the batch size, which is
+    right for the draft's steps of one row each (tensorrt_llm/_common.py `check_max_num_tokens`)."""
+    sequences = range(1, deployment.limits.max_sequences + 1)
+    return max(n * (deployment.draft_len(n) + 1) for n in sequences)
 
 
 def command(engine: EngineBuild, checkpoint: Path, output: Path) -> tuple[str, ...]:
@@ -120,14 +125,14 @@ def command(engine: EngineBuild, checkpoint: Path, output: Path) -> tuple[str, .
         options += [
             "--speculative_decoding_mode=draft_tokens_external",
             f"--max_draft_len={deployment.max_draft_len}",
+            f"--opt_num_tokens={verified_rows(deployment)}",
         ]
     if engine.judged:
         options += [f"--model_cls_file={MODEL_CLASS_FILE}", f"--model_cls_name={MODEL_CLASS}"]
     if (processes := engine.processes) == 1:
         return ("trtllm-build", *options)
     exported = ("-x", VARIABLE) if engine.judged else ()
-    mpirun = ("mpirun", "--allow-run-as-root", "-n", str(processes), *exported)
-    return (*mpirun, "trtllm-build", *options)
+    return (*MPIRUN, "-n", str(processes), *exported, "trtllm-build", *options)
 
 
 def judge_build_text(engine: EngineBuild, checkpoints: Checkpoints, absent: bool) -> str:
@@ -247,6 +252,7 @@ def preflight(
     if processes > 1:
         check_tool("mpirun")
     check_plugin(deployment)
+    check_tensors(deployment)
     check_gpus(deployment, wanted=processes)
     total = sum(sizes(deployment, engine.model).total for engine in todo)
     check_disk(sections(deployment).engines, total, "the engines")

@@ -11,9 +11,19 @@ The judge's feature says what the plugin reads:
 - `post_norm`: the LM head's input, already gathered to the rows that get logits
 - `pre_norm`: the input of the final norm `ln_f`, gathered here by last_token_ids
 
+With tensor parallelism every rank decodes by itself, and only the logits are gathered, so only they
+are sure to be equal on every rank. The residual stream and the norm are computed on each rank by
+kernels that TensorRT tunes there. One differing bit of the feature at the threshold would give the
+ranks different texts, and the next all-reduce would hang. So the feature is put together from one
+part per rank before the plugin reads it (`compat.same_on_ranks`). The LM head reads it too, which
+orders the two gathers: they would otherwise be independent, and TensorRT runs independent layers in
+any order, also on several streams, while NCCL needs one order on all ranks.
+
 Read against TensorRT-LLM 1.2.1: tensorrt_llm/models/modeling_utils.py
-(DecoderModelForCausalLM.forward: transformer, gather_last_token_logits, lm_head, mark_output),
-models/llama/model.py (LLaMAModel.forward: ln_f), commands/build.py (SourceFileLoader).
+(DecoderModelForCausalLM.forward: transformer, gather_last_token_logits, lm_head, multipliers,
+mark_output), models/llama/model.py (LLaMAModel.forward: ln_f), commands/build.py
+(SourceFileLoader), cpp/tensorrt_llm/batch_manager/trtGptModelInflightBatching.h
+(broadcastPostDecoder: only behind a logits post-processor that runs on one rank).
 """
 
 from __future__ import annotations
@@ -47,17 +57,21 @@ class JudgeLlamaForCausalLM(trtllm.LLaMAForCausalLM):  # type: ignore[misc]  # i
 
         The builder passes every input by name (tensorrt_llm/builder.py `build`: model(**inputs)).
         """
-        pre_norm: list[Any] = []
+        pre_norm = self.judge.metadata.feature == "pre_norm"
+        mapping = self.config.mapping
+        norms: list[tuple[Any, Callable[[Any], Any]]] = []
 
         def norm(stock: Callable[..., Any], hidden: Any, *more: Any, **named: Any) -> Any:
-            pre_norm.append(hidden)
+            norms.append((hidden, lambda rows: stock(rows, *more, **named)))
             return stock(hidden, *more, **named)
 
         def head(stock: Callable[..., Any], hidden: Any, *more: Any, **named: Any) -> Any:
+            residual, final_norm = norms[-1]
+            feature = trtllm.gather_rows(residual, last_token_ids) if pre_norm else hidden
+            if mapping.tp_size > 1:
+                feature = trtllm.same_on_ranks(feature, mapping)
+                hidden = final_norm(feature) if pre_norm else feature
             logits = stock(hidden, *more, **named)
-            feature = hidden
-            if self.judge.metadata.feature == "pre_norm":
-                feature = trtllm.gather_rows(pre_norm[-1], last_token_ids)
             return self._judged(
                 logits, feature, input_ids, last_token_ids, attention_params.context_lengths
             )
@@ -115,6 +129,17 @@ def _check(config: Any, build: JudgeBuild, judge: Judge) -> None:
             f"judge_llama: pp_size {mapping.pp_size} and cp_size {mapping.cp_size} must be 1: the "
             "plugin needs input_ids and all rows on every rank; convert with --tp_size alone"
         )
+    if config.hidden_size % mapping.tp_size:
+        raise UserError(
+            f"judge_llama: tp_size {mapping.tp_size} does not divide the hidden size "
+            f"{config.hidden_size}, whose columns the ranks share; take one that does"
+        )
+    for name in ("output_multiplier_scale", "mup_width_multiplier"):
+        if (value := getattr(config, name, None)) not in (None, 1):
+            raise UserError(
+                f"judge_llama: the checkpoint has {name} {value}, which would scale the logits "
+                "behind the judge; the judge is for Llamas, which have none"
+            )
     if config.hidden_size != judge.metadata.hidden_size:
         raise UserError(
             f"judge_llama: the judge is for hidden size {judge.metadata.hidden_size}, the "

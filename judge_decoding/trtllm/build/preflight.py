@@ -12,12 +12,14 @@ from judge_decoding.config.checkpoints import Checkpoints
 from judge_decoding.config.layout import MODELS, Model
 from judge_decoding.errors import UserError
 from judge_decoding.planner.shapes import shape_of
+from judge_decoding.trtllm.buffers import TENSOR_ELEMENTS, Buffers, buffers, widest_tensor
 from judge_decoding.trtllm.manifest import engine_config, rank_group, sections
 from judge_decoding.trtllm.stack import CONTAINER, SM
 
 GIB = 1024**3
-SPARE = 4 * GIB
-"""GPU memory beside the weights of a loaded engine: workspace, buffers, a minimal cache."""
+RUNTIME = 2 * GIB
+"""GPU memory of each engine beside weights, buffers and cache: CUDA context, NCCL, workspaces, CUDA
+graphs. An assumption."""
 
 
 @dataclass(frozen=True)
@@ -151,15 +153,69 @@ def check_gpus(deployment: Deployment, *, wanted: int) -> None:
 
 
 def check_memory(deployment: Deployment, memory: int) -> None:
-    """UserError unless the weights of all ranks on a GPU, plus SPARE, fit in `memory` bytes."""
+    """UserError unless everything that the ranks on a GPU need fits in `memory` bytes: weights,
+    buffers, the runtime, and the cache of one text of max_context."""
     groups = {model: rank_group(deployment, model).devices for model in MODELS}
-    taken = {model: sizes(deployment, model).rank for model in MODELS}
+    needs = {model: needed_memory(deployment, model) for model in MODELS}
     for gpu in sorted({*groups["draft"], *groups["target"]}, key=str):
         on_it = [model for model in MODELS if gpu in groups[model]]
-        needed = sum(taken[model] for model in on_it) + SPARE
-        if needed > memory:
-            parts = " and ".join(f"{model} {taken[model] / GIB:.1f} GiB" for model in on_it)
+        if sum(needs[model].total for model in on_it) > memory:
+            parts = "; ".join(f"{model} {needs[model]}" for model in on_it)
             raise UserError(
-                f"GPU {gpu} has {memory / GIB:.1f} GiB, but holds {parts} of weights and needs "
-                f"{SPARE / GIB:.0f} GiB beside; use quantization fp8 or more GPUs (ranks.*.tp)"
+                f"GPU {gpu} has {memory / GIB:.1f} GiB, but needs {parts}; use quantization fp8, "
+                "more GPUs (ranks.*.tp), a smaller trtllm.max_num_tokens, max_draft_len, "
+                "limits.max_sequences or limits.max_context"
+            )
+
+
+@dataclass(frozen=True)
+class NeededMemory:
+    """Bytes that one rank of an engine needs at least; `cache` is of one text of max_context."""
+
+    weights: int
+    buffers: Buffers
+    cache: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.buffers.total + RUNTIME + self.cache
+
+    def __str__(self) -> str:
+        return (
+            f"{self.weights / GIB:.1f} GiB of weights, {self.buffers.total / GIB:.1f} of buffers, "
+            f"{RUNTIME / GIB:.1f} for the runtime and {self.cache / GIB:.1f} of cache"
+        )
+
+
+def needed_memory(deployment: Deployment, model: Model) -> NeededMemory:
+    config = Checkpoints.of(deployment)[model].config
+    part, tp = engine_config(deployment, model), rank_group(deployment, model).tp
+    element = 1 if part.kv_cache_dtype == "fp8" else 2
+    heads = max(config.num_kv_heads // tp, 1)
+    token = 2 * config.num_layers * heads * config.head_dim * element
+    return NeededMemory(
+        weights=sizes(deployment, model).rank,
+        buffers=buffers(
+            deployment,
+            model,
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            vocab=config.vocab_size,
+        ),
+        cache=token * deployment.limits.max_context,
+    )
+
+
+def check_tensors(deployment: Deployment) -> None:
+    """UserError if a pass of max_num_tokens has a tensor that TensorRT cannot hold."""
+    most = sections(deployment).max_num_tokens
+    for model in MODELS:
+        intermediate = Checkpoints.of(deployment)[model].config.intermediate_size
+        widest = widest_tensor(deployment, model, intermediate=intermediate)
+        if widest > TENSOR_ELEMENTS:
+            fits = TENSOR_ELEMENTS * most // widest
+            raise UserError(
+                f"trtllm.max_num_tokens {most} gives the {model} a tensor of {widest} elements, "
+                f"and TensorRT holds {TENSOR_ELEMENTS}; set it to {fits} or less, or use more "
+                f"GPUs (ranks.{model}.tp)"
             )

@@ -14,6 +14,9 @@ from pathlib import Path
 from judge_decoding.errors import UserError
 
 TAIL_LINES = 5
+MPIRUN = ("mpirun", "--allow-run-as-root", "--bind-to", "none", "--oversubscribe")
+"""Open MPI's launcher. Its default binds each of one or two processes, and all of their threads and
+children, to one core; more processes than cores are refused unless they may share them."""
 
 
 @dataclass(frozen=True)
