@@ -43,7 +43,7 @@ def buffers(
     """The buffers of a deployment's draft or target, given the model's sizes."""
     assert deployment.trtllm is not None and deployment.ranks is not None
     build, sequences = deployment.trtllm, deployment.limits.max_sequences
-    tp = getattr(deployment.ranks, model).tp
+    tp: int = getattr(deployment.ranks, model).tp
     drafts = deployment.max_draft_len if model == "target" else 0
     element = 4 if build.logits_dtype == "float32" else 2
     vocab += -vocab % tp  # padded; every rank holds all logits
@@ -68,5 +68,5 @@ def buffers(
 def widest_tensor(deployment: Deployment, model: Model, *, intermediate: int) -> int:
     """Elements of the largest tensor of a pass of `max_num_tokens`: gate and up of one MLP."""
     assert deployment.trtllm is not None and deployment.ranks is not None
-    tp = getattr(deployment.ranks, model).tp
+    tp: int = getattr(deployment.ranks, model).tp
     return deployment.trtllm.max_num_tokens * 2 * intermediate // tp

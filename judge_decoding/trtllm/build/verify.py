@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from judge_decoding.config import Deployment
 from judge_decoding.config.checkpoints import Checkpoints
@@ -134,14 +135,15 @@ def read_tokens(folder: Path) -> list[list[int]]:
     return rows
 
 
-def read_logits(folder: Path) -> np.ndarray:
+def read_logits(folder: Path) -> NDArray[np.float32]:
     """float32 [V]: the logits of the one token that was generated for one prompt."""
     path = folder / LOGITS
     try:
         found = np.load(path)
     except (OSError, ValueError) as error:
         raise UserError(f"verify: cannot read {path} ({error})") from None
-    return np.asarray(found, dtype=np.float32).reshape(-1, found.shape[-1])[0]
+    last: NDArray[np.float32] = found.astype(np.float32).reshape(-1, found.shape[-1])[0]
+    return last
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
