@@ -1,8 +1,9 @@
 """A peer in a process of its own, so that its threads do not slow this package's.
 
 Measured beside a llama.cpp server loaded into the same process: a pass of the demo target took
-50 ms instead of 29, though the server was idle. libgomp lets the workers of its thread teams wait
-actively only while all teams of a process together have no more threads than there are CPUs.
+50 ms instead of 29, though the server was idle, and 26 with the server in a process of its own. A
+likely cause, not proved: libgomp's workers wait actively only while all thread teams of a process
+together have no more threads than there are CPUs.
 """
 
 from __future__ import annotations
