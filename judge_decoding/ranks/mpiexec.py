@@ -59,7 +59,8 @@ def _flags(mpiexec: str) -> list[str]:
     runs as root only if told to. By default it binds each of one or two ranks to one core, which
     Triton would share with its models and the runtime's threads."""
     done = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, check=False)
-    if "Open MPI" not in done.stdout + done.stderr:
+    # Version 4 calls itself so under this name, and "Open MPI" only as mpirun.
+    if not any(name in done.stdout + done.stderr for name in ("Open MPI", "OpenRTE")):
         return []
     names = ["PATH", "LD_LIBRARY_PATH", run_folder.CONFIG_VARIABLE, run_folder.FOLDER_VARIABLE]
     names += [name for name in _PLUGIN_VARIABLES if name in os.environ]
