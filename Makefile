@@ -16,8 +16,11 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 READY = .venv/.ready
 PLUGIN_DEPS = .venv/share/.plugin-deps
 PROMETHEUS = .venv/share/prometheus
+OPENMPI = .venv/share/openmpi
+OPENMPI_PACKAGES = openmpi-bin openmpi-common libopenmpi3 libpmix2 libhwloc15 libmunge2 \
+	libevent-core-2.1-7 libevent-pthreads-2.1-7
 
-.PHONY: demo test lint unit browser mutants venv libpython nginx promtool target real-pair \
+.PHONY: demo test lint unit browser mutants venv libpython nginx promtool openmpi target real-pair \
 	plugin-deps bench load clean
 
 # make demo PAIR=real shows the real pair, which is downloaded first.
@@ -29,7 +32,7 @@ demo: venv target
 	$(BIN)/python -m clients.demo --config configs/demo.yaml $(if $(STAY),--stay)
 endif
 
-test: lint venv target plugin-deps nginx promtool
+test: lint venv target plugin-deps nginx promtool openmpi
 	$(PYTEST)
 
 lint: venv
@@ -98,6 +101,17 @@ promtool: venv
 		apt-get download -qq -o APT::Sandbox::User=root prometheus && dpkg -x prometheus_*.deb . && rm prometheus_*.deb; \
 	fi; \
 	command -v promtool >/dev/null || echo "make: no promtool, so the tests of alert rules are skipped"
+
+# For the tests of Open MPI's launcher (tests/ranks/test_open_mpi.py): unpacked, since an installed
+# one would be found before MPICH's by everything else on the machine.
+openmpi: venv
+	@[ -x $(OPENMPI)/usr/bin/orterun ] && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		mkdir -p $(OPENMPI) && cd $(OPENMPI) && apt-get update -qq && \
+		apt-get download -qq -o APT::Sandbox::User=root $(OPENMPI_PACKAGES) && \
+		for package in *.deb; do dpkg -x $$package . || exit 1; done; rm -f *.deb; cd - >/dev/null; \
+	fi; \
+	[ -x $(OPENMPI)/usr/bin/orterun ] || echo "make: no Open MPI, so the tests of its launcher are skipped"
 
 # The demo target, copied once into the cache folder; a later run only checks it.
 target: venv
