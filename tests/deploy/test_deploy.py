@@ -98,6 +98,7 @@ def test_two_nodes(bin: Path, tmp_path: Path) -> None:
         "--mpi=pmix",
         "--distribution=arbitrary",
         "--kill-on-bad-exit=1",
+        "--cpu-bind=none",
         "--container-image=image",
         "--container-mounts=/m:/models,/e:/engines",
         "--no-container-mount-home",

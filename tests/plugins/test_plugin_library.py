@@ -19,6 +19,7 @@ from plugin_builds import (
     lean_runtime,
     needs_gxx,
     needs_nvcc,
+    patchelf,
     plugin_library,
     tensorrt_headers,
 )
@@ -47,6 +48,8 @@ library, how, collections = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 registry = trt.get_plugin_registry()
 if how == "load_library":
     registry.load_library(library)
+if how == "open":
+    ctypes.CDLL(library)
 names = [c.name for c in registry.all_creators]
 creator = registry.get_creator("JudgeAccept", "1", "judge")
 answer = {"tensorrt": trt.__version__, "count": names.count("JudgeAccept")}
@@ -147,7 +150,7 @@ def test_ptx_has_one_parameter_a_kernel_and_no_spills(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
-def test_cmake_builds_what_ld_preload_registers(tmp_path: Path) -> None:
+def test_cmake_builds_what_ld_preload_and_patchelf_register(tmp_path: Path) -> None:
     """Linked with a real TensorRT runtime (the lean one instead of libnvinfer) and preloaded into a
     process that has not loaded it: the creator is in the registry."""
     lean = lean_runtime(LEAN_VERSIONS[0])
@@ -163,6 +166,18 @@ def test_cmake_builds_what_ld_preload_registers(tmp_path: Path) -> None:
     assert answer["count"] == 1 and answer["made"] == [True]
     # Loading it again neither fails nor registers it twice.
     answer, _ = ask_registry(lean, library, "load_library", [GOOD], LD_PRELOAD=str(library))
+    assert answer["count"] == 1 and answer["made"] == [True]
+    # The image's way (deploy/Dockerfile): it becomes a need of a library that every process with an
+    # engine loads, and is found by its name.
+    other = tmp_path / "libnvinfer_plugin_tensorrt_llm.so"
+    (tmp_path / "other.c").write_text("int nothing(void) { return 0; }\n")
+    run(["gcc", "-shared", "-fPIC", str(tmp_path / "other.c"), "-o", str(other)])
+    found = {"LD_LIBRARY_PATH": str(library.parent)}
+    answer, _ = ask_registry(lean, other, "open", [], **found)
+    assert answer["count"] == 0
+    run([str(patchelf()), "--add-needed", library.name, str(other)])
+    assert run([str(patchelf()), "--print-needed", str(other)]).stdout.split()[0] == library.name
+    answer, _ = ask_registry(lean, other, "open", [GOOD], **found)
     assert answer["count"] == 1 and answer["made"] == [True]
 
 
