@@ -8,8 +8,9 @@ import yaml
 
 from judge_decoding.config import load_deployment
 from judge_decoding.evaluation.evaluate import evaluate
+from judge_decoding.evaluation.item import Item
 from judge_decoding.evaluation.systems import systems_of
-from judge_decoding.evaluation.task import Item, write_task
+from judge_decoding.evaluation.task import write_task
 from judge_decoding.pipeline import load_pipeline
 
 

@@ -26,11 +26,11 @@ from judge_decoding import provenance
 from judge_decoding.decoding.loop import Result
 from judge_decoding.decoding.sequence import AcceptanceRecord, Request
 from judge_decoding.errors import UserError
+from judge_decoding.evaluation.item import WITHOUT_CHAT, Item
 from judge_decoding.evaluation.overrides import overrides
 from judge_decoding.evaluation.parsers import is_right
 from judge_decoding.evaluation.statistics import Paired, wilson
 from judge_decoding.evaluation.systems import DRAFT, EvaluatedSystem, decoder_of
-from judge_decoding.evaluation.task import WITHOUT_CHAT, Item
 from judge_decoding.evaluation.text_measures import loglikelihood, repetition
 from judge_decoding.pipeline import Pipeline
 

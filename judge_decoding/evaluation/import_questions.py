@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from judge_decoding.errors import UserError, shorten
+from judge_decoding.evaluation.item import Item, ParserName, half_of
 from judge_decoding.evaluation.parsers import LETTERS, last_number
-from judge_decoding.evaluation.task import Item, ParserName, half_of
 from judge_decoding.files import parse_json, read_lines
 
 NUMBER = "{question}\n\nThink step by step, and end with: The answer is NUMBER."

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from judge_decoding.decoding.loop import Result
+from judge_decoding.evaluation.item import Item
 from judge_decoding.evaluation.parsers import FIRST_COUNTS, settled
-from judge_decoding.evaluation.task import Item
 from judge_decoding.text import Tokenizer
 
 

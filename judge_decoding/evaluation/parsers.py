@@ -16,8 +16,8 @@ import re
 import unicodedata
 
 from judge_decoding.errors import UserError
+from judge_decoding.evaluation.item import Item
 from judge_decoding.evaluation.run_code import runs_through
-from judge_decoding.evaluation.task import Item
 
 LETTERS = ("A", "B", "C", "D", "E")
 FIRST_COUNTS = frozenset({"first_of"})

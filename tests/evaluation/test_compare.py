@@ -15,7 +15,8 @@ from judge_decoding.checkpoint import Checkpoint
 from judge_decoding.commands.main import app
 from judge_decoding.evaluation.compare import QUESTION, Comparer, Preferences, halved, looped
 from judge_decoding.evaluation.compare import shuffled as shuffle
-from judge_decoding.evaluation.task import Item, write_task
+from judge_decoding.evaluation.item import Item
+from judge_decoding.evaluation.task import write_task
 from judge_decoding.text import Tokenizer
 from judge_decoding.training.target_reader import ReadingTarget, ReadRequest, load_reader
 

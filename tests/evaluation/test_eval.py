@@ -23,9 +23,10 @@ from judge_decoding.decoding.round import Engines
 from judge_decoding.decoding.sequence import Request
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.evaluate import Evaluation, evaluate, report
+from judge_decoding.evaluation.item import Item
 from judge_decoding.evaluation.overrides import overrides
 from judge_decoding.evaluation.systems import parse_settings, systems_of
-from judge_decoding.evaluation.task import Item, write_task
+from judge_decoding.evaluation.task import write_task
 from judge_decoding.evaluation.text_measures import repetition
 from judge_decoding.pipeline import Pipeline, load_pipeline
 from judge_decoding.text import Tokenizer

@@ -10,8 +10,9 @@ import pytest
 
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation import run_code
+from judge_decoding.evaluation.item import Item
 from judge_decoding.evaluation.parsers import expected, final_answer, is_right, settled
-from judge_decoding.evaluation.task import Item, read_task, write_task
+from judge_decoding.evaluation.task import read_task, write_task
 
 
 def item(**changes: Any) -> Item:

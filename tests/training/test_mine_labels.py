@@ -28,8 +28,9 @@ from judge_decoding.decoding.loop import SpeculativeDecoder
 from judge_decoding.decoding.round import Engines
 from judge_decoding.decoding.sequence import Request
 from judge_decoding.errors import UserError
+from judge_decoding.evaluation.item import Item
 from judge_decoding.evaluation.parsers import final_answer
-from judge_decoding.evaluation.task import Item, write_task
+from judge_decoding.evaluation.task import write_task
 from judge_decoding.files import whole
 from judge_decoding.ranks.shared_memory import Segments
 from judge_decoding.torch_engine.engine import load_target

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
-from judge_decoding.evaluation.task import Item
+from judge_decoding.evaluation.item import Item
 
 GENERATED = {
     "chat": "requests:chat_items",

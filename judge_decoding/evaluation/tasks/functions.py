@@ -16,7 +16,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-from judge_decoding.evaluation.task import Item, third_of
+from judge_decoding.evaluation.item import Item, third_of
 
 SEED = 18
 LISTS, WORDS, DIGITS = 90, 60, 20

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from judge_decoding.errors import UserError
-from judge_decoding.evaluation.task import Item
+from judge_decoding.evaluation.item import Item
 
 COUNT = 164
 PREFIX = "HumanEval/"

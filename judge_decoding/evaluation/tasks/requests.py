@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from judge_decoding.evaluation.item import Item, third_of
 from judge_decoding.evaluation.prompts import read_prompts
-from judge_decoding.evaluation.task import Item, third_of
 
 MAX_TOKENS = {"explain": 320, "chat": 256}
 BENCHMARK_TOKENS = 128

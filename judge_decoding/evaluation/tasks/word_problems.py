@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from judge_decoding.evaluation.import_questions import NUMBER
-from judge_decoding.evaluation.task import Item, third_of
+from judge_decoding.evaluation.item import Item, third_of
 from judge_decoding.evaluation.tasks.stories import (
     DISTRACTORS,
     ENDINGS,

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from judge_decoding.evaluation.task import Item
+from judge_decoding.evaluation.item import Item
 from judge_decoding.training.controlled.wordings import (
     DAYS,
     GAINS,

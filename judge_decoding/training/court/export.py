@@ -14,7 +14,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 
-from judge_decoding.evaluation.task import ALL_OF_DOMAIN, Item, half_of
+from judge_decoding.evaluation.item import ALL_OF_DOMAIN, Item, half_of
 from judge_decoding.training.court.facts import OTHER_CONTINENTS, questions
 from judge_decoding.training.court.items import item_of
 from judge_decoding.training.court.question import Question

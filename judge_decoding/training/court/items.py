@@ -6,7 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 
-from judge_decoding.evaluation.task import Item
+from judge_decoding.evaluation.item import Item
 from judge_decoding.training.court.facts import OTHER_CONTINENTS, questions
 from judge_decoding.training.court.question import Question
 

@@ -21,9 +21,10 @@ from judge_decoding.decoding.judge import Judge
 from judge_decoding.errors import UserError
 from judge_decoding.evaluation.evaluate import evaluate
 from judge_decoding.evaluation.gate import Trial, choose_threshold, groups_needed
+from judge_decoding.evaluation.item import Item
 from judge_decoding.evaluation.statistics import Paired, worth
 from judge_decoding.evaluation.systems import systems_of
-from judge_decoding.evaluation.task import Item, read_task
+from judge_decoding.evaluation.task import read_task
 from judge_decoding.evaluation.tasks.humaneval import refuse_benchmark
 from judge_decoding.pipeline import load_pipeline
 from judge_decoding.progress import progress

@@ -16,8 +16,9 @@ from functools import cached_property
 from pathlib import Path
 
 from judge_decoding.errors import UserError
+from judge_decoding.evaluation.item import WITHOUT_CHAT, Item
 from judge_decoding.evaluation.parsers import code, final_answer, is_right, plain
-from judge_decoding.evaluation.task import WITHOUT_CHAT, Item, read_task
+from judge_decoding.evaluation.task import read_task
 from judge_decoding.evaluation.tasks.humaneval import refuse_benchmark
 from judge_decoding.files import JsonError, parse_json, read_lines
 from judge_decoding.text import Tokenizer

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from judge_decoding.errors import UserError
-from judge_decoding.evaluation.task import Item
+from judge_decoding.evaluation.item import Item
 from judge_decoding.training.labels import LabelRecord, read_labels
 from judge_decoding.training.mining.jobs import MiningJob
 from judge_decoding.training.mining.search import NEXT_TOKENS, Coroutine, Cost, run_all
