@@ -238,7 +238,9 @@ def told_to_stop(number: signal.Signals, bench: Bench, *, remove: bool = False) 
         if remove:
             (folder,) = server.temporary.glob("judge-decoding-*")
             shutil.rmtree(folder)
-            wait_for(folder.is_dir, "the launcher to make the folder again")
+            again = "the launcher to make the folder again"
+            wait_for(lambda: folder.is_dir() or server.process.poll() is not None, again)
+            assert folder.is_dir(), server.output
             shutil.rmtree(folder)
         server.process.send_signal(number)
         began = time.monotonic()
